@@ -1,0 +1,1 @@
+"""MEASURES models: components, grafts, activity, reversion, statistics, verdicts."""

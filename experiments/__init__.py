@@ -1,0 +1,1 @@
+"""SPENDS compute: the runs that turn settings into a folder of results."""

