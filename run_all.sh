@@ -76,11 +76,16 @@ torch_version() {
     "$venv/bin/python" -I -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true
 }
 
-# Shows the lines of an install on one line of a terminal, and nothing elsewhere.
+# Shows what pip is at on one line of a terminal, and nothing elsewhere.
 show_progress() {
     local line
     while IFS= read -r line; do
-        if [ -t 2 ]; then printf '\r\033[K%.78s' "$line" >&2; fi
+        line=${line#"${line%%[! ]*}"} # without its indent
+        case $line in
+        Collecting* | Downloading* | Processing* | Building* | Installing*)
+            if [ -t 2 ]; then printf '\r\033[K%.78s' "$line" >&2; fi
+            ;;
+        esac
     done
     if [ -t 2 ]; then printf '\r\033[K' >&2; fi
 }

@@ -34,6 +34,8 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
 def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     """Exact two-sided p value of a mean paired difference of zero, over all sign patterns of the seeds."""
     numbers = np.asarray(differences, dtype=np.float64)
+    if len(numbers) < 2:
+        return 1.0
     test = stats.permutation_test(
         (numbers,), np.mean, permutation_type="samples", n_resamples=2 ** min(len(numbers), 14), rng=0
     )
