@@ -122,7 +122,7 @@ install_torch_with_uv() {
 }
 
 set_up() {
-    local python wanted made=""
+    local python wanted made="" wanted_place made_place trouble
     if [ -f "$stamp" ]; then made=$(cat "$stamp"); fi
     if [ -n "$made" ] && [ -z "${PYTHON:-}" ] && is_usable_python "$venv/bin/python"; then
         python=$venv/bin/python
@@ -132,15 +132,17 @@ set_up() {
     wanted=$(describe "$python")
     if [ "$made" = "$wanted" ] && is_usable_python "$venv/bin/python"; then return 0; fi
 
-    if [ "${made%%$'\n'*}" = "${wanted%%$'\n'*}" ] && is_usable_python "$venv/bin/python"; then
-        say "pyproject.toml or constraints.txt has changed: updating .venv"
-        rm -f "$stamp"
-    else
-        say "installing into .venv with $("$python" --version); the first time takes a few minutes"
-        "$python" -I -m venv --clear "$venv" || die "$python could not make $venv"
-    fi
     trap 'say "interrupted; call again to repair .venv"; exit 130' INT TERM
     SECONDS=0
+    rm -f "$stamp"
+    read -r made_place <<<"$made"
+    read -r wanted_place <<<"$wanted"
+    if [ "$made_place" = "$wanted_place" ] && is_usable_python "$venv/bin/python"; then
+        say "pyproject.toml or constraints.txt has changed: updating .venv"
+    else
+        say "installing into .venv with $("$python" --version); the first time takes a few minutes"
+        trouble=$("$python" -I -m venv --clear "$venv" 2>&1) || die "$python could not make $venv: $(tail -n 1 <<<"$trouble")"
+    fi
     : >"$log"
     install_torch_with_uv
     if ! (cd "$root" && pip_install -c constraints.txt -e '.[dev]' 2>&1) | tee -a "$log" | show_progress; then

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
+
+PerSeed = Sequence[float] | np.ndarray | pd.Series
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Interval:
     n: int
 
 
-def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
     """Student's t interval of the mean of one finite number a seed. Raises ValueError for a value that is not."""
     numbers = np.asarray(values, dtype=np.float64)
     if not np.isfinite(numbers).all():
@@ -31,7 +34,7 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
     return Interval(mean, mean - half, mean + half, len(numbers))
 
 
-def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
+def sign_flip_p(differences: PerSeed) -> float:
     """Exact two-sided p value of a mean paired difference of zero, over all sign patterns of the seeds."""
     numbers = np.asarray(differences, dtype=np.float64)
     if len(numbers) < 2:

@@ -16,9 +16,11 @@ from figures.style import (
     KIND_MARKERS,
     KINDS,
     VERMILLION,
+    counted,
     empty_figure,
     floored,
     log_floor,
+    mark_decades,
     mark_floor,
     note_empty,
     ordered,
@@ -77,7 +79,7 @@ def activity_figure(components: pd.DataFrame, tolerance: float) -> Figure:
     n_seeds = rows["seed"].nunique()
     figure.supxlabel("activity on clean inputs, greatest over inputs (KL, nats)", fontsize=9)
     figure.supylabel("activity on triggered inputs, greatest over inputs (KL, nats)", fontsize=9)
-    note = f"one dot: one component in one of {n_seeds} seeds; dashed: stated tolerance {tolerance:g} nats"
+    note = f"one dot: one component in one of {counted(n_seeds, 'seed')}; dashed: stated tolerance {tolerance:g} nats"
     figure.suptitle(f"{note}; shaded: exactly 0", fontsize=9)
     return figure
 
@@ -132,14 +134,13 @@ def _tolerances(values: np.ndarray) -> np.ndarray:
 def _share_panel(axes: Axes, populations: dict[str, pd.DataFrame], column: str, tolerance: float | None) -> None:
     grid = _tolerances(populations["all diffs"][column].to_numpy(dtype=float))
     for name, rows in populations.items():
-        curves = [
-            share_inactive(own[column].to_numpy(dtype=float), grid) for _, own in rows.groupby("seed")
-        ]
+        curves = [share_inactive(own[column].to_numpy(dtype=float), grid) for _, own in rows.groupby("seed")]
         _curves(axes, grid, curves, list(rows["seed"].drop_duplicates().sort_values()), POPULATIONS[name])
     if tolerance is not None:
         axes.axvline(tolerance, color=BLACK, lw=0.9, ls=":")
     axes.set_xscale("log")
     axes.set_xlim(grid[0], grid[-1])
+    mark_decades(axes.xaxis, grid[0], grid[-1])
     axes.set_ylim(-0.03, 1.03)
     axes.grid(color="#E3E3E3", lw=0.6)
 
@@ -158,7 +159,8 @@ def _doubling_panel(axes: Axes, populations: dict[str, pd.DataFrame], tolerance:
     axes.axvline(tolerance, color=BLACK, lw=0.9, ls=":")
     axes.set_xscale("log")
     axes.set_xlim(grid[0], grid[-1])
-    axes.set_title(f"causal: share from half the inputs − from all (shaded: ≤ {ALLOWED_MOVE:g})", loc="left")
+    mark_decades(axes.xaxis, grid[0], grid[-1])
+    axes.set_title(f"causal: share from half the inputs − from all (±{ALLOWED_MOVE:g})", loc="left")
     axes.set_xlabel("tolerance (KL, nats)")
     axes.set_ylabel("difference of shares (fraction)")
     axes.grid(color="#E3E3E3", lw=0.6)

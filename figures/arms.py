@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from figures.style import EXPOSURE_LABEL, REGIMES, STEP_LABEL, ordered
 
 MOST_COLUMNS = 5
+TITLE_WIDTH = 30  # letters
 # Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a sliver.
 MOST_SQUEEZE = 6
 
@@ -82,7 +83,7 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
     arms = arms_of(table)
     cells = _cells(arms)
     n_rows, n_columns = max(row for row, _ in cells) + 1, max(column for _, column in cells) + 1
-    width = max(6.5, 2.45 * n_columns + 0.5)
+    width = max(8.6, 2.45 * n_columns + 0.5)
     figure = Figure(figsize=(width, 2.05 * n_rows + 0.7), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
     for axes in grid.flat:
@@ -92,7 +93,7 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
     for arm, (row, column) in zip(arms, cells, strict=True):
         axes = grid[row, column]
         axes.set_visible(True)
-        axes.set_title(arm_label(arm, arms), loc="left")
+        axes.set_title(_title(arm_label(arm, arms)), loc="left")
         axes.set_xlabel(EXPOSURE_LABEL if arm.decays else STEP_LABEL, fontsize=8)
         axes.set_xlim(0, limits[arm])
         axes.locator_params(axis="x", nbins=5)
@@ -101,6 +102,12 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
             axes.set_ylabel(y_label)
         panels.append((arm, axes))
     return figure, panels
+
+
+def _title(label: str) -> str:
+    """A label that is too long for one line is broken after regime and decay."""
+    regime, decay, *others = label.split(", ")
+    return label if len(label) <= TITLE_WIDTH else f"{regime}, {decay}\n{', '.join(others)}"
 
 
 def _cells(arms: Sequence[Arm]) -> list[tuple[int, int]]:

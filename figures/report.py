@@ -1,6 +1,7 @@
 """One self-contained HTML page: verdicts, figures, gates, settings, and how to make it again."""
 
 import base64
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def render(
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
     return template.render(
         name=str(config.get("name", "result")),
-        verdicts=verdicts,
+        groups=grouped(verdicts),
         settings=list(flattened(config)),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),
@@ -119,6 +120,13 @@ def render(
         failures=[row for row in rows if not row["passed"]],
         pictures=pictures,
     )
+
+
+def grouped(verdicts: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Neighbouring verdicts whose ids share the part before a slash, together."""
+    return [
+        list(own) for _, own in itertools.groupby(verdicts, key=lambda verdict: str(verdict["id"]).partition("/")[0])
+    ]
 
 
 def number(value: Any) -> str:

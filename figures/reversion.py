@@ -1,5 +1,6 @@
 """What training on does: to each diff (retention) and to behaviour, arm by arm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -52,8 +53,7 @@ def behaviour_figure(behaviour: pd.DataFrame) -> Figure:
         if rows[["asr", "clean_accuracy"]].isna().to_numpy().all():
             note_empty(axes)
     handles = [Line2D([], [], lw=2, label=name, **style) for _, _, name, style in reversed(CURVES)]
-    figure.legend(handles=[*handles, *_line_key()], loc="outside lower center", ncols=3, handlelength=3.2)
-    return figure
+    return _with_legend(figure, [*handles, *_line_key()])
 
 
 @styled
@@ -85,8 +85,7 @@ def retention_figure(retention: pd.DataFrame, components: pd.DataFrame) -> Figur
     ]
     handles += [Line2D([], [], label="null law Π(1 − lr·wd)", **NULL_STYLE), *_line_key("seed's median")]
     handles += [Patch(color=GREY, alpha=0.25, lw=0, label="one seed's quartiles over components")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3.2)
-    return figure
+    return _with_legend(figure, handles)
 
 
 def class_quartiles(retention: pd.DataFrame, classed: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +135,12 @@ def _seeds_and_mean(axes: Axes, rows: pd.DataFrame, x: str, y: str, style: dict[
 def _line_key(thin: str = "seed") -> list[Line2D]:
     one = f"thin: one {thin}" if thin == "seed" else f"thin: one {thin} over components"
     return [Line2D([], [], color=GREY, lw=0.6, label=f"{one}; thick: mean over seeds")]
+
+
+def _with_legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> Figure:
+    columns = 3 if figure.get_figwidth() > 11 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
+    return figure
 
 
 def _class_label(name: str, counts: pd.Series) -> str:

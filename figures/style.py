@@ -1,5 +1,6 @@
 """How every figure looks, and how it is written to disk: the same bytes on every machine."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
+from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Bbox
 
 P = ParamSpec("P")
 
@@ -40,6 +42,8 @@ KIND_LABELS: dict[str, str] = {
     "QK": "head, QK",
     "OV": "head, OV",
 }
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 EXPOSURE_LABEL = "decay exposure Σ lr·wd"
 STEP_LABEL = "step (no decay: exposure 0)"
@@ -85,6 +89,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 seed`, `8 seeds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def ordered(found: Iterable[str], known: tuple[str, ...]) -> list[str]:
     """Values found, known ones first and in their fixed order, the others sorted."""
     present = set(found)
@@ -102,7 +111,7 @@ def empty_figure(text: str) -> Figure:
 
 def note_empty(axes: Axes, text: str = "no finite values") -> None:
     """Say inside a panel that it is empty on purpose."""
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, backgroundcolor="white", transform=axes.transAxes)
 
 
 def log_floor(*values: np.ndarray) -> float:
@@ -118,9 +127,18 @@ def floored(values: np.ndarray, floor: float) -> np.ndarray:
     return np.where(values <= 0, floor, values)
 
 
+def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
+    """Ticks at powers of ten of a logarithmic axis, eight at most, after those in `before`, which read 0."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    stride = max(1, math.ceil((last - first + 1) / 8))
+    exponents = [n for n in range(first, last + 1) if n % stride == 0]
+    labels = ["0"] * len(before) + [f"10{str(n).translate(SUPERSCRIPTS)}" for n in exponents]
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks([*before, *(10.0**n for n in exponents)], labels)
+
+
 def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
     """Make one axis logarithmic, with a shaded band at the floor whose tick reads 0."""
-    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     edges = floor / 10**0.5, floor * 10**0.5
     if which == "x":
         axes.set_xscale("log")
@@ -130,13 +148,7 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
         axes.set_yscale("log")
         axes.set_ylim(edges[0], top)
         axes.axhspan(*edges, color=PALE_GREY, lw=0, zorder=0)
-    decades = LogLocator(numticks=8).tick_values(floor * 10, top)
-    shown = [floor, *(tick for tick in decades if floor * 9 < tick <= top)]
-    axis.set_major_locator(FixedLocator(shown))
-    axis.set_minor_locator(FixedLocator([]))
-    axis.set_major_formatter(
-        FuncFormatter(lambda v, _: "0" if v < floor * 3 else f"$10^{{{round(np.log10(v))}}}$")
-    )
+    mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -150,13 +162,30 @@ def replace_file(path: Path, content: bytes) -> None:
         attempt.unlink(missing_ok=True)
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once and for all, on a grid of a millionth of it.
+
+    The solver behind constrained layout orders its terms by memory address, so the last bits of a position differ
+    from run to run, and with them the names of clip paths, which are hashes of positions.
+    """
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    figure.set_layout_engine("none")
+    for part in (figure, *figure.subfigs):
+        for text in part.texts:
+            x, y = text.get_position()
+            text.set_position((round(x, 6), round(y, 6)))
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), 6))
+    for axes in figure.axes:
+        axes.set_position(Bbox(np.round(axes.get_position(original=True).get_points(), 6)))
+
+
 def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """Write stem.svg and stem.png (160 dots an inch) without dates, so that equal tables give equal bytes."""
     written = []
     with applied():
-        if layout := figure.get_layout_engine():
-            layout.execute(figure)
-        figure.set_layout_engine("none")  # both files get the one layout, found once
+        _settle(figure)
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)

@@ -23,7 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_max", "near_miss_kl_max",
         "clean_accuracy", "asr",
     ),
-    "rescue": (*_ARM, "restored", "asr", "clean_accuracy"),
+    "rescue": (*_ARM, "start", "restored", "asr", "clean_accuracy"),
     "gates": ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed"),
 }  # fmt: skip
 
