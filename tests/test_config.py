@@ -93,7 +93,9 @@ def test_the_smallest_decay_allowed_does_move_a_float32():
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-10, 10) | st.floats(allow_nan=True) | st.text(max_size=5),
-        lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from([*TINY, "x"]), children, max_size=4),
+        lambda children: (
+            st.lists(children, max_size=3) | st.dictionaries(st.sampled_from([*TINY, "x"]), children, max_size=4)
+        ),
         max_leaves=8,
     ),
     st.sampled_from([*TINY]),

@@ -78,7 +78,9 @@ def test_p1_zero_gradient_decays_at_the_null_law():
     for factor in factors:
         gradient = torch.zeros_like(before)
         gradient[1] = 1e-3
-        update(params, {"matrix": gradient, "vector": torch.zeros_like(params["vector"])}, moments, rules, float(factor))
+        update(
+            params, {"matrix": gradient, "vector": torch.zeros_like(params["vector"])}, moments, rules, float(factor)
+        )
     expected = null_retention(1e-2 * factors, 2.0)[-1]
     assert_close(params["matrix"][0], before[0] * expected, rtol=1e-12, atol=0)
     assert not torch.allclose(params["matrix"][1], before[1] * expected, rtol=1e-2)

