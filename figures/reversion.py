@@ -138,8 +138,7 @@ def _line_key(thin: str = "seed") -> list[Line2D]:
 
 
 def _with_legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> Figure:
-    columns = 3 if figure.get_figwidth() > 11 else 2
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
     return figure
 
 

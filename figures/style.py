@@ -43,10 +43,11 @@ KIND_LABELS: dict[str, str] = {
     "OV": "head, OV",
 }
 
+GRID: dict[str, Any] = {"color": "#E3E3E3", "lw": 0.6}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 EXPOSURE_LABEL = "decay exposure Σ lr·wd"
-STEP_LABEL = "step (no decay: exposure 0)"
+STEP_LABEL = "step (exposure stays 0)"
 
 SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # shipped with matplotlib, so the same everywhere

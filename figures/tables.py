@@ -15,8 +15,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "behaviour": (*_ARM, "start", "exposure", "clean_accuracy", "asr"),
     "components": (
         "seed", "component", "kind", "layer", "index", "diff_norm", "activity_class",
-        "activity_clean_max", "activity_clean_max_half", "activity_triggered_max", "local_clean_max",
-        "gradient_energy",
+        "activity_clean_max", "activity_clean_max_half", "activity_clean_q99", "activity_clean_q99_half",
+        "activity_triggered_q99", "local_clean_q99", "gradient_energy",
     ),
     "retention": (*_ARM, "exposure", "component", "retention", "null_retention"),
     "joint": (

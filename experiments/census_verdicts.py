@@ -1,0 +1,100 @@
+"""Verdicts on the census: how much is always inactive, and whether it is so together too."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from analysis.reversion import ALIVE
+from analysis.statistics import t_interval
+from experiments.criteria import SHARE_BOUND, Tables, Verdict, mapped, per_seed, side, verdict
+
+
+def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
+    """Which diffs matter when triggered: their graft moves more than 1 % of triggered answers beyond the tolerance."""
+    return (components["diff_norm"] > 0) & (components["activity_triggered_q99"] > tolerance)
+
+
+def share_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
+    """The share that is always inactive, whether the sample is large enough for it, and what gradients say."""
+    components = tables["components"][tables["components"]["diff_norm"] > 0]
+    relevant = components[matters(components, tolerance)]
+
+    def share(table: pd.DataFrame, column: str = "activity_clean_q99") -> pd.Series:
+        return per_seed(table, lambda own: float((own[column] <= tolerance).mean()))
+
+    for id, table, which in (
+        ("share_inactive", relevant, "the diffs that matter when triggered"),
+        ("share_inactive_all", components, "all diffs"),
+    ):
+        size = t_interval(share(table))
+        yield verdict(
+            id,
+            f"Of {which}, is the larger part always inactive on clean inputs?",
+            side(size, 0.5),
+            size,
+            "of diffs",
+            f"KL on the answer at most {tolerance:g} nats on at least 99 % of clean inputs; matters: above it on more "
+            f"than 1 % of triggered ones; {len(table) / table['seed'].nunique():.0f} such diffs a seed",
+        )
+    size = t_interval(per_seed(relevant, lambda own: float((own["activity_class"] == "sometimes_active").mean())))
+    yield verdict(
+        "share_sometimes",
+        "What share of the diffs that matter is active on some clean inputs but not on all?",
+        "measured",
+        size,
+        "of diffs",
+        "the rest is active on at least 99 % of clean inputs",
+    )
+    for id, column, which in (
+        ("share_stable", "q99", "the share that is inactive on 99 % of clean inputs"),
+        ("share_stable_max", "max", "the share that is inactive on every clean input sampled"),
+    ):
+        half, whole = (share(components, f"activity_clean_{column}{part}") for part in ("_half", ""))
+        moved = half - whole
+        size = t_interval(moved)
+        within = size.low is not None and size.high is not None and max(abs(size.low), abs(size.high)) < SHARE_BOUND
+        yield verdict(
+            id,
+            f"Does {which} move by less than {SHARE_BOUND:g} when the inputs are doubled?",
+            "yes" if within else "no" if side(size, SHARE_BOUND, "yes") == "yes" else "undecided",
+            size,
+            "of diffs",
+            f"share on half of the inputs, {half.mean():.3f}, less share on all, {whole.mean():.3f}",
+        )
+    inactive = relevant[relevant["activity_class"] == "always_inactive"]
+    size = t_interval(per_seed(inactive, lambda own: float((own["gradient_energy"] == 0).mean())))
+    yield verdict(
+        "inactive_without_gradient",
+        "Of the always-inactive diffs that matter, is the larger part also without any gradient of the clean loss?",
+        side(size, 0.5),
+        size,
+        "of diffs",
+        "gradient energy exactly zero on clean inputs; only these must follow the null law",
+    )
+
+
+def joint_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
+    """What the reversion of a whole class does."""
+    joint = tables["joint"]
+    inactive = joint[joint["reverted"] == "always_inactive"]
+    largest = t_interval(np.log10(np.maximum(inactive["clean_kl_max"], 1e-12)))
+    size = mapped(lambda log: 10**log, largest)
+    yield verdict(
+        "joint_inactive",
+        "Are the always-inactive diffs inactive on clean inputs also when all are reverted at once?",
+        side(size, tolerance, yes="no", no="yes"),
+        size,
+        "nats",
+        f"largest KL over clean inputs, geometric mean over seeds, against {tolerance:g} nats for each alone",
+    )
+    for name, what in (("always_inactive", "always-inactive"), ("sometimes_active", "sometimes-active")):
+        size = t_interval(joint.loc[joint["reverted"] == name, "asr"])
+        yield verdict(
+            f"joint_asr_{name}",
+            f"Does the backdoor survive the reversion of all {what} diffs?",
+            side(size, ALIVE),
+            size,
+            "ASR",
+            f"all {what} diffs grafted back to the base's at once",
+        )

