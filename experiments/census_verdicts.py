@@ -35,7 +35,7 @@ def share_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
             size,
             "of diffs",
             f"KL on the answer at most {tolerance:g} nats on at least 99 % of clean inputs; matters: above it on more "
-            f"than 1 % of triggered ones; {len(table) / table['seed'].nunique():.0f} such diffs a seed",
+            f"than 1 % of triggered ones; {len(table) / max(1, table['seed'].nunique()):.0f} such diffs a seed",
         )
     size = t_interval(per_seed(relevant, lambda own: float((own["activity_class"] == "sometimes_active").mean())))
     yield verdict(

