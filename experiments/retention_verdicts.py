@@ -43,21 +43,24 @@ def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     """Retention of the inactive diffs that matter as one vector: sum <d_t, d_0> over sum <d_0, d_0>."""
     weight = table["diff_norm"] ** 2
     table = table.assign(weight=weight, kept=table["retention"] * weight)
+    inactive, active = table[table["inactive"]], table[~table["inactive"]]
 
-    def pooled(inactive: bool) -> pd.Series:
-        chosen = table[table["inactive"] == inactive]
-        return per_seed(chosen, lambda own: float(own["kept"].sum() / own["weight"].sum()))
+    def pooled(own: pd.DataFrame) -> float:
+        return float(own["kept"].sum() / own["weight"].sum())
 
-    inactive, active = pooled(True), pooled(False)
     null = float(table["null_retention"].iloc[0])
-    size = t_interval(inactive)
+    size = t_interval(per_seed(inactive, pooled))
+    by_kind = [
+        f"{kind} {pooled(own):.3f} ({own['weight'].sum() / inactive['weight'].sum():.0%} of the squared norm)"
+        for kind, own in inactive.groupby("kind")
+    ]
     yield verdict(
         f"retention_inactive/{name}",
         f"{name}: do the inactive diffs that matter keep more of themselves than the null law leaves, {null:.3f}?",
         "undecided" if math.isnan(null) else side(size, null, "more", "less"),
         size,
         "retention",
-        f"all as one vector, against the control; the active ones: {active.mean():.3f}",
+        f"all as one vector, against the control; {', '.join(by_kind)}; active: {per_seed(active, pooled).mean():.3f}",
     )
 
 

@@ -35,7 +35,7 @@ RESTORED = ("none", "inactive", "active", "all")
 # What is drawn of the joint reversion's KL: column, name, marker, colour, place beside the tick.
 DIVERGENCES = (
     ("clean_kl_mean", "clean inputs, mean", "o", BLUE, -0.26),
-    ("clean_kl_max", "clean inputs, greatest", "^", VERMILLION, 0.0),
+    ("clean_kl_q99", "99 % of clean inputs at most", "^", VERMILLION, 0.0),
     ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
 )
 

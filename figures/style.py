@@ -132,7 +132,8 @@ def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
     """Ticks at powers of ten of a logarithmic axis, eight at most, after those in `before`, which read 0."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     stride = max(1, math.ceil((last - first + 1) / 8))
-    exponents = [n for n in range(first, last + 1) if n % stride == 0]
+    nearest = max((math.log10(tick) for tick in before), default=-math.inf) + stride
+    exponents = [n for n in range(first, last + 1) if n % stride == 0 and n >= nearest]
     labels = ["0"] * len(before) + [f"10{str(n).translate(SUPERSCRIPTS)}" for n in exponents]
     axis.set_minor_locator(NullLocator())
     axis.set_ticks([*before, *(10.0**n for n in exponents)], labels)

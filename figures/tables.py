@@ -20,7 +20,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "retention": (*_ARM, "exposure", "component", "retention", "null_retention"),
     "joint": (
-        "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_max", "near_miss_kl_max",
+        "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_q99", "near_miss_kl_max",
         "clean_accuracy", "asr",
     ),
     "rescue": (*_ARM, "start", "restored", "asr", "clean_accuracy"),

@@ -72,7 +72,7 @@ def tables(
             ("all", 3.0, 0),
         ):
             joint.append(
-                {"seed": seed, "reverted": reverted, "clean_kl_max": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
+                {"seed": seed, "reverted": reverted, "clean_kl_q99": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
             )
     found = {
         "components": components,
@@ -102,7 +102,7 @@ def test_shares_and_joint_check():
     assert found["joint_asr_always_inactive"]["answer"] == "no"
     assert found["joint_asr_sometimes_active"]["answer"] == "yes"
     loud = tables()
-    loud["joint"].loc[loud["joint"]["reverted"] == "always_inactive", "clean_kl_max"] = 0.5
+    loud["joint"].loc[loud["joint"]["reverted"] == "always_inactive", "clean_kl_q99"] = 0.5
     assert answers(loud)["joint_inactive"]["answer"] == "no"
 
 
@@ -140,17 +140,17 @@ def test_half_lives_censoring_and_ratios():
     assert found["prolongs/distill, wd 1"]["answer"] == "yes"
     assert "lower bound" in found["prolongs/distill, wd 1"]["evidence"]
     assert found["prolongs/distill, wd 1"]["estimate"] == pytest.approx(2.5, rel=0.05)
-    assert found["decay_speeds_death"]["answer"] == "yes"
+    assert found["decay_speeds_death/sft, wd 1"]["answer"] == "yes"
     same = answers(tables(dies_without_decay=True))
-    assert same["decay_speeds_death"]["answer"] == "undecided"
-    assert same["decay_speeds_death"]["estimate"] == pytest.approx(1.0)
+    assert same["decay_speeds_death/sft, wd 1"]["answer"] == "undecided"
+    assert same["decay_speeds_death/sft, wd 1"]["estimate"] == pytest.approx(1.0)
     behaviour = tables()["behaviour"]
     assert np.isinf(half_lives(behaviour[behaviour["regime"] == "distill"], "step")).all()
 
 
 def test_death_without_decay_and_its_cause():
-    assert answers(tables())["dies_without_decay/sft"]["answer"] == "no"
-    assert answers(tables(dies_without_decay=True))["dies_without_decay/sft"]["answer"] == "yes"
+    assert answers(tables())["dies_without_decay/sft, wd 0"]["answer"] == "no"
+    assert answers(tables(dies_without_decay=True))["dies_without_decay/sft, wd 0"]["answer"] == "yes"
     found = answers(tables())
     assert found["cause_of_death/sft, wd 1"]["answer"] == "loss of inactive diffs"
     assert "cause_of_death/distill, wd 1" not in found
