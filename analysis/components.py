@@ -115,6 +115,15 @@ def difference(left: Params, right: Params) -> Params:
     return {name: left[name].double() - right[name].double() for name in left}
 
 
+def centred(params: Params) -> Params:
+    """The same models with the mean unembedding row taken off every row, which the softmax cannot see.
+
+    Without this, a vector shared by all rows counts as a diff of each. The map is linear, so the null law is kept.
+    """
+    head = params["lm_head.weight"]
+    return {**params, "lm_head.weight": head - head.mean(-2, keepdim=True)}
+
+
 def component_sizes(parts: Anatomy, params: Params) -> Float[Tensor, " component"]:
     """Number of parameters in each component."""
     return per_component(parts, {name: torch.ones_like(value[:1]) for name, value in params.items()})[0]

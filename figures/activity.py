@@ -88,7 +88,7 @@ def activity_figure(components: pd.DataFrame, tolerance: float) -> Figure:
     figure.supxlabel("activity on clean inputs, 99 % of inputs at most (KL, nats)", fontsize=9)
     figure.supylabel("activity on triggered inputs, 99 % of inputs at most (KL, nats)", fontsize=9)
     note = f"one dot: one component in one of {counted(n_seeds, 'seed')}; dashed: stated tolerance {tolerance:g} nats"
-    figure.suptitle(f"{note}; shaded: exactly 0", fontsize=9)
+    figure.suptitle(f"{note}; shaded: 0", fontsize=9)
     return figure
 
 

