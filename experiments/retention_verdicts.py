@@ -57,7 +57,7 @@ def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     yield verdict(
         f"retention_inactive/{name}",
         f"{name}: do the inactive diffs that matter keep more of themselves than the null law leaves, {null:.3f}?",
-        _against_null(size, null),
+        _against(size, null),
         size,
         "retention",
         f"as one vector, against the control; by kind (share of squared norm): {', '.join(by_kind)}; "
@@ -65,13 +65,13 @@ def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     )
 
 
-def _against_null(size: Interval, null: float) -> str:
-    """More, less, or no difference: the whole interval within the bound of the null law."""
-    if size.low is None or size.high is None or math.isnan(null):
+def _against(size: Interval, value: float) -> str:
+    """More, less, or no difference: the whole interval within RETENTION_BOUND of the value."""
+    if size.low is None or size.high is None or math.isnan(value):
         return "undecided"
-    if max(abs(size.low - null), abs(size.high - null)) < RETENTION_BOUND:
+    if max(abs(size.low - value), abs(size.high - value)) < RETENTION_BOUND:
         return "no difference"
-    return side(size, null, "more", "less")
+    return side(size, value, "more", "less")
 
 
 def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
@@ -81,16 +81,10 @@ def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
         return
     gaps = (medians[True] - medians[False]).dropna()
     size = t_interval(gaps)
-    if size.low is None or size.high is None:
-        answer = "undecided"
-    elif abs(size.low) < RETENTION_BOUND and abs(size.high) < RETENTION_BOUND:
-        answer = "no difference"
-    else:
-        answer = side(size, 0.0, yes="more", no="less")
     yield verdict(
         f"retention_gap/{name}",
         f"{name}: do always-inactive diffs keep more or less of themselves than active ones?",
-        answer,
+        _against(size, 0.0),
         size,
         "retention",
         f"medians at the end, against the control: inactive {medians[True].mean():.3f}, "
