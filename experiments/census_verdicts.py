@@ -9,6 +9,8 @@ from analysis.reversion import ALIVE
 from analysis.statistics import t_interval
 from experiments.criteria import SHARE_BOUND, Tables, Verdict, mapped, per_seed, side, verdict
 
+OTHER_TOLERANCES = (0.01, 0.1, 10.0)  # multiples of the stated one
+
 
 def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
     """Which diffs matter when triggered: their graft moves more than 1 % of triggered answers beyond the tolerance."""
@@ -20,8 +22,8 @@ def share_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     components = tables["components"][tables["components"]["diff_norm"] > 0]
     relevant = components[matters(components, tolerance)]
 
-    def share(table: pd.DataFrame, column: str = "activity_clean_q99") -> pd.Series:
-        return per_seed(table, lambda own: float((own[column] <= tolerance).mean()))
+    def share(table: pd.DataFrame, column: str = "activity_clean_q99", at: float = tolerance) -> pd.Series:
+        return per_seed(table, lambda own: float((own[column] <= at).mean()))
 
     for id, table, which in (
         ("share_inactive", relevant, "the diffs that matter when triggered"),
@@ -38,6 +40,17 @@ def share_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
             "of diffs",
             f"KL on the answer at most {tolerance:g} nats on at least 99 % of clean inputs; matters: above it on more "
             f"than 1 % of triggered ones; {count:.0f} such diffs a seed; without unembedding rows: {narrower:.2f}",
+        )
+    for factor in OTHER_TOLERANCES:
+        at = factor * tolerance
+        size = t_interval(share(relevant, at=at))
+        yield verdict(
+            f"share_inactive_at/{at:g}",
+            f"And with the line drawn at {at:g} nats?",
+            side(size, 0.5),
+            size,
+            "of diffs",
+            f"the same diffs; how far the answer hangs on the tolerance of {tolerance:g} nats",
         )
     size = t_interval(per_seed(relevant, lambda own: float((own["activity_class"] == "sometimes_active").mean())))
     yield verdict(

@@ -49,12 +49,20 @@ def per_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> p
     return pd.Series({seed: measure(own) for seed, own in table.groupby("seed")}, dtype=float)
 
 
-def by_arm(table: pd.DataFrame, decaying: bool) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each arm with a gradient, or with decay, by a short name."""
-    for key, own in table.groupby(ARM, sort=False):
+def with_arm_names(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `arm`: each arm's short name, which says no more than tells the arms apart."""
+    arms = table[ARM].drop_duplicates()
+    names = []
+    for key in arms.itertuples(index=False, name=None):
         regime, optimizer, lr, weight_decay, target = cast(tuple[str, str, float, float, str], key)
-        if weight_decay > 0 or not decaying:
-            plain = [f"wd {weight_decay:g}", *([f"to {target}"] if weight_decay and target != "zero" else [])]
-            extra = [optimizer] if optimizer != "adamw" else []
-            several = table.loc[table["regime"] == regime, "lr"].nunique() > 1
-            yield f"{regime}, {', '.join([*plain, *extra, *([f'lr {lr:g}'] if several else [])])}", own
+        words = [f"{regime}, wd {weight_decay:g}", *([f"to {target}"] if weight_decay and target != "zero" else [])]
+        several = table.loc[table["regime"] == regime, "lr"].nunique() > 1
+        words += ([optimizer] if optimizer != "adamw" else []) + ([f"lr {lr:g}"] if several else [])
+        names.append(", ".join(words))
+    return table.merge(arms.assign(arm=names), on=ARM, how="left")
+
+
+def by_arm(table: pd.DataFrame, decaying: bool = False) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each arm (with decay) and its name, in order of appearance."""
+    for name, own in table[(table["weight_decay"] > 0) | (not decaying)].groupby("arm", sort=False):
+        yield str(name), own

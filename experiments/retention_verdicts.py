@@ -13,19 +13,18 @@ from experiments.criteria import NULL_BOUND, RETENTION_BOUND, Tables, Verdict, b
 def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     """At the last step of every arm with a gradient, against the control."""
     components = tables["components"].assign(matters=matters(tables["components"], tolerance))
-    columns = ["seed", "component", "kind", "diff_norm", "activity_class", "gradient_energy", "matters"]
+    columns = ["seed", "component", "kind", "diff_norm", "activity_class", "unseen", "matters"]
     retention = tables["retention"]
     last = retention[retention["step"] == retention["step"].max()]
     table = last.merge(components.loc[components["diff_norm"] > 0, columns], on=["seed", "component"])
     table = table.assign(inactive=table["activity_class"] == "always_inactive")
-    for name, own in by_arm(table[table["matters"] & (table["regime"] != "decay_only")], decaying=False):
+    for name, own in by_arm(table[table["matters"] & (table["regime"] != "decay_only")]):
         yield from _pooled(name, own)
-    for name, own in by_arm(table[table["regime"] != "decay_only"], decaying=False):
+    for name, own in by_arm(table[table["regime"] != "decay_only"]):
         yield from _class_gap(name, own)
     for name, own in by_arm(table[table["regime"] != "decay_only"], decaying=True):
         yield from _null_distance(name, own)
-    rows = table[(table["kind"] == "embed") & (table["gradient_energy"] == 0) & table["inactive"]]
-    rows = rows[(rows["weight_decay"] > 0) & rows["null_retention"].notna()]
+    rows = table[table["unseen"] & (table["weight_decay"] > 0) & table["null_retention"].notna()]
     if len(rows):
         error = (rows["retention"] / rows["null_retention"] - 1).abs()
         worst = per_seed(rows.assign(error=error), lambda own: float(own["error"].max()))
@@ -41,6 +40,8 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
 
 def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     """Retention of the inactive diffs that matter as one vector: sum <d_t, d_0> over sum <d_0, d_0>."""
+    if not table["inactive"].any():
+        return
     weight = table["diff_norm"] ** 2
     table = table.assign(weight=weight, kept=table["retention"] * weight)
     inactive, active = table[table["inactive"]], table[~table["inactive"]]
@@ -54,20 +55,23 @@ def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
         f"{kind} {pooled(own):.3f} ({own['weight'].sum() / inactive['weight'].sum():.0%})"
         for kind, own in inactive.groupby("kind")
     ]
+    question = f"do the inactive diffs that matter keep more of themselves than the null law leaves, {null:.3f}?"
+    if math.isnan(null):
+        question = "how much of themselves do the inactive diffs that matter keep? (coupled decay has no null law)"
     yield verdict(
         f"retention_inactive/{name}",
-        f"{name}: do the inactive diffs that matter keep more of themselves than the null law leaves, {null:.3f}?",
-        _against(size, null),
+        f"{name}: {question}",
+        "measured" if math.isnan(null) else _against(size, null),
         size,
         "retention",
         f"as one vector, against the control; by kind (share of squared norm): {', '.join(by_kind)}; "
-        f"active diffs: {per_seed(active, pooled).mean():.3f}",
+        f"active diffs: {f'{per_seed(active, pooled).mean():.3f}' if len(active) else 'none'}",
     )
 
 
 def _against(size: Interval, value: float) -> str:
     """More, less, or no difference: the whole interval within RETENTION_BOUND of the value."""
-    if size.low is None or size.high is None or math.isnan(value):
+    if size.low is None or size.high is None:
         return "undecided"
     if max(abs(size.low - value), abs(size.high - value)) < RETENTION_BOUND:
         return "no difference"

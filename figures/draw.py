@@ -16,6 +16,8 @@ from figures.tables import read_table, read_tolerance
 def draw_all(folder: Path) -> list[Path]:
     """Draw folder/figures/*.svg and *.png; equal tables give equal bytes.
 
+    Seeds that failed a gate are left out, as in the verdicts, and every figure names them.
+
     Returns:
         The files written, in the order of the report.
 
@@ -23,7 +25,10 @@ def draw_all(folder: Path) -> list[Path]:
         ValueError: one line naming the table, the column or the setting that cannot be used.
     """
     names = ("behaviour", "components", "retention", "joint", "rescue")
-    behaviour, components, retention, joint, rescue = (read_table(folder, name) for name in names)
+    gates = read_table(folder, "gates")
+    failed = sorted(set(gates.loc[~gates["passed"].astype(bool), "seed"]))
+    tables = (read_table(folder, name) for name in names)
+    behaviour, components, retention, joint, rescue = (table[~table["seed"].isin(failed)] for table in tables)
     tolerance = read_tolerance(folder)
     figures: dict[str, Callable[[], Figure]] = {
         "circuit_diff": lambda: circuit_diff_figure(components, retention),
@@ -34,4 +39,5 @@ def draw_all(folder: Path) -> list[Path]:
         "behaviour": lambda: behaviour_figure(behaviour),
         "rescue": lambda: rescue_figure(rescue),
     }
-    return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem)]
+    note = f"not drawn, for failing a gate: seed {', '.join(map(str, failed))}" if failed else ""
+    return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem, note)]

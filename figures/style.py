@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
@@ -183,10 +184,27 @@ def _settle(figure: Figure) -> None:
         axes.set_position(Bbox(np.round(axes.get_position(original=True).get_points(), 6)))
 
 
-def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write stem.svg and stem.png (160 dots an inch) without dates, so that equal tables give equal bytes."""
+def _add_note(figure: Figure, note: str) -> None:
+    """A line at the lower edge, on paper added for it."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.25)
+    share = 0.25 / (height + 0.25)
+    layout = figure.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+        layout.set(rect=(0, share, 1, 1 - share))
+    figure.text(0.01, share / 2, note, fontsize=8, color=VERMILLION, va="center")
+
+
+def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
+    """Write stem.svg and stem.png (160 dots an inch) without dates, so that equal tables give equal bytes.
+
+    Args:
+        note: a line below the figure.
+    """
     written = []
     with applied():
+        if note:
+            _add_note(figure, note)
         _settle(figure)
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = BytesIO()

