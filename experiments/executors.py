@@ -1,15 +1,21 @@
-"""Where slabs run: here, one after the other, or in loky's worker processes. One torch thread each."""
+"""Runs tasks that need one another: here, in loky's worker processes, or on a Ray cluster. One torch thread each.
+
+The order in which tasks may start is graphlib's; where they run is the executor's. Nothing here knows what they do.
+"""
 
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,58 +23,134 @@ from loky import get_reusable_executor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Task = tuple[Any, ...]
+Executor = Literal["here", "loky", "ray"]
+Submit = Callable[..., "Future[None]"]
 
 
-def run_all(work: Callable[..., None], tasks: Sequence[Task], totals: Sequence[int], meter: Path, workers: int) -> None:
-    """Run `work(*task, tick)` for every task; `tick(n)` tells that n of the task's total are done.
+@dataclass(frozen=True)
+class Task:
+    """`work(*args, tick)`, to be run after the tasks that it needs; `tick(n)` tells that n of `steps` are done."""
 
-    A failed task does not stop the others: all that can finish does, then the first error is raised.
+    work: Callable[..., None]
+    args: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task was given up, and after how many attempts."""
+
+    error: Exception
+    attempts: int
+
+
+def run_all(
+    tasks: Mapping[str, Task], executor: Executor, workers: int, retries: int = 2, gpus: int = 0
+) -> dict[str, Failure]:
+    """Run every task after those it needs, and return those that failed.
+
+    A failed task is tried again up to `retries` times, unless it raised ValueError, which no repetition mends. It
+    does not stop the others: all that do not need it are run.
+
+    Args:
+        workers: tasks run at once; 0 means one a core (of the cluster).
+        gpus: of one task; only Ray hands them out.
     """
-    np.zeros(len(tasks), dtype=np.int64).tofile(meter)
-    with _bar(sum(totals)) as show:
-        if workers == 1:
-            torch.set_num_threads(1)
-            errors = [_attempt(work, task, meter, i, show) for i, task in enumerate(tasks)]
-        else:
-            errors = _in_workers(work, tasks, meter, workers, show)
-    meter.unlink()
-    for error in filter(None, errors):
-        raise error
+    graph = TopologicalSorter({name: set(task.needs) & set(tasks) for name, task in tasks.items()})
+    graph.prepare()
+    ready: list[str] = []
+    running: dict[Future[None], str] = {}
+    attempts = dict.fromkeys(tasks, 0)
+    failures: dict[str, Failure] = {}
+    order = {name: i for i, name in enumerate(tasks)}
+    with _meter(tasks) as meter, _handing_over(executor, workers, gpus) as (submit, width):
+        done = np.memmap(meter, dtype=np.int64, mode="r+")
+        while graph.is_active():
+            ready += graph.get_ready()
+            ready.sort(key=order.__getitem__)
+            while ready and len(running) < width:
+                name = ready.pop(0)
+                attempts[name] += 1
+                running[submit(_run, tasks[name].work, tasks[name].args, meter, order[name])] = name
+            if not running:
+                break  # what is left needs something that failed
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                name = running.pop(future)
+                error = _explained(future.exception())
+                if error is None:
+                    done[order[name]] = tasks[name].steps
+                    graph.done(name)
+                elif isinstance(error, ValueError) or attempts[name] > retries:
+                    failures[name] = Failure(error, attempts[name])
+                else:
+                    ready.append(name)
+    return failures
 
 
-def _attempt(
-    work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None]
-) -> Exception | None:
-    try:
-        _run(work, task, meter, index, show)
-    except Exception as error:
-        return error
-    return None
+def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: int) -> None:
+    """Run one task; what it has done is shown where the driver's disk is at hand."""
+    if not meter.exists():  # on another node
+        return work(*args, lambda _: None)
+    counts = np.memmap(meter, dtype=np.int64, mode="r+")
+    counts[slot] = 0
 
+    def tick(steps: int) -> None:
+        counts[slot] += steps
 
-def _in_workers(
-    work: Callable[..., None], tasks: Sequence[Task], meter: Path, workers: int, show: Callable[[int], None]
-) -> list[Exception | None]:
-    executor = get_reusable_executor(
-        min(workers, len(tasks)), initializer=_start_worker, initargs=(os.getpid(),), timeout=60
-    )
-    pending = futures = [executor.submit(_run, work, task, meter, i) for i, task in enumerate(tasks)]
-    try:
-        while pending:
-            _, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
-            show(int(np.fromfile(meter, dtype=np.int64).sum()))
-    except BaseException:
-        executor.shutdown(wait=True, kill_workers=True)
-        raise
-    executor.shutdown(wait=True)
-    return [_explained(future.exception()) for future in futures]
+    return work(*args, tick)
 
 
 def _explained(error: BaseException | None) -> Exception | None:
-    if isinstance(error, BrokenProcessPool):
-        return ValueError("a worker process died (out of memory?); run the same command again to go on")
-    return error if isinstance(error, Exception) else None
+    if error is None or isinstance(error, ValueError):
+        return error
+    if isinstance(error, BrokenProcessPool) or type(error).__name__ in ("WorkerCrashedError", "NodeDiedError"):
+        return ChildProcessError("a worker process died (out of memory?); run the same command again to go on")
+    return getattr(error, "cause", None) or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+
+@contextlib.contextmanager
+def _handing_over(executor: Executor, workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
+    """How tasks are handed over, and how many run at once; leaving by an exception stops those that run."""
+    match executor:
+        case "here":
+            yield _here, 1
+        case "loky":
+            width = workers or len(cores())
+            with _loky(width) as submit:
+                yield submit, width
+        case "ray":
+            with _ray(workers, gpus) as handed:
+                yield handed
+
+
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {*range(os.cpu_count() or 1)}
+
+
+def _here(function: Callable[..., None], *args: Any) -> "Future[None]":
+    torch.set_num_threads(1)
+    future: Future[None] = Future()
+    try:
+        future.set_result(function(*args))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+@contextlib.contextmanager
+def _loky(workers: int) -> Iterator[Submit]:
+    def pool() -> Any:  # a new one if a worker's death broke the last
+        return get_reusable_executor(workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60)
+
+    try:
+        yield lambda *call: pool().submit(*call)
+    except BaseException:
+        pool().shutdown(wait=True, kill_workers=True)
+        raise
+    pool().shutdown(wait=True)
 
 
 def _start_worker(driver: int) -> None:
@@ -85,29 +167,49 @@ def _end_with(driver: int) -> None:
     os._exit(1)
 
 
-def _run(
-    work: Callable[..., None], task: Task, meter: Path, index: int, show: Callable[[int], None] | None = None
-) -> None:
-    counts = np.memmap(meter, dtype=np.int64, mode="r+")
-    last = time.monotonic()
+@contextlib.contextmanager
+def _ray(workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
+    """The cluster that RAY_ADDRESS names, or one of this machine alone. The store must be a folder that all share."""
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("executor: ray is not installed; install the extra 'cluster'") from None
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    try:
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_ray)
+        width = workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
+        yield lambda *call: remote.remote(*call).future(), width
+    finally:
+        ray.shutdown()
 
-    def tick(steps: int) -> None:
-        nonlocal last
-        counts[index] += steps
-        if show and time.monotonic() - last > 0.3:
-            last = time.monotonic()
-            show(int(counts.sum()))
 
-    work(*task, tick)
+def _in_ray(function: Callable[..., None], *args: Any) -> None:
+    torch.set_num_threads(1)
+    function(*args)
 
 
 @contextlib.contextmanager
-def _bar(total: int) -> Any:
-    """Progress with an estimate of what is left, on a terminal only."""
+def _meter(tasks: Mapping[str, Task]) -> Iterator[Path]:
+    """A file with a counter a task, and a bar with an estimate of what is left, on a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("training and measuring", total=total)
-        yield lambda done: bar.update(task, completed=done)
+    ended = threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        meter = Path(folder) / "meter"
+        np.zeros(max(1, len(tasks)), dtype=np.int64).tofile(meter)
+
+        def watch(bar: Progress, row: Any) -> None:
+            while not ended.wait(0.3):
+                bar.update(row, completed=int(np.fromfile(meter, dtype=np.int64).sum()))
+
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        ) as bar:
+            row = bar.add_task("training and measuring", total=sum(task.steps for task in tasks.values()))
+            watcher = threading.Thread(target=watch, args=(bar, row), daemon=True)
+            watcher.start()
+            try:
+                yield meter
+            finally:
+                ended.set()
+                watcher.join()

