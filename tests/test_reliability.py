@@ -1,0 +1,33 @@
+"""The checks themselves can fail: each finds the fault that it is there to find. CI runs them whole, at small size."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import reliability
+
+
+def test_damage_that_nobody_notices_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reliability, "verify", lambda folder: None)
+    monkeypatch.setattr(reliability, "draw_all", lambda folder: None)
+    check = reliability.damage(tmp_path, small=True)
+    assert not check.held and check.measured.startswith("0 of 60")
+
+
+def test_a_setting_that_is_coerced_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert reliability.settings(tmp_path, small=True).held
+    lenient = reliability.load_settings("tiny")
+    monkeypatch.setattr(reliability, "load_settings", lambda path: lenient)
+    assert not reliability.settings(tmp_path, small=True).held
+
+
+def test_a_run_that_does_not_resume_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert reliability.resume(tmp_path / "sound", small=True).held
+    files = iter(range(99))
+    monkeypatch.setattr(reliability, "read_json", lambda path: {"files": next(files)})
+    assert not reliability.resume(tmp_path / "other bytes each time", small=True).held
+
+
+def test_an_unknown_check_is_one_line():
+    with pytest.raises(ValueError, match="no check 'speed'"):
+        list(reliability.checks(["speed"], small=True))
