@@ -319,7 +319,7 @@ def settings(folder: Path, small: bool) -> Check:
             message = str(error)
             refused += "\n" not in message and any(word in message for word in (*touched, str(path), "settings"))
         else:
-            valid += _as_given(yaml.safe_load(text), found.model_dump(mode="json"))
+            valid += _as_given(_plain(text), found.model_dump(mode="json"))
     told = f"{valid} valid and taken as they stand, {refused} refused in one line that names the field or file"
     return Check("settings", f"{trials} files: each valid, or one line naming the field; nothing coerced",
                  told, valid + refused == trials and min(valid, refused) > trials // 20)  # fmt: skip
@@ -353,6 +353,14 @@ def _broken(values: dict[str, Any], rng: random.Random) -> tuple[str, list[str]]
         touched += ["seeds", "name", "<<"]
         text = text + odd if rng.random() < 0.5 else odd + text
     return text, touched
+
+
+def _plain(text: str) -> Any:
+    """What another reader makes of a file; None where it makes nothing."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _as_given(given: Any, taken: Any) -> bool:
