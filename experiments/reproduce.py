@@ -1,5 +1,6 @@
 """One command, whole study: settings in, a sealed folder of tables, verdicts, figures and a report out."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -83,6 +84,8 @@ def check(settings: Settings, out: Path) -> None:
     llama_config(settings.model, settings.task)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
+    if settings.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ValueError("compile: no C++ compiler found (g++ or clang++)")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is not a folder")
     foreign = out.is_dir() and not (out / STORE).exists() and any(out.iterdir())

