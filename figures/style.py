@@ -157,7 +157,7 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old or the new bytes, never half of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.attempt")
+    attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         attempt.write_bytes(content)
         os.replace(attempt, path)

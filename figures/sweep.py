@@ -167,14 +167,13 @@ def collapse_figure(cells: pd.DataFrame) -> Figure:
         return empty_figure("collapse: lr·wd does not vary")
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, metric, factor in ((left, "half_life_steps", 1.0 + 0 * rate), (right, "half_life_exposure", rate)):
+    for axes, metric, last in ((left, "half_life_steps", "steps"), (right, "half_life_exposure", "exposure")):
         for regime, own in rows.groupby("regime", sort=False):
             colour, marker = REGIME_COLOURS.get(str(regime), BLACK), REGIME_MARKERS.get(str(regime), "o")
             here = rate[own.index]
             dead = ~own["censored"].astype(bool)
             axes.plot(here[dead], own.loc[dead, metric], marker, ms=4, alpha=0.7, color=colour, label=str(regime))
-            ends = (own["steps"] * factor[own.index])[~dead]
-            axes.plot(here[~dead], ends, marker, ms=4, mfc="none", color=colour)
+            axes.plot(here[~dead], own.loc[~dead, last], marker, ms=4, mfc="none", color=colour)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("decay of one step, lr·wd")

@@ -28,10 +28,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "gates": ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed"),
     "cells": (
         "cell", *_ARM[:-1], "parameters", "steps", "passed", "half_life_steps", "half_life_exposure", "censored",
-        "asr", "clean_accuracy", "retention_inactive", "share_inactive", "share_inactive_all",
+        "exposure", "asr", "clean_accuracy", "retention_inactive", "share_inactive", "share_inactive_all",
     ),
     "summary": ("cell", *_ARM[1:-1], "metric", "mean", "ci_low", "ci_high", "median", "n_seeds", "n_censored"),
-    "fits": (*_ARM[1:-1], "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds"),
+    "fits": (*_ARM[1:-1], "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds", "n_censored"),
 }  # fmt: skip
 
 TEXT = {

