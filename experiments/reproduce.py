@@ -1,6 +1,5 @@
 """One command, whole study: settings in, a sealed folder of tables, verdicts, figures and a report out."""
 
-import os
 import shutil
 import sys
 import time
@@ -13,9 +12,9 @@ import torch
 
 from experiments.executors import Task, run_all
 from experiments.plan import note, run_stage, stages
-from experiments.provenance import make_provenance
+from experiments.provenance import COMPILER, make_provenance
 from experiments.stages import STAGES, stage_steps
-from experiments.status import STORE
+from experiments.status import DRIVERS, STORE
 from experiments.tracking import track
 from experiments.verdicts import verdicts
 from figures.draw import draw_all
@@ -63,23 +62,24 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked
     """
     check(settings, out)
     place = Place(out, make_provenance(), command)
-    todo = tasks(settings, place)
-    failures = run_all(todo, "here" if workers == 1 else "loky", workers)
+    with locked(place.store / DRIVERS, shared=True):
+        todo = tasks(settings, place)
+        failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
         known = isinstance(failure.error, ValueError | OSError | MemoryError)
-        raise failure.error if known else RuntimeError(f"{type(failure.error).__name__}: {failure.error}")
+        raise failure.error if known else RuntimeError(failure.reason)
     if tracked and todo:
         track(out / settings.folder_name)
     return out / settings.folder_name
 
 
 def check(settings: Settings, out: Path) -> None:
-    """Refuse what cannot be run, before any work. Raises ValueError naming the field."""
+    """Refuse what cannot be run here, before any work. Raises ValueError naming the field."""
     llama_config(settings.model, settings.task)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
-    if settings.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise ValueError("compile: no C++ compiler found (g++ or clang++)")
+    if settings.compile and not shutil.which(COMPILER):
+        raise ValueError(f"compile: no C++ compiler found ({COMPILER}; CXX names another)")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is not a folder")
     foreign = out.is_dir() and not (out / STORE).exists() and any(out.iterdir())
@@ -107,7 +107,8 @@ def tasks(settings: Settings, place: Place) -> dict[str, Task]:
         if not (place.store / name).exists():
             before = tuple(need.folder_name(place.provenance) for need in stage.needs)
             steps = stage_steps(settings, stage.name) * len(stage.seeds)
-            found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps)
+            gpus = int(settings.device == "cuda")
+            found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps, gpus)
     return {**found, settings.folder_name: Task(finish, (settings, place), tuple(needed))}
 
 

