@@ -54,7 +54,8 @@ class Failure:
     def reason(self) -> str:
         """One line; errors that nobody foresaw are named by their type."""
         text = " ".join(str(self.error).split())
-        return text if isinstance(self.error, ValueError | OSError | MemoryError) else f"{_name(self.error)}: {text}"
+        known = isinstance(self.error, ValueError | OSError | MemoryError)
+        return text if known else f"{type(self.error).__name__}: {text}"
 
 
 def run_all(
@@ -82,7 +83,6 @@ def run_all(
     running: dict[Future[None], tuple[str, bool]] = {}
     attempts = dict.fromkeys(tasks, 0)
     failures: dict[str, Failure] = {}
-    dies_together = executor == "loky"
     with _meter(tasks) as meter, _handing_over(executor, workers) as (submit, width):
         done = np.memmap(meter, dtype=np.int64, mode="r+")
 
@@ -103,12 +103,13 @@ def run_all(
             for future in finished:
                 name, alone = running.pop(future)
                 error = _explained(future.exception())
+                died = executor == "loky" and isinstance(error, ChildProcessError)
                 if error is None:
                     done[order[name]] = tasks[name].steps
                     graph.done(name)
                     if ended:
                         ended(name, None)
-                elif dies_together and isinstance(error, ChildProcessError) and not alone:
+                elif died and not alone:
                     attempts[name] -= 1
                     suspects.append(name)
                 elif isinstance(error, ValueError) or attempts[name] > retries:
@@ -116,12 +117,8 @@ def run_all(
                     if ended:
                         ended(name, failures[name])
                 else:
-                    (suspects if dies_together and isinstance(error, ChildProcessError) else ready).append(name)
+                    (suspects if died else ready).append(name)
     return failures
-
-
-def _name(error: Exception) -> str:
-    return type(error).__name__
 
 
 def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: int) -> None:
