@@ -1,6 +1,6 @@
 """How answers change over a grid of settings: heatmaps, curves, the collapse onto exposure, and scaling with size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures.arms import ARM_COLUMNS, Arm, arm_label, arms_of, rows_of
 from figures.style import BLACK, GREY, GRID, REGIME_COLOURS, REGIME_MARKERS, VERMILLION, empty_figure, save, styled
@@ -120,9 +121,10 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     for row in rows.to_dict("records"):
         value = row["mean"] if np.isfinite(row["mean"]) else row["median"]
         table[ys.index(row[y]), xs.index(row[x])] = value
-    axes.imshow(table, cmap="cividis", origin="lower", aspect="auto")
-    known = table[np.isfinite(table)]
-    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+    known = table[np.isfinite(table)] if np.isfinite(table).any() else np.zeros(1)
+    middle = (known.min() + known.max()) / 2
+    reach = max(known.max() - middle, 0.05 * abs(middle), 1e-9)  # differences below a tenth are not blown up
+    axes.imshow(table, cmap="cividis", origin="lower", aspect="auto", vmin=middle - reach, vmax=middle + reach)
     for row in rows.to_dict("records"):
         place = xs.index(row[x]), ys.index(row[y])
         value = table[place[1], place[0]]
@@ -144,7 +146,7 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
     if not numeric:
         return empty_figure("curves: no number varies")
     x, others = numeric[0], [name for name in varying if name != numeric[0]]
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = Figure(figsize=(9, 7.2), layout="constrained")
     for metric, axes in zip(DRAWN, figure.subplots(2, 2).flat, strict=True):
         own = summary[(summary["metric"] == metric) & summary["mean"].notna()]
         split = [name for name in others if not (metric in OF_A_CELL and name in ARM_COLUMNS)]
@@ -168,7 +170,8 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
         axes.grid(**GRID)
         if split and groups:
             left_out = len(groups) - MOST_PANELS
-            axes.legend(fontsize=6.5, title=f"({left_out} more in summary.parquet)" if left_out > 0 else None)
+            more = f"({left_out} more in summary.parquet)" if left_out > 0 else None
+            axes.legend(fontsize=6.5, title=more, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return figure
 
 
@@ -208,8 +211,11 @@ def scaling_figure(cells: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         return empty_figure("scaling: fewer than three sizes, or no seed has a value in every cell")
     known = known.to_dict("records")[:MOST_PANELS]
     columns = min(3, len(known))
-    figure = Figure(figsize=(3.2 * columns, 3.1 * -(-len(known) // columns)), layout="constrained")
-    for fit, axes in zip(known, figure.subplots(-(-len(known) // columns), columns, squeeze=False).flat, strict=False):
+    figure = Figure(figsize=(3.3 * columns, 3.3 * -(-len(known) // columns)), layout="constrained")
+    grid = figure.subplots(-(-len(known) // columns), columns, squeeze=False)
+    for axes in grid.flat[len(known) :]:
+        axes.set_visible(False)
+    for fit, axes in zip(known, grid.flat, strict=False):
         arm = Arm(**{name: fit[name] for name in ARM_COLUMNS}) if isinstance(fit["regime"], str) else None
         rows = rows_of(good, arm) if arm else good
         rows = rows.drop_duplicates(["cell", "seed"])
@@ -219,11 +225,15 @@ def scaling_figure(cells: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         level = np.mean(np.log(y[keep]) - fit["exponent"] * np.log(x[keep]))
         line = np.geomspace(x.min(), x.max(), 2)
         axes.plot(line, np.exp(level) * line ** fit["exponent"], color=VERMILLION, lw=1.5)
-        name = f"\n{arm_label(arm, arms_of(good))}" if arm else ""
-        interval = f"({fit['ci_low']:.2f} to {fit['ci_high']:.2f})" if np.isfinite(fit["ci_low"]) else ""
-        axes.set_title(f"exponent {fit['exponent']:.2f} {interval}{name}", loc="left", fontsize=8)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        of_arm = fits[(fits["metric"] == fit["metric"]) & fits["exponent"].notna()]
+        of_arm = rows_of(of_arm, arm) if arm else of_arm
+        lines = [arm_label(arm, arms_of(good)) if arm else "", *(_exponent(row) for row in of_arm.to_dict("records"))]
+        axes.set_title("\n".join(filter(None, lines)), loc="left", fontsize=8)
+        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel("parameters")
         axes.set_ylabel(METRICS[fit["metric"]])
         axes.grid(**GRID)
@@ -233,6 +243,15 @@ def scaling_figure(cells: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
     return figure
+
+
+def _exponent(fit: Mapping[Any, Any]) -> str:
+    interval = f" ({fit['ci_low']:.2f} to {fit['ci_high']:.2f})" if np.isfinite(fit["ci_low"]) else ""
+    return f"exponent in {_named(fit['against'])}: {fit['exponent']:.2f}{interval}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _line_style(i: int, count: int) -> dict[str, Any]:
