@@ -220,7 +220,9 @@ def _ray(workers: int) -> Iterator[tuple[Submit, int]]:
         import ray
     except ImportError:
         raise ValueError("executor: ray is not installed; install the extra 'cluster'") from None
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    # Without an address ray would look for a cluster by itself, and wait long for one that was killed.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         has = ray.cluster_resources()
         remote = ray.remote(num_cpus=1, max_retries=0)(_in_ray)
