@@ -221,9 +221,7 @@ def census(settings: Settings) -> Table:
                     weight.copy_(grafted[name][i])
                 for own in tokens.values():
                     kept.clear()
-                    model.run_with_hooks(
-                        own[:, :-1], fwd_hooks=[("unembed.hook_out", lambda out, hook: kept.append(out))]
-                    )
+                    model.run_with_hooks(own[:, :-1], fwd_hooks=hooks)
 
     hooked()
     ours_last = forward(member(grafted, PLAIN - 1), tokens[KINDS[-1]][:, :-1])
