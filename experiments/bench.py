@@ -212,7 +212,7 @@ def census(settings: Settings) -> Table:
     weights = dict(llama.named_parameters())  # the bridge renames them
     model = build_bridge_from_module(llama, "LlamaForCausalLM", hf_config=config)
     kept: list[torch.Tensor] = []
-    hooks = [("unembed.hook_out", lambda out, hook: kept.append(out))]
+    hooks: Any = [("unembed.hook_out", lambda out, hook: kept.append(out))]
 
     def hooked() -> None:
         with torch.no_grad():
