@@ -122,6 +122,12 @@ def kills(folder: Path, small: bool) -> Check:
     )
 
 
+def workers_of(driver: int) -> list[psutil.Process]:
+    """The worker processes of a driver, without those that watch over resources. Raises psutil.Error if it is gone."""
+    lines = {child: " ".join(child.cmdline()) for child in psutil.Process(driver).children()}
+    return [child for child, line in lines.items() if "loky" in line and "resource_tracker" not in line]
+
+
 def _strike(run: "subprocess.Popen[str]", whom: str, out: Path, rng: random.Random) -> bool:
     """Wait for a little progress and then some random time, and kill. False if the run ended before."""
     before = len(_finished(out))
@@ -134,8 +140,7 @@ def _strike(run: "subprocess.Popen[str]", whom: str, out: Path, rng: random.Rand
                 return False
             run.kill()
             return True
-        own = [child for child in psutil.Process(run.pid).children() if "loky" in " ".join(child.cmdline())]
-        workers = [child for child in own if "resource_tracker" not in " ".join(child.cmdline())]
+        workers = workers_of(run.pid)
         if not workers:
             return False
         rng.choice(workers).kill()
