@@ -19,6 +19,8 @@ from experiments.reliability import hashes
 
 ROOT = Path(__file__).parent.parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+# Without a mode, ray wants a token from nodes as soon as some run has left one in the home folder.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
 
 
 def free_port() -> int:
@@ -29,7 +31,7 @@ def free_port() -> int:
 
 def node(*words: str, folder: Path) -> "subprocess.Popen[str]":
     """One `ray start --block`: it lives as long as its handle is not ended."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    environment = {**ENVIRONMENT, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     command = [*RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *words]
     with (folder / f"node{words[0].strip('-').split('=')[0]}.log").open("w") as log:
         return subprocess.Popen(
@@ -62,7 +64,9 @@ def two_nodes(tmp_path: Path) -> Iterator[str]:
 def wait_for_nodes(address: str, count: int) -> None:
     deadline, alive = time.monotonic() + 90, 0
     while time.monotonic() < deadline:
-        listed = subprocess.run([*RAY, "status", f"--address={address}"], capture_output=True, text=True)
+        listed = subprocess.run(
+            [*RAY, "status", f"--address={address}"], env=ENVIRONMENT, capture_output=True, text=True
+        )
         alive = len(re.findall(r"^\s*\d+ node_", listed.stdout, re.MULTILINE))
         if alive >= count:
             return
@@ -77,7 +81,7 @@ def test_a_cluster_of_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path, c
     for executor in ("ray", "here"):
         out = tmp_path / executor
         command = [sys.executable, "-m", "experiments.cli", "sweep", str(path), "--out", str(out)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster}
+        environment = {**ENVIRONMENT, "RAY_ADDRESS": cluster}
         run = subprocess.run(
             [*command, "--executor", executor], env=environment, capture_output=True, text=True, timeout=240
         )
