@@ -51,11 +51,15 @@ class Failure:
     attempts: int
 
     @property
+    def foreseen(self) -> bool:
+        """Whether the error's own words tell a user what is wrong."""
+        return isinstance(self.error, ValueError | OSError | MemoryError)
+
+    @property
     def reason(self) -> str:
         """One line; errors that nobody foresaw are named by their type."""
         text = " ".join(str(self.error).split())
-        known = isinstance(self.error, ValueError | OSError | MemoryError)
-        return text if known else f"{type(self.error).__name__}: {text}"
+        return text if self.foreseen else f"{type(self.error).__name__}: {text}"
 
 
 def run_all(

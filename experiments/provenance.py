@@ -25,8 +25,6 @@ PACKAGES = (
     "scipy",
     "matplotlib",
 )
-
-
 # What torch compiles with; part of a result's identity only where it does, and so is the GPU where one is used.
 COMPILER = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
 IDENTITY = ("source", "versions", "cpu_capability", "threads", "gpu", "compiler")

@@ -66,8 +66,7 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked
         todo = tasks(settings, place)
         failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
-        known = isinstance(failure.error, ValueError | OSError | MemoryError)
-        raise failure.error if known else RuntimeError(failure.reason)
+        raise failure.error if failure.foreseen else RuntimeError(failure.reason)
     if tracked and todo:
         track(out / settings.folder_name)
     return out / settings.folder_name
