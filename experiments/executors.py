@@ -108,20 +108,20 @@ def run_all(
                 name, alone = running.pop(future)
                 error = _explained(future.exception())
                 died = executor == "loky" and isinstance(error, ChildProcessError)
-                if error is None:
-                    done[order[name]] = tasks[name].steps
-                    graph.done(name)
-                    if ended:
-                        ended(name, None)
-                elif died and not alone:
+                if died and not alone:
                     attempts[name] -= 1
                     suspects.append(name)
-                elif isinstance(error, ValueError) or attempts[name] > retries:
-                    failures[name] = Failure(error, attempts[name])
-                    if ended:
-                        ended(name, failures[name])
-                else:
+                    continue
+                if error and not isinstance(error, ValueError) and attempts[name] <= retries:
                     (suspects if died else ready).append(name)
+                    continue
+                if error:
+                    failures[name] = Failure(error, attempts[name])
+                else:
+                    done[order[name]] = tasks[name].steps
+                    graph.done(name)
+                if ended:
+                    ended(name, failures.get(name))
     return failures
 
 

