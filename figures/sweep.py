@@ -141,29 +141,42 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 
 @styled
 def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
-    """Every metric against the first numeric setting that varies: mean and 95 % t interval, and every seed as a dot."""
-    numeric = [name for name in varying if pd.api.types.is_numeric_dtype(summary[name])]
-    if not numeric:
-        return empty_figure("curves: no number varies")
-    x, others = numeric[0], [name for name in varying if name != numeric[0]]
+    """Every metric against one setting: mean and 95 % t interval, and every seed as a dot. The setting is the first
+    number with more than two values, else the first that varies; words stand side by side.
+    """
+    if not varying:
+        return empty_figure("curves: nothing varies")
+    numeric = {name for name in varying if pd.api.types.is_numeric_dtype(summary[name])}
+    x = next((name for name in varying if name in numeric and summary[name].nunique() > 2), varying[0])
+    others = [name for name in varying if name != x]
+    places = {value: value if x in numeric else i for i, value in enumerate(summary[x].unique())}
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     for metric, axes in zip(DRAWN, figure.subplots(2, 2).flat, strict=True):
         own = summary[(summary["metric"] == metric) & summary["mean"].notna()]
         split = [name for name in others if not (metric in OF_A_CELL and name in ARM_COLUMNS)]
         own = own.drop_duplicates("cell") if metric in OF_A_CELL else own
-        groups = list(own.groupby(split, sort=False)) if split else [((), own)]
-        for i, (key, rows) in enumerate(groups[:MOST_PANELS]):
-            rows = rows.sort_values(x)
-            style = _line_style(i, len(groups))
-            label = ", ".join(f"{_named(n)} {_short(v)}" for n, v in zip(split, key, strict=True))
+        groups = list(own.groupby(split)) if split else [((), own)]
+        order = sorted(set(summary[split].itertuples(index=False, name=None)))  # one look in every panel
+        for key, rows in groups[:MOST_PANELS]:
+            i, rows = order.index(key), rows.sort_values(x)
+            beside = 0.0 if x in numeric else 0.6 * ((i + 0.5) / len(order) - 0.5)
+            style = _line_style(i, len(order)) | ({} if x in numeric else {"ls": ""})
+            label = ", ".join(f"{_named(n)} {v:g}" if n in numeric else str(v) for n, v in zip(split, key, strict=True))
             bars = np.stack([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]])
-            axes.errorbar(rows[x], rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=label, **style)
+            at = rows[x].map(places) + beside
+            axes.errorbar(at, rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=label, **style)
             seeds = cells.merge(rows[["cell", *ARM_COLUMNS]], on=["cell", *ARM_COLUMNS])
             seeds = seeds[seeds["passed"]]
-            axes.plot(seeds[x], seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
+            axes.plot(seeds[x].map(places) + beside, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
         axes.set_xlabel(_named(x))
         axes.set_ylabel(METRICS[metric])
-        if summary[x].min() > 0 and summary[x].max() / summary[x].min() >= 4:
+        if metric in OF_A_CELL and x in ARM_COLUMNS:
+            axes.set_xticks([])
+            axes.set_xlabel("the same for every arm")
+        elif x not in numeric:
+            axes.set_xticks(list(places.values()), list(places))
+            axes.set_xlim(-0.5, len(places) - 0.5)
+        elif summary[x].min() > 0 and summary[x].max() / summary[x].min() >= 4:
             axes.set_xscale("log", base=2)
             values = sorted(summary[x].unique())
             axes.set_xticks(values, [_short(v) for v in values])
@@ -178,7 +191,7 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
 @styled
 def collapse_figure(cells: pd.DataFrame) -> Figure:
     """Half-life of ASR against the decay of one step, lr·wd: in steps, and in exposure, where a level line means that
-    exposure is the clock. One mark a seed; censored ones are drawn hollow at the end of the run.
+    exposure is the clock. One mark a seed, arms side by side; censored ones are drawn hollow at the end of the run.
     """
     rows = cells[cells["passed"] & (cells["weight_decay"] > 0)]
     rate = rows["lr"] * rows["weight_decay"]
@@ -187,14 +200,19 @@ def collapse_figure(cells: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, metric, last in ((left, "half_life_steps", "steps"), (right, "half_life_exposure", "exposure")):
-        for regime, own in rows.groupby("regime", sort=False):
-            colour, marker = REGIME_COLOURS.get(str(regime), BLACK), REGIME_MARKERS.get(str(regime), "o")
-            here = rate[own.index]
-            dead = ~own["censored"].astype(bool)
-            axes.plot(here[dead], own.loc[dead, metric], marker, ms=4, alpha=0.7, color=colour, label=str(regime))
-            axes.plot(here[~dead], own.loc[~dead, last], marker, ms=4, mfc="none", color=colour)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for i, ((regime, lr), own) in enumerate(rows.groupby(["regime", "lr"])):
+            style = _line_style(i, 1)
+            if rows["lr"].nunique() == 1:
+                style = {"color": REGIME_COLOURS.get(str(regime)), "marker": REGIME_MARKERS.get(str(regime))}
+            here, dead = rate[own.index] * 1.04**i, ~own["censored"].astype(bool)  # side by side
+            style |= {"ls": "", "ms": 4, "alpha": 0.7}
+            axes.plot(here[dead], own.loc[dead, metric], label=f"{regime}, lr {lr:g}", **style)
+            axes.plot(here[~dead], own.loc[~dead, last], **style | {"mfc": "none"})
+        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel("decay of one step, lr·wd")
         axes.set_ylabel(METRICS[metric])
         axes.grid(**GRID)

