@@ -76,6 +76,8 @@ def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
     if len(varying) < 2:
         return empty_figure("heatmaps: fewer than two settings vary")
     y, x = varying[:2]
+    if {x, y} <= set(ARM_COLUMNS):
+        summary = summary[~summary["metric"].isin(OF_A_CELL)]
     panels, more = _panels(summary, varying[2:])
     width, height = max(2.3, 1.0 + 0.62 * summary[x].nunique()), max(1.9, 1.0 + 0.42 * summary[y].nunique())
     columns = min(4, len(panels))
