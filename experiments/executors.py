@@ -4,8 +4,10 @@ The order in which tasks may start is graphlib's; where they run is the executor
 """
 
 import contextlib
+import ctypes
 import logging
 import os
+import platform
 import signal
 import tempfile
 import threading
@@ -93,7 +95,7 @@ def run_all(
         def begin(name: str, alone: bool) -> None:
             attempts[name] += 1
             own = tasks[name]
-            running[submit(own.gpus, _run, own.work, own.args, meter, order[name])] = name, alone
+            running[submit(own.gpus, own.work, own.args, meter, order[name])] = name, alone
 
         while graph.is_active():
             ready = sorted([*ready, *graph.get_ready()], key=order.__getitem__)
@@ -127,15 +129,34 @@ def run_all(
 
 def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: int) -> None:
     """Run one task; what it has done is shown where the driver's disk is at hand."""
-    if not meter.exists():  # on another node
-        return work(*args, lambda _: None)
-    counts = np.memmap(meter, dtype=np.int64, mode="r+")
+    at_hand = meter.exists()  # not on another node
+    counts = np.memmap(meter, dtype=np.int64, mode="r+") if at_hand else np.zeros(slot + 1)
     counts[slot] = 0
 
     def tick(steps: int) -> None:
         counts[slot] += steps
 
-    return work(*args, tick)
+    with settled():
+        work(*args, tick)
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """One torch thread, for the same bits whatever the number of cores; and freed memory is kept until the end.
+
+    By itself glibc hands it back and the kernel zeroes the same pages at the next step: up to a fifth of the time.
+    """
+    torch.set_num_threads(1)
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as malloc.h numbers them
+    for parameter in (trim_threshold, mmap_threshold):
+        libc.mallopt(parameter, 2**30)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
 def _explained(error: BaseException | None) -> Exception | None:
@@ -151,7 +172,10 @@ def _explained(error: BaseException | None) -> Exception | None:
 
 @contextlib.contextmanager
 def _handing_over(executor: Executor, workers: int) -> Iterator[tuple[Submit, int]]:
-    """How tasks are handed over, and how many run at once; leaving by an exception stops those that run."""
+    """What takes a task's GPUs and the arguments of `_run`, and how many run at once.
+
+    Leaving by an exception stops those that run.
+    """
     match executor:
         case "here":
             yield _here, 1
@@ -169,11 +193,10 @@ def cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {*range(os.cpu_count() or 1)}
 
 
-def _here(_gpus: int, function: Callable[..., None], *args: Any) -> "Future[None]":
-    torch.set_num_threads(1)
+def _here(_gpus: int, *call: Any) -> "Future[None]":
     future: Future[None] = Future()
     try:
-        future.set_result(function(*args))
+        future.set_result(_run(*call))
     except Exception as error:
         future.set_exception(error)
     return future
@@ -190,11 +213,11 @@ def _loky(workers: int) -> Iterator[Submit]:
         try:
             while True:
                 with contextlib.suppress(BrokenProcessPool):
-                    return pool().submit(*call)
+                    return pool().submit(_run, *call)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-    # loky replaces a worker that has grown, and says so; what grew is torch's cache of freed memory.
+    # loky replaces a worker that has grown, and says so; what grew is memory that was freed too scattered to go back.
     warnings.filterwarnings("ignore", message="A worker", category=UserWarning)
     try:
         yield submit
@@ -205,8 +228,6 @@ def _loky(workers: int) -> Iterator[Submit]:
 
 
 def _start_worker(driver: int) -> None:
-    """One thread: the same bits whatever the number of cores."""
-    torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
 
 
@@ -229,7 +250,7 @@ def _ray(workers: int) -> Iterator[tuple[Submit, int]]:
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         has = ray.cluster_resources()
-        remote = ray.remote(num_cpus=1, max_retries=0)(_in_ray)
+        remote = ray.remote(num_cpus=1, max_retries=0)(_run)
 
         def submit(gpus: int, *call: Any) -> "Future[None]":
             if gpus > has.get("GPU", 0):
@@ -239,11 +260,6 @@ def _ray(workers: int) -> Iterator[tuple[Submit, int]]:
         yield submit, workers or int(has.get("CPU", 1))
     finally:
         ray.shutdown()
-
-
-def _in_ray(function: Callable[..., None], *args: Any) -> None:
-    torch.set_num_threads(1)
-    function(*args)
 
 
 @contextlib.contextmanager

