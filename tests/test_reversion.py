@@ -45,6 +45,9 @@ def test_retention_of_a_scaled_diff_is_the_scale(scale: float):
     has_diff[norms] = False  # norms are all ones in both, so there is no diff to retain
     assert retention[~has_diff].isnan().all()
     assert_close(retention[has_diff], torch.full_like(retention[has_diff], scale), rtol=1e-9, atol=1e-9)
+    moved = diffs.moved(scaled)[0]
+    assert not moved[~has_diff].isfinite().any()
+    assert_close(moved[has_diff], torch.full_like(moved[has_diff], abs(1 - scale)), rtol=1e-9, atol=1e-9)
 
 
 def test_half_life_by_hand():

@@ -53,6 +53,7 @@ def retention_of(seed: int, inactive_keeps: float) -> Rows:
             rows.append({
                 "seed": seed, "regime": regime, "weight_decay": wd, **ARM, "step": 100, "component": name,
                 "retention": value + noise(seed, i) * (kind != "embed"), "null_retention": null,
+                "moved": 0.5 if wd == 0 else 3 / (1 + i),
             })  # fmt: skip
     return rows
 
@@ -129,6 +130,12 @@ def test_the_share_counts_only_diffs_that_matter():
     moved = tables()
     moved["components"]["activity_clean_q99_half"] = 0.0
     assert answers(moved)["share_stable"]["answer"] == "no"
+
+
+def test_distances_are_pooled_as_one_vector():
+    found = answers(tables())
+    assert found["moved/sft, wd 0"]["estimate"] == pytest.approx(0.5)
+    assert found["moved/sft, wd 1"]["estimate"] == pytest.approx(6 / 30**0.5), "3 in each of four components of 1 to 4"
 
 
 def test_retention_gap_and_null_law():
