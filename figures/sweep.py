@@ -112,7 +112,7 @@ def _panels(summary: pd.DataFrame, others: list[str]) -> tuple[list[tuple[str, p
         groups = list(own.groupby(split, sort=False)) if split else [((), own)] * (len(own) > 0)
         more += max(0, len(groups) - MOST_PANELS // 2)
         for key, rows in groups[: MOST_PANELS // 2]:
-            where = ", ".join(f"{_named(name)} {value}" for name, value in zip(split, key, strict=True))
+            where = "\n".join(f"{_named(name)} {value}" for name, value in zip(split, key, strict=True))
             panels.append((METRICS[metric] + (f"\n{where}" if where else ""), rows))
     return panels, more
 
