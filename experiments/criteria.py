@@ -37,11 +37,11 @@ def mapped(function: Callable[[float], float], size: Interval) -> Interval:
     return Interval(mean, low, high, size.n)
 
 
-def told(size: Interval) -> str:
+def told(size: Interval, digits: int = 2) -> str:
     """The mean and its interval, as a reader wants them."""
     if size.mean is None or size.low is None or size.high is None:
         return "no interval"
-    return f"{size.mean:.2f} ({size.low:.2f} to {size.high:.2f})"
+    return f"{size.mean:.{digits}f} ({size.low:.{digits}f} to {size.high:.{digits}f})"
 
 
 def side(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:

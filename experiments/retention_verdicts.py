@@ -103,7 +103,7 @@ def _unseen_words(inactive: pd.DataFrame) -> Iterator[Verdict]:
             _against(gap(own), 0.0),
             gap(own),
             "retention",
-            f"as one vector, paired by seed; without unembedding rows {told(gap(own[own['kind'] != 'unembed']))}",
+            f"as one vector, paired by seed; without unembedding rows {told(gap(own[own['kind'] != 'unembed']), 3)}",
         )
 
 

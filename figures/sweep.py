@@ -1,5 +1,6 @@
 """How answers change over a grid of settings: heatmaps, curves, the collapse onto exposure, and scaling with size."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ METRICS: dict[str, str] = {
 }
 OF_A_CELL = ("share_inactive", "share_inactive_all")
 DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
+ENDS = {"half_life_steps": "steps", "half_life_exposure": "exposure"}  # of the run: where censored seeds stand
 MOST_PANELS = 8
+TITLE_WIDTH = 24  # letters that fit over the narrowest heatmap
 
 
 def draw_sweep(folder: Path) -> list[Path]:
@@ -89,7 +92,8 @@ def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
         axes.set_visible(False)
     for (title, own), axes in zip(panels, grid.flat, strict=False):
         _heatmap(axes, own, x, y)
-        axes.set_title(title, loc="left", fontsize=8)
+        lines = [textwrap.fill(line, TITLE_WIDTH) for line in title.split("\n")]
+        axes.set_title("\n".join(lines), loc="left", fontsize=8)
     figure.supxlabel(_named(x) + (f"\n({more} panels more are in summary.parquet)" if more else ""), fontsize=9)
     figure.supylabel(_named(y), fontsize=9)
     return figure
@@ -145,7 +149,8 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 @styled
 def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
     """Every metric against one setting: mean and 95 % t interval, and every seed as a dot. The setting is the first
-    number with more than two values, else the first that varies; words stand side by side.
+    number with more than two values, else the first that varies; words stand side by side. Seeds that outlived the run
+    are hollow, at its end; there is no mean where there are any.
     """
     if not varying:
         return empty_figure("curves: nothing varies")
@@ -155,7 +160,7 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
     places = {value: value if x in numeric else i for i, value in enumerate(summary[x].unique())}
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     for metric, axes in zip(DRAWN, figure.subplots(2, 2).flat, strict=True):
-        own = summary[(summary["metric"] == metric) & summary["mean"].notna()]
+        own = summary[(summary["metric"] == metric) & (summary["mean"].notna() | (summary["n_censored"] > 0))]
         split = [name for name in others if not (metric in OF_A_CELL and name in ARM_COLUMNS)]
         own = own.drop_duplicates("cell") if metric in OF_A_CELL else own
         groups = list(own.groupby(split)) if split else [((), own)]
@@ -170,9 +175,14 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
             axes.errorbar(at, rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=label, **style)
             seeds = cells.merge(rows[["cell", *ARM_COLUMNS]], on=["cell", *ARM_COLUMNS])
             seeds = seeds[seeds["passed"]]
-            axes.plot(seeds[x].map(places) + beside, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
+            at = seeds[x].map(places) + beside
+            axes.plot(at, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
+            if metric in ENDS:
+                alive = seeds["censored"].astype(bool)
+                axes.plot(at[alive], seeds.loc[alive, ENDS[metric]], "^", ms=4, mfc="none", color=style["color"])
         axes.set_xlabel(_named(x))
-        axes.set_ylabel(METRICS[metric])
+        outlived = metric in ENDS and bool(own["n_censored"].any())
+        axes.set_ylabel(METRICS[metric] + "\n△ outlived the run" * outlived)
         if metric in OF_A_CELL and x in ARM_COLUMNS:
             axes.set_xticks([])
             axes.set_xlabel("the same for every arm")
@@ -202,7 +212,7 @@ def collapse_figure(cells: pd.DataFrame) -> Figure:
         return empty_figure("collapse: lr·wd does not vary")
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, metric, last in ((left, "half_life_steps", "steps"), (right, "half_life_exposure", "exposure")):
+    for axes, (metric, last) in zip((left, right), ENDS.items(), strict=True):
         for i, ((regime, lr), own) in enumerate(rows.groupby(["regime", "lr"])):
             style = _line_style(i, 1)
             if rows["lr"].nunique() == 1:

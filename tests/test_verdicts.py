@@ -138,13 +138,13 @@ def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
     held = found["unseen_words_hold/distill, wd 1"]
     assert held["answer"] == "more"
     assert held["estimate"] == pytest.approx(0.3 * 4 / 5), "norms 1 (embedding row) and 2 (unembedding row), squared"
-    assert held["evidence"].endswith("without unembedding rows 0.00 (0.00 to 0.00)")
+    assert held["evidence"].endswith("without unembedding rows 0.000 (0.000 to 0.000)")
     assert found["unseen_words_prolong/distill, wd 1"]["estimate"] == pytest.approx(2, rel=0.05)
     assert found["unseen_words_prolong/distill, wd 1"]["answer"] == "yes"
     assert found["prolongs/distill_seen, wd 1"]["answer"] == "no"
     inside = answers(blinded(tables(distill_lives=False), inside=-0.1, dead_at=60))
     assert inside["unseen_words_hold/distill, wd 1"]["estimate"] == pytest.approx((0.3 * 4 + 0.1) / 5)
-    assert inside["unseen_words_hold/distill, wd 1"]["evidence"].endswith("0.10 (0.10 to 0.10)")
+    assert inside["unseen_words_hold/distill, wd 1"]["evidence"].endswith("0.100 (0.100 to 0.100)")
     assert inside["unseen_words_prolong/distill, wd 1"]["answer"] != "yes"
     assert not any(name.startswith("unseen_words") for name in answers(tables()))
 
