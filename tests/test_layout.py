@@ -1,6 +1,7 @@
-"""Imports run one way, figures never load torch, and the command answers before torch could."""
+"""Imports run one way, figures never load torch, the command answers before torch could, links lead somewhere."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,22 @@ def test_no_file_has_a_banned_name():
 def test_what_must_be_quick_does_not_load_torch(statement: str):
     code = f"{statement}\nimport sys\nassert not {{'torch', 'transformers', 'transformer_lens'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub writes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_of_our_pages_lead_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert links
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
