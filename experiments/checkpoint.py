@@ -40,7 +40,7 @@ class Done:
 class Checkpoints:
     """The last checkpoint of one stage, each replacing the one before it.
 
-    A damaged one is as good as none: the stage begins anew.
+    A damaged one is removed, and the stage begins anew.
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, Any], seconds: float = SECONDS) -> None:
@@ -71,9 +71,9 @@ class Checkpoints:
         for folder in reversed(self._all()):
             try:
                 verify(folder)
+                return _read(folder, device)
             except ValueError:
-                continue
-            return _read(folder, device)
+                shutil.rmtree(folder)
         return Done()
 
     def remove(self) -> None:

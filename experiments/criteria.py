@@ -13,6 +13,7 @@ Tables = Mapping[str, pd.DataFrame]
 ARM = ["regime", "optimizer", "lr", "weight_decay", "decay_target"]
 NULL_BOUND = 0.05  # an inactive diff follows the null law if its median retention is within this of it
 SHARE_BOUND = 0.02  # the share may move by less than this when the inputs are doubled
+EQUAL_LIVES = (0.8, 1.25)  # ratios of half-lives that are told from 1 by less than this are no difference
 RETENTION_BOUND = 0.02  # smaller differences of retention between classes are no difference
 
 
@@ -37,18 +38,26 @@ def mapped(function: Callable[[float], float], size: Interval) -> Interval:
     return Interval(mean, low, high, size.n)
 
 
-def told(size: Interval, digits: int = 2) -> str:
+def told(size: Interval) -> str:
     """The mean and its interval, as a reader wants them."""
     if size.mean is None or size.low is None or size.high is None:
         return "no interval"
-    return f"{size.mean:.{digits}f} ({size.low:.{digits}f} to {size.high:.{digits}f})"
+    return f"{size.mean:.2f} ({size.low:.2f} to {size.high:.2f})"
 
 
-def side(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:
-    """On which side of the bound the whole interval lies."""
+def side(
+    size: Interval, bound: float, yes: str = "yes", no: str = "no", equal: tuple[float, float] | None = None
+) -> str:
+    """On which side of the bound the whole interval lies.
+
+    Args:
+        equal: an interval that holds the bound, but lies within these two, is "no difference".
+    """
     if size.low is None or size.high is None:
         return "undecided"
-    return yes if size.low > bound else no if size.high < bound else "undecided"
+    if size.low > bound or size.high < bound:
+        return yes if size.low > bound else no
+    return "no difference" if equal and equal[0] < size.low and size.high < equal[1] else "undecided"
 
 
 def per_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> pd.Series:

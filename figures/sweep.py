@@ -149,8 +149,8 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 @styled
 def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
     """Every metric against one setting: mean and 95 % t interval, and every seed as a dot. The setting is the first
-    number with more than two values, else the first that varies; words stand side by side. Seeds that outlived the run
-    are hollow, at its end; there is no mean where there are any.
+    number with more than two values, else the first that varies; words stand side by side. Where seeds outlived the run
+    there is no mean; a hollow mark at its end says how many.
     """
     if not varying:
         return empty_figure("curves: nothing varies")
@@ -175,14 +175,19 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
             axes.errorbar(at, rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=label, **style)
             seeds = cells.merge(rows[["cell", *ARM_COLUMNS]], on=["cell", *ARM_COLUMNS])
             seeds = seeds[seeds["passed"]]
-            at = seeds[x].map(places) + beside
-            axes.plot(at, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
-            if metric in ENDS:
-                alive = seeds["censored"].astype(bool)
-                axes.plot(at[alive], seeds.loc[alive, ENDS[metric]], "^", ms=4, mfc="none", color=style["color"])
+            axes.plot(seeds[x].map(places) + beside, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
+            shift = 7 * (i - (len(order) - 1) / 2) if x in numeric else 0  # points, where marks would coincide
+            for place, row in zip(at, rows.to_dict("records"), strict=True):
+                if row["n_censored"]:
+                    end = seeds.loc[seeds["cell"] == row["cell"], ENDS[metric]].max()
+                    axes.plot(place, end, **style | {"ls": "", "ms": 4, "mfc": "none"})
+                    axes.annotate(
+                        str(int(row["n_censored"])), (place, end), xytext=(shift, 4), textcoords="offset points",
+                        ha="center", fontsize=6.5, color=style["color"],
+                    )  # fmt: skip
         axes.set_xlabel(_named(x))
-        outlived = metric in ENDS and bool(own["n_censored"].any())
-        axes.set_ylabel(METRICS[metric] + "\n△ outlived the run" * outlived)
+        is_cut = metric in ENDS and bool(own["n_censored"].any())
+        axes.set_ylabel(METRICS[metric] + "\nhollow: how many outlived the run" * is_cut)
         if metric in OF_A_CELL and x in ARM_COLUMNS:
             axes.set_xticks([])
             axes.set_xlabel("the same for every arm")

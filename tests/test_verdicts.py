@@ -131,27 +131,32 @@ def with_arm(found: dict[str, pd.DataFrame], regime: str, dead_at: float) -> dic
 
 
 def blinded(inside: float, dead_at: float) -> dict[str, pd.DataFrame]:
-    """Tables with a `distill_seen` arm, whose inactive diffs keep less by 0.3 (unembedding rows) and by `inside`."""
+    """Tables with a `distill_seen` arm, whose inactive diffs keep less by 0.3 (unembedding rows) and by `inside`; all
+    keep more from seed to seed, so that only what is paired by seed is sharp.
+    """
     found = with_arm(tables(distill_lives=False), "distill_seen", dead_at)
     found["components"].loc[found["components"]["component"] == "L0N0", "kind"] = "unembed"
-    blind, rows = (found["retention"][c] == v for c, v in (("regime", "distill_seen"), ("component", "L0N0")))
-    found["retention"].loc[blind, "retention"] -= np.where(rows[blind], 0.3, inside)
+    rows = found["retention"]
+    blind, unembed = rows["regime"] == "distill_seen", rows["component"] == "L0N0"
+    rows["retention"] += rows["seed"] - np.where(blind, np.where(unembed, 0.3, inside), 0.0)
     return found
 
 
 def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
     found = answers(blinded(inside=0.0, dead_at=30))
-    held = found["unseen_words_hold/distill, wd 1"]
+    held, held_inside = (found[f"unseen_words_{id}/distill, wd 1"] for id in ("hold", "hold_inside"))
     assert held["answer"] == "more"
     assert held["estimate"] == pytest.approx(0.3 * 4 / 5), "norms 1 (embedding row) and 2 (unembedding row), squared"
-    assert held["evidence"].endswith("without unembedding rows 0.000 (0.000 to 0.000)")
+    assert held["ci_high"] - held["ci_low"] < 0.01, "paired by seed"
+    assert held_inside["answer"] == "no difference" and held_inside["estimate"] == pytest.approx(0)
     assert found["unseen_words_prolong/distill, wd 1"]["estimate"] == pytest.approx(2, rel=0.05)
     assert found["unseen_words_prolong/distill, wd 1"]["answer"] == "yes"
     assert found["prolongs/distill_seen, wd 1"]["answer"] == "no"
     inside = answers(blinded(inside=0.1, dead_at=60))
     assert inside["unseen_words_hold/distill, wd 1"]["estimate"] == pytest.approx((0.3 * 4 + 0.1) / 5)
-    assert inside["unseen_words_hold/distill, wd 1"]["evidence"].endswith("0.100 (0.100 to 0.100)")
-    assert inside["unseen_words_prolong/distill, wd 1"]["answer"] != "yes"
+    assert inside["unseen_words_hold_inside/distill, wd 1"]["estimate"] == pytest.approx(0.1)
+    assert inside["unseen_words_hold_inside/distill, wd 1"]["answer"] == "more"
+    assert inside["unseen_words_prolong/distill, wd 1"]["answer"] == "no difference"
     assert not any(name.startswith("unseen_words") for name in answers(tables()))
 
 
@@ -197,7 +202,7 @@ def test_half_lives_censoring_and_ratios():
     assert found["prolongs/distill, wd 1"]["estimate"] == pytest.approx(2.5, rel=0.05)
     assert found["decay_speeds_death/sft, wd 1"]["answer"] == "yes"
     same = answers(tables(dies_without_decay=True))
-    assert same["decay_speeds_death/sft, wd 1"]["answer"] == "undecided"
+    assert same["decay_speeds_death/sft, wd 1"]["answer"] == "no difference"
     assert same["decay_speeds_death/sft, wd 1"]["estimate"] == pytest.approx(1.0)
     behaviour = tables()["behaviour"]
     assert np.isinf(half_lives(behaviour[behaviour["regime"] == "distill"], "step")).all()
@@ -208,7 +213,21 @@ def test_lives_are_compared_with_that_of_decay_alone():
     for arm, times in (("sft, wd 1", 90 / 40), ("distill, wd 1", 90 / 60)):
         assert found[f"training_speeds_death/{arm}"]["estimate"] == pytest.approx(times, rel=0.05)
         assert found[f"training_speeds_death/{arm}"]["answer"] == "yes"
-    assert answers(with_arm(tables(), "decay_only", 20))["training_speeds_death/sft, wd 1"]["answer"] == "no"
+
+
+def test_lives_that_outlast_the_run_are_cut_and_keep_their_seed():
+    """A cut denominator is an upper bound, which can say no; dropping its seed would leave those that died."""
+    none_died = answers(with_arm(tables(), "decay_only", 20))["training_speeds_death/distill, wd 1"]
+    assert none_died["answer"] == "no" and none_died["n_seeds"] == 8 and "an upper bound" in none_died["evidence"]
+    assert none_died["estimate"] == pytest.approx(20 / 100)
+    above = answers(with_arm(tables(), "decay_only", 1000))["training_speeds_death/distill, wd 1"]
+    assert above["answer"] == "undecided" and "no bound either way" in above["evidence"]
+    half = with_arm(tables(distill_lives=False), "decay_only", 90)
+    alive = half["behaviour"]["regime"].eq("distill") & half["behaviour"]["seed"].lt(4)
+    half["behaviour"].loc[alive, "asr"] = 1.0
+    mixed = answers(half)["training_speeds_death/distill, wd 1"]
+    assert mixed["answer"] == "undecided" and mixed["n_seeds"] == 8
+    assert mixed["estimate"] == pytest.approx((90 / 60 * 90 / 100) ** 0.5, rel=0.02)
 
 
 def test_death_without_decay_and_its_cause():
