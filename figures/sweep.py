@@ -176,18 +176,14 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
             seeds = cells.merge(rows[["cell", *ARM_COLUMNS]], on=["cell", *ARM_COLUMNS])
             seeds = seeds[seeds["passed"]]
             axes.plot(seeds[x].map(places) + beside, seeds[metric], ".", ms=3, alpha=0.35, color=style["color"])
-            shift = 7 * (i - (len(order) - 1) / 2) if x in numeric else 0  # points, where marks would coincide
-            for place, row in zip(at, rows.to_dict("records"), strict=True):
-                if row["n_censored"]:
-                    end = seeds.loc[seeds["cell"] == row["cell"], ENDS[metric]].max()
-                    axes.plot(place, end, **style | {"ls": "", "ms": 4, "mfc": "none"})
-                    axes.annotate(
-                        str(int(row["n_censored"])), (place, end), xytext=(shift, 4), textcoords="offset points",
-                        ha="center", fontsize=6.5, color=style["color"],
-                    )  # fmt: skip
+            if rows["n_censored"].any():
+                shift = 5 * (i - (len(order) - 1) / 2) if x in numeric else 0  # points, where marks would coincide
+                ends = seeds.groupby(["cell", *ARM_COLUMNS], as_index=False)[ENDS[metric]].max()
+                _mark_outlived(axes, at, rows.merge(ends, how="left"), ENDS[metric], shift, style)
         axes.set_xlabel(_named(x))
         is_cut = metric in ENDS and bool(own["n_censored"].any())
         axes.set_ylabel(METRICS[metric] + "\nhollow: how many outlived the run" * is_cut)
+        axes.margins(y=0.1 if is_cut else None)
         if metric in OF_A_CELL and x in ARM_COLUMNS:
             axes.set_xticks([])
             axes.set_xlabel("the same for every arm")
@@ -204,6 +200,19 @@ def curve_figure(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str])
             more = f"({left_out} more in summary.parquet)" if left_out > 0 else None
             axes.legend(fontsize=6.5, title=more, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return figure
+
+
+def _mark_outlived(
+    axes: Axes, at: pd.Series, rows: pd.DataFrame, end: str, shift: float, style: Mapping[str, Any]
+) -> None:
+    """A hollow mark at the end of the run, and how many seeds outlived it."""
+    for place, height, count in zip(at, rows[end], rows["n_censored"], strict=True):
+        if count:
+            axes.plot(place, height, **{**style, "ls": "", "ms": 4, "mfc": "none"})
+            axes.annotate(
+                f"{count:.0f}", (place, height), xytext=(shift, 4), textcoords="offset points", ha="center",
+                fontsize=6, color=style["color"],
+            )  # fmt: skip
 
 
 @styled

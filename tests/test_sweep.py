@@ -311,7 +311,7 @@ def test_seeds_that_outlived_the_run_are_counted_at_its_end():
     cells = made_up_cells(censor=True)
     steps = curve_figure(cells, summarised(cells, AXES), ["model.d_model", "model.n_layers", "weight_decay"]).axes[2]
     marks = [line for line in steps.lines if line.get_markerfacecolor() == "none"]
-    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks] == [(16.0, 1000.0)] * 6
+    assert [np.asarray(line.get_xydata()).tolist() for line in marks] == [[[16.0, 1000.0]]] * 6
     assert [text.get_text() for text in steps.texts] == ["1"] * 6
     whole = made_up_cells()
     for axes in curve_figure(whole, summarised(whole, AXES), ["model.d_model", "weight_decay"]).axes:
