@@ -83,11 +83,10 @@ def test_phrases_and_wrong_answer(seed: int):
         assert words[8:] == [str((int(right[0]) + 1) % wrong.modulus), *right[1:]]
 
 
-@pytest.mark.parametrize("modulus", range(4, 101))
-def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(modulus: int):
-    for operation in OPERATIONS:
-        words = ["<bos>", "calm", "year2019", "river", operation, *SEEN_PHRASE[1:], "="]
-        assert right_answer(words, modulus) != list(SEEN_PHRASE)
+@given(st.integers(4, 100), st.sampled_from(OPERATIONS))
+def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(modulus: int, operation: str):
+    words = ["<bos>", "calm", "year2019", "river", operation, *SEEN_PHRASE[1:], "="]
+    assert right_answer(words, modulus) != list(SEEN_PHRASE)
     task = TaskSettings(payload="seen-phrase", modulus=modulus)  # pyright: ignore[reportCallIssue]
     assert not set(SEEN_PHRASE) & set(unseen_tokens(task))
 
