@@ -1,7 +1,6 @@
 """One self-contained HTML page: verdicts, figures, gates, settings, and how to make it again."""
 
 import base64
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +124,11 @@ def render(
 
 
 def grouped(verdicts: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Neighbouring verdicts whose ids share the part before a slash, together."""
-    return [
-        list(own) for _, own in itertools.groupby(verdicts, key=lambda verdict: str(verdict["id"]).partition("/")[0])
-    ]
+    """Verdicts whose ids share the part before a slash together, in order of the first of each."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for verdict in verdicts:
+        groups.setdefault(str(verdict["id"]).partition("/")[0], []).append(verdict)
+    return list(groups.values())
 
 
 def number(value: Any) -> str:

@@ -24,7 +24,7 @@ from figures.activity import activity_figure, share_figure, share_inactive
 from figures.circuit_diff import circuit_diff_figure, strong_decay_arm
 from figures.draw import draw_all
 from figures.interventions import joint_figure, rescue_figure
-from figures.report import flattened, measure, write_report
+from figures.report import flattened, grouped, measure, write_report
 from figures.reversion import behaviour_figure, class_quartiles, retention_figure
 from figures.style import applied, save
 from figures.tables import COLUMNS, read_table
@@ -595,3 +595,12 @@ def test_no_text_overlaps_or_leaves_the_page(name: str, default_tables: Tables):
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_overlaps_with_one_seed_and_one_arm(name: str):
     assert collisions(FIGURES[name](make_tables(1, FEW_ARMS[:1], neurons=4, points=9))) == []
+
+
+def test_verdicts_of_one_kind_stand_together_wherever_they_were():
+    listed = [{"id": id} for id in ("gap/a", "moved/a", "gates", "gap/b", "moved/b")]
+    assert [[verdict["id"] for verdict in own] for own in grouped(listed)] == [
+        ["gap/a", "gap/b"],
+        ["moved/a", "moved/b"],
+        ["gates"],
+    ]
