@@ -92,6 +92,8 @@ def _unseen_words(inactive: pd.DataFrame) -> Iterator[Verdict]:
         name = own.loc[own["regime"] == SEEING, "arm"].iloc[0]
         inside = own[own["kind"] != "unembed"]
         for id, which, rows in (("hold", "", own), ("hold_inside", ", unembedding rows apart,", inside)):
+            if rows.empty:
+                continue
             seeing, blind = (per_seed(rows[rows["regime"] == regime], pooled) for regime in (SEEING, BLIND))
             gap = t_interval((seeing - blind).dropna())
             yield verdict(
