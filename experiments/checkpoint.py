@@ -43,7 +43,7 @@ class Checkpoints:
     A damaged one is removed, and the stage begins anew.
     """
 
-    def __init__(self, folder: Path, provenance: Mapping[str, Any], seconds: float = SECONDS) -> None:
+    def __init__(self, folder: Path, provenance: Mapping[str, Any], seconds: float) -> None:
         self.folder, self.provenance, self.seconds = folder, provenance, seconds
         self.due = time.monotonic() + seconds
 
@@ -86,8 +86,9 @@ class Checkpoints:
 
 def _read(folder: Path, device: str) -> Done:
     def stack(file: str) -> Params:
+        """A copy, since training writes into it."""
         loaded, _ = read_models(folder / f"{file}.safetensors")
-        return {name: value.to(device, copy=True) for name, value in loaded.items()}  # training writes into them
+        return {name: value.to(device, copy=True) for name, value in loaded.items()}
 
     done = read_json(folder / "done.json")
     state = State(stack("params"), Moments(stack("first"), stack("second"), done["step"]))

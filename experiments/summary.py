@@ -73,10 +73,9 @@ def _kept(retention: pd.DataFrame, relevant: pd.DataFrame) -> pd.DataFrame:
     last = retention[retention["step"] == retention["step"].max()]
     table = last.merge(inactive[["seed", "component", "kind", "diff_norm"]], on=["seed", "component"])
     rows = [
-        {**dict(zip([*ARM, "seed"], key, strict=True)),
-         **dict(zip(KEPT_METRICS, (pooled(own), pooled(own[own["kind"] != "unembed"])), strict=True))}
+        (*key, pooled(own), pooled(own[own["kind"] != "unembed"]))
         for key, own in table.groupby([*ARM, "seed"], sort=False)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=[*ARM, "seed", *KEPT_METRICS])
 
 

