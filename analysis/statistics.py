@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 PerSeed = Sequence[float] | np.ndarray | pd.Series
+EXACT_SEEDS = 14  # up to this many, all sign patterns are tried
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
 
 
 def sign_flip_p(differences: PerSeed) -> float:
-    """Two-sided p value of a mean paired difference of zero over sign patterns: all of them up to 14 seeds."""
+    """Two-sided p value of a mean paired difference of zero, over sign patterns.
+
+    Exact up to EXACT_SEEDS; above, 2**EXACT_SEEDS patterns are sampled. Of fewer than two seeds it is 1.
+    """
     numbers = np.asarray(differences, dtype=np.float64)
     if len(numbers) < 2:
         return 1.0
     test = stats.permutation_test(
-        (numbers,), np.mean, permutation_type="samples", n_resamples=2 ** min(len(numbers), 14), rng=0
+        (numbers,), np.mean, permutation_type="samples", n_resamples=2 ** min(len(numbers), EXACT_SEEDS), rng=0
     )
     return float(test.pvalue)

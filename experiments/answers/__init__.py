@@ -1,0 +1,1 @@
+"""Turns tables into answers: criteria, verdicts, and the summary of a sweep."""

@@ -1,0 +1,1 @@
+"""Checks the suite itself: how fast it is here, and what it survives."""

