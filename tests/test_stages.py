@@ -190,7 +190,7 @@ def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
         ({"continued": {"steps": 9}}, {"arm", "rescue"}),
         ({"name": "other"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "-".join(sorted(value)),
 )
 def test_a_stage_is_named_by_all_that_it_depends_on(changes: dict[str, Any], expected: set[str]):
     before, after = names_of(tiny()), names_of(tiny(**changes))

