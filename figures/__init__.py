@@ -1,1 +1,4 @@
-"""DRAWS stored tables: tables become views (tidy frames), views become pictures. Never loads torch."""
+"""DRAWS stored tables: tables become views (tidy frames), views become pictures.
+
+Never loads torch.
+"""

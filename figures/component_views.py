@@ -1,4 +1,6 @@
-"""Tidy frames of components: how active their diffs are, what share is inactive, and the circuit map."""
+"""Tidy frames of components: how active their diffs
+are, what share is inactive, and the circuit map.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +24,8 @@ class Activity:
     """Every diff's activity.
 
     dots: columns seed, component, kind, and clean and triggered, in nats.
-    kinds: in the order of figures, the fraction of a kind's diffs that are active only when triggered; columns kind,
-        only_triggered.
+    kinds: in the order of figures, the fraction of a kind's diffs that are active only when
+        triggered; columns kind, only_triggered.
     """
 
     dots: pd.DataFrame
@@ -33,16 +35,27 @@ class Activity:
 def activity_dots(components: pd.DataFrame, tolerance: float) -> Activity:
     """Activity of every diff on clean and on triggered inputs, from components.parquet."""
     columns = {"activity_clean_q99": "clean", "activity_triggered_q99": "triggered"}
-    diffs = components[components["diff_norm"] > 0].rename(columns=columns).dropna(subset=list(columns.values()))
+    diffs = (
+        components[components["diff_norm"] > 0]
+        .rename(columns=columns)
+        .dropna(subset=list(columns.values()))
+    )
     only_triggered = (diffs["clean"] <= tolerance) & (diffs["triggered"] > tolerance)
     order = in_order(diffs["kind"], COMPONENT_KINDS)
-    kinds = only_triggered.groupby(diffs["kind"]).mean().reindex(order).rename("only_triggered").reset_index()
+    kinds = (
+        only_triggered.groupby(diffs["kind"])
+        .mean()
+        .reindex(order)
+        .rename("only_triggered")
+        .reset_index()
+    )
     return Activity(diffs[["seed", "component", "kind", "clean", "triggered"]], kinds)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Share of diffs that are inactive on clean inputs, over tolerances `x`: columns measure, population, x, value.
+    """Share of diffs that are inactive on clean inputs, over
+    tolerances `x`: columns measure, population, x, value.
 
     moves: the share on half of the inputs less that on all of them.
     """
@@ -52,7 +65,9 @@ class Shares:
 
 
 def share_curves(components: pd.DataFrame, tolerance: float) -> Shares:
-    """Shares of all diffs, and of those that matter at the stated tolerance, from components.parquet."""
+    """Shares of all diffs, and of those that matter
+    at the stated tolerance, from components.parquet.
+    """
     diffs = components[components["diff_norm"] > 0]
     populations = dict(zip(POPULATIONS, (diffs, diffs[matters(diffs, tolerance)]), strict=True))
     levels, moves = [], []
@@ -60,7 +75,12 @@ def share_curves(components: pd.DataFrame, tolerance: float) -> Shares:
         grid = _tolerances(diffs[measure].to_numpy(dtype=float))
         for population, rows in populations.items():
             for seed, of_seed in rows.groupby("seed"):
-                about = {"measure": measure, "population": population, "seed": seed, "point": range(len(grid))}
+                about = {
+                    "measure": measure,
+                    "population": population,
+                    "seed": seed,
+                    "point": range(len(grid)),
+                }
                 share = share_inactive(of_seed[measure], grid)
                 levels.append(pd.DataFrame({**about, "x": grid, "value": share}))
                 if measure in HALVED:
@@ -86,7 +106,8 @@ def _tolerances(values: np.ndarray) -> np.ndarray:
 class Block:
     """Components that stand side by side.
 
-    rows: components.parquet's, with a whole-numbered `position` for each component and seed, and `retention`.
+    rows: components.parquet's, with a whole-numbered `position` for each component and seed, and
+        `retention`.
     named: whether a position is one component in every seed, and not a rank.
     """
 
@@ -119,14 +140,21 @@ def circuit_map(components: pd.DataFrame, retention: pd.DataFrame, arms: Arms) -
         return CircuitMap(seeds, list(_blocks(components.assign(retention=np.nan))))
     rows = retention[retention["arm"] == key]
     last = rows[rows["step"] == rows["step"].max()]
-    kept = components.merge(last[["seed", "component", "retention"]], on=["seed", "component"], how="left")
+    kept = components.merge(
+        last[["seed", "component", "retention"]], on=["seed", "component"], how="left"
+    )
     name = arm_name(arms[key], list(arms.values()))
-    end = f"exposure {last['exposure'].max():.2g}" if arms[key].decays else f"step {last['step'].max()}"
+    end = (
+        f"exposure {last['exposure'].max():.2g}"
+        if arms[key].decays
+        else f"step {last['step'].max()}"
+    )
     return CircuitMap(seeds, list(_blocks(kept)), name, end, float(last["null_retention"].median()))
 
 
 def strong_decay_arm(retention: pd.DataFrame, arms: Arms) -> str | None:
-    """The arm whose retention is mapped: sft with decay to zero where there is one, at the greatest exposure.
+    """The arm whose retention is mapped: sft with decay
+    to zero where there is one, at the greatest exposure.
 
     None where no arm has a finite retention.
     """
@@ -140,14 +168,18 @@ def strong_decay_arm(retention: pd.DataFrame, arms: Arms) -> str | None:
 
 
 def _blocks(rows: pd.DataFrame) -> Iterator[Block]:
-    """Embedding rows, heads and norms, neurons, unembedding rows, and whatever else there is; empty ones left out."""
+    """Embedding rows, heads and norms, neurons, unembedding
+    rows, and whatever else there is; empty ones left out.
+    """
     known = {
         "embedding rows, by token": ["embed"],
         "attention heads (QK, OV) and norms, by layer": list(HEAD_KINDS),
         "MLP neurons, by layer; sorted within each seed by class, then by diff norm": ["neuron"],
         "unembedding rows, by token": ["unembed"],
     }
-    others = [kind for kind in in_order(rows["kind"], COMPONENT_KINDS) if kind not in COMPONENT_KINDS]
+    others = [
+        kind for kind in in_order(rows["kind"], COMPONENT_KINDS) if kind not in COMPONENT_KINDS
+    ]
     for label, kinds in {**known, **{kind: [kind] for kind in others}}.items():
         of_kinds = rows[rows["kind"].isin(kinds)]
         if not of_kinds.empty:
@@ -156,7 +188,9 @@ def _blocks(rows: pd.DataFrame) -> Iterator[Block]:
 
 
 def _listed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Position by layer (those without one last), heads before norms, then index, then QK before OV."""
+    """Position by layer (those without one last),
+    heads before norms, then index, then QK before OV.
+    """
     order = rows.assign(
         layer=rows["layer"].astype(float).fillna(np.inf),
         late=~rows["kind"].isin(("QK", "OV")),
@@ -170,7 +204,9 @@ def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """Position by layer, then by rank within the seed: class, then falling diff norm."""
     place = {name: i for i, name in enumerate(CLASSES)}
     rows = rows.assign(place=rows["activity_class"].map(place).astype(float))
-    rows = rows.sort_values(["layer", "seed", "place", "diff_norm"], ascending=[True, True, True, False])
+    rows = rows.sort_values(
+        ["layer", "seed", "place", "diff_norm"], ascending=[True, True, True, False]
+    )
     rank = rows.groupby(["layer", "seed"], dropna=False).cumcount()
     width = rank.groupby(rows["layer"], dropna=False).max() + 1
     start = width.cumsum() - width

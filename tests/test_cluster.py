@@ -1,4 +1,6 @@
-"""The same sweep on a real Ray cluster of two nodes, started here on loopback and ended by their handles."""
+"""The same sweep on a real Ray cluster of two nodes,
+started here on loopback and ended by their handles.
+"""
 
 import itertools
 import json
@@ -35,7 +37,12 @@ def node(*words: str, folder: Path) -> "subprocess.Popen[str]":
     command = [*RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *words]
     with (folder / f"node{words[0].strip('-').split('=')[0]}.log").open("w") as log:
         return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
 
@@ -44,7 +51,13 @@ def two_nodes(tmp_path: Path) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
     nodes = [
-        node("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false", folder=tmp_path)
+        node(
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--include-dashboard=false",
+            folder=tmp_path,
+        )
     ]
     try:
         wait_for_nodes(address, 1)
@@ -65,7 +78,10 @@ def wait_for_nodes(address: str, count: int) -> None:
     deadline, alive = time.monotonic() + 90, 0
     while time.monotonic() < deadline:
         listed = subprocess.run(
-            [*RAY, "status", f"--address={address}"], env=ENVIRONMENT, capture_output=True, text=True
+            [*RAY, "status", f"--address={address}"],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
         )
         alive = len(re.findall(r"^\s*\d+ node_", listed.stdout, re.MULTILINE))
         if alive >= count:
@@ -83,12 +99,19 @@ def test_a_cluster_of_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path, c
         command = [sys.executable, "-m", "experiments.cli", "sweep", str(path), "--out", str(out)]
         environment = {**ENVIRONMENT, "RAY_ADDRESS": cluster}
         run = subprocess.run(
-            [*command, "--executor", executor], env=environment, capture_output=True, text=True, timeout=240
+            [*command, "--executor", executor],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert run.returncode == 0, run.stderr
         results.append(hashes(out))
     assert results[0] == results[1] and len(results[0]) > 20
     # Each node has one core, so stages that ran at the same time ran on both.
-    journal = [json.loads(line) for line in (tmp_path / "ray" / ".stages" / "journal.jsonl").read_text().splitlines()]
+    journal = [
+        json.loads(line)
+        for line in (tmp_path / "ray" / ".stages" / "journal.jsonl").read_text().splitlines()
+    ]
     spans = sorted((entry["at"] - entry["seconds"], entry["at"]) for entry in journal)
     assert any(begun < ended for (_, ended), (begun, _) in itertools.pairwise(spans))

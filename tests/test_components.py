@@ -32,7 +32,9 @@ def test_every_parameter_belongs_to_exactly_one_component():
     assert sizes.sum() == sum(value[0].numel() for value in params.values())
     assert (sizes > 0).all()
     assert len({c.name for c in ANATOMY.components}) == len(ANATOMY.components)
-    head, neuron = (ANATOMY.components.index(c) for c in ANATOMY.components if c.name in ("L0H1.QK", "L1N7"))
+    head, neuron = (
+        ANATOMY.components.index(c) for c in ANATOMY.components if c.name in ("L0H1.QK", "L1N7")
+    )
     width, per_head = SETTINGS.model.d_model, SETTINGS.model.d_model // SETTINGS.model.n_heads
     assert sizes[head] == 2 * width * per_head and sizes[neuron] == 3 * width
 
@@ -44,14 +46,20 @@ def test_squared_diff_is_conserved(seed: int):
     total = sum(value.square().flatten(1).sum(1) for value in delta.values())
     assert_close(inner(ANATOMY, delta, delta).sum(1), total, rtol=1e-12, atol=0)
     assert_close(
-        per_component(ANATOMY, delta).sum(1), sum(v.flatten(1).sum(1) for v in delta.values()), rtol=1e-9, atol=1e-9
+        per_component(ANATOMY, delta).sum(1),
+        sum(v.flatten(1).sum(1) for v in delta.values()),
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 
 def test_graft_of_all_is_the_donor_and_of_none_the_host_bitwise():
     host, donor = models(0), models(5)
     masks = torch.stack(
-        [torch.zeros(len(ANATOMY.components), dtype=torch.bool), torch.ones(len(ANATOMY.components), dtype=torch.bool)]
+        [
+            torch.zeros(len(ANATOMY.components), dtype=torch.bool),
+            torch.ones(len(ANATOMY.components), dtype=torch.bool),
+        ]
     )
     grafted = graft(ANATOMY, host, donor, masks)
     for name in host:
@@ -64,7 +72,9 @@ def test_graft_of_all_is_the_donor_and_of_none_the_host_bitwise():
 @given(st.integers(0, 2**31))
 def test_graft_there_and_back_restores_the_host(seed: int):
     host, donor = models(1), models(2)
-    mask = torch.rand(3, len(ANATOMY.components), generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask = (
+        torch.rand(3, len(ANATOMY.components), generator=torch.Generator().manual_seed(seed)) < 0.5
+    )
     there = graft(ANATOMY, host, donor, mask)
     back = graft(ANATOMY, there, {n: v.expand(3, *v.shape[1:]) for n, v in host.items()}, mask)
     for name, value in back.items():

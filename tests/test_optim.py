@@ -24,13 +24,19 @@ def random_stack(members: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("start", "compiled"),
-    [*((start, False) for start in range(len(RULES))), pytest.param(0, True, marks=pytest.mark.slow)],
+    [
+        *((start, False) for start in range(len(RULES))),
+        pytest.param(0, True, marks=pytest.mark.slow),
+    ],
 )
 def test_each_member_equals_torch(start: int, compiled: bool):
     """A stack of all nine rules, in every rotation: no member feels its neighbours."""
     rules = RULES[start:] + RULES[:start]
     params = random_stack(len(rules))
-    alone = [{name: value[i].clone().requires_grad_() for name, value in params.items()} for i in range(len(rules))]
+    alone = [
+        {name: value[i].clone().requires_grad_() for name, value in params.items()}
+        for i in range(len(rules))
+    ]
     optimizers = [
         TORCH[rule.optimizer](copies.values(), lr=rule.lr, weight_decay=rule.weight_decay)
         for rule, copies in zip(rules, alone, strict=True)
@@ -82,7 +88,11 @@ def test_p1_zero_gradient_decays_at_the_null_law():
         gradient = torch.zeros_like(before)
         gradient[1] = 1e-3
         update(
-            params, {"matrix": gradient, "vector": torch.zeros_like(params["vector"])}, moments, rules, float(factor)
+            params,
+            {"matrix": gradient, "vector": torch.zeros_like(params["vector"])},
+            moments,
+            rules,
+            float(factor),
         )
     expected = null_retention(1e-2 * factors, 2.0)[-1]
     assert_close(params["matrix"][0], before[0] * expected, rtol=1e-12, atol=0)
@@ -90,7 +100,9 @@ def test_p1_zero_gradient_decays_at_the_null_law():
 
 
 def test_decay_does_not_drift_from_the_null_law_in_float32():
-    """Eight thousand roundings of single weights; multiplying by a rounded 1 - lr wd instead is off by 1e-4."""
+    """Eight thousand roundings of single weights; multiplying
+    by a rounded 1 - lr wd instead is off by 1e-4.
+    """
     steps, rate = 8000, 5e-4
     params = {name: value.float() for name, value in random_stack(1).items()}
     before = params["matrix"].double()
@@ -98,7 +110,9 @@ def test_decay_does_not_drift_from_the_null_law_in_float32():
     for _ in range(steps):
         update(params, None, moments, [Rule("adamw", rate, 1.0)])
     left = null_retention(np.full(steps, rate), 1.0)[-1]
-    assert_close(params["matrix"].double() / before, torch.full_like(before, left), rtol=2e-5, atol=0)
+    assert_close(
+        params["matrix"].double() / before, torch.full_like(before, left), rtol=2e-5, atol=0
+    )
     rounded = np.float32(1 - rate).astype(np.float64) ** steps
     assert abs(rounded / left - 1) > 1e-4
 
@@ -111,7 +125,9 @@ def test_no_gradient_means_a_gradient_of_zero(name):
     moments = Moments(), Moments()
     for _ in range(5):
         update(left, None, moments[0], rules)
-        update(right, {key: torch.zeros_like(value) for key, value in right.items()}, moments[1], rules)
+        update(
+            right, {key: torch.zeros_like(value) for key, value in right.items()}, moments[1], rules
+        )
     assert_close(left, right, rtol=0, atol=0)
     assert not torch.equal(left["matrix"], random_stack(1)["matrix"])
 
@@ -121,7 +137,9 @@ def test_no_gradient_means_a_gradient_of_zero(name):
 
 
 def test_no_gradient_after_training_lets_moments_coast():
-    """Only fresh moments allow the short cut: after a gradient, a zero gradient still moves the weights."""
+    """Only fresh moments allow the short cut: after a
+    gradient, a zero gradient still moves the weights.
+    """
     rules = [Rule("adamw", 1e-2, 0.0)]
     params, moments = random_stack(1), Moments()
     update(params, random_stack(1, seed=3), moments, rules)
@@ -144,7 +162,10 @@ def test_p3_coupled_l2_falls_linearly_not_exponentially():
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adam_l2"])
 def test_p10_what_decay_leaves_depends_on_its_target(name):
-    """No gradient. To zero, seen from the base: r = a + (a - 1) <b, d> / <d, d>. To the base: r = a exactly."""
+    """No gradient. To zero, seen from the base: r = a + (a - 1) <b, d> / <d, d>.
+
+    To the base: r = a exactly.
+    """
     base, diff = random_stack(2)["matrix"], random_stack(2, seed=9)["matrix"]
     base[1], diff[1] = base[0], diff[0]
     params = {"matrix": base + diff}
@@ -159,7 +180,12 @@ def test_p10_what_decay_leaves_depends_on_its_target(name):
     if name == "adam_l2":
         assert abs(retention[1] - left) > 1e-2
         return
-    assert_close(retention, torch.stack([expected, torch.tensor(left, dtype=torch.float64)]), rtol=1e-10, atol=0)
+    assert_close(
+        retention,
+        torch.stack([expected, torch.tensor(left, dtype=torch.float64)]),
+        rtol=1e-10,
+        atol=0,
+    )
     assert abs(retention[0] - retention[1]) > 1e-2
 
 

@@ -1,4 +1,7 @@
-"""The checks themselves can fail: each finds the fault that it is there to find. CI runs them whole, at small size."""
+"""The checks themselves can fail: each finds the fault that it is there to find.
+
+CI runs them whole, at small size.
+"""
 
 from pathlib import Path
 

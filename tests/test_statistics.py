@@ -24,7 +24,9 @@ def test_coverage_with_eight_seeds_is_nominal_and_a_percentile_bootstrap_falls_s
     rng = np.random.default_rng(0)
 
     def covered(n: int, interval) -> float:
-        hits = [low <= 0 <= high for low, high in (interval(rng.normal(size=n)) for _ in range(2000))]
+        hits = [
+            low <= 0 <= high for low, high in (interval(rng.normal(size=n)) for _ in range(2000))
+        ]
         return float(np.mean(hits))
 
     def student(values):

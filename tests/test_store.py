@@ -43,16 +43,25 @@ def test_round_trips(result: Path):
     assert read_json(result / "config.json") == {"seeds": 2}
     assert read_table(result / "table.parquet")["asr"].tolist() == [1.0, 0.5]
     params, members = read_models(result / "models" / "last.safetensors")
-    assert torch.equal(params["w"], torch.arange(6.0).view(2, 3)) and members == [{"seed": 0}, {"seed": 1}]
+    assert torch.equal(params["w"], torch.arange(6.0).view(2, 3)) and members == [
+        {"seed": 0},
+        {"seed": 1},
+    ]
     assert verify(result)["threads"] == 1
-    assert set(verify(result)["files"]) == {"config.json", "table.parquet", "models/last.safetensors"}
+    assert set(verify(result)["files"]) == {
+        "config.json",
+        "table.parquet",
+        "models/last.safetensors",
+    }
 
 
 def test_the_same_content_gives_the_same_bytes(result: Path, tmp_path: Path):
     write_table(tmp_path / "again.parquet", read_table(result / "table.parquet"))
     assert (tmp_path / "again.parquet").read_bytes() == (result / "table.parquet").read_bytes()
     write_models(tmp_path / "again", *read_models(result / "models" / "last.safetensors"))
-    assert (tmp_path / "again").read_bytes() == (result / "models" / "last.safetensors").read_bytes()
+    assert (tmp_path / "again").read_bytes() == (
+        result / "models" / "last.safetensors"
+    ).read_bytes()
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -61,7 +70,9 @@ def test_any_damage_is_one_line_that_names_the_file(result: Path, data):
     copy = result.parent / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(result, copy)
-    path = copy / data.draw(st.sampled_from(["config.json", "table.parquet", "models/last.safetensors"]))
+    path = copy / data.draw(
+        st.sampled_from(["config.json", "table.parquet", "models/last.safetensors"])
+    )
     content = path.read_bytes()
     how = data.draw(st.sampled_from(["truncated", "flipped", "emptied", "removed", "swapped"]))
     at = data.draw(st.integers(0, len(content) - 1))
@@ -70,7 +81,9 @@ def test_any_damage_is_one_line_that_names_the_file(result: Path, data):
             path.write_bytes(content[:at])
         case "flipped":
             path.write_bytes(
-                content[:at] + bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))]) + content[at + 1 :]
+                content[:at]
+                + bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))])
+                + content[at + 1 :]
             )
         case "emptied":
             path.write_bytes(b"")
@@ -108,7 +121,9 @@ def test_unreadable_files_are_one_line(tmp_path: Path, reader):
         assert "\n" not in str(raised.value)
 
 
-def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(tmp_path: Path, monkeypatch):
+def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(
+    tmp_path: Path, monkeypatch
+):
     with pytest.raises(RuntimeError), sealed(tmp_path / "result", tmp_path / ".part", {}):
         raise RuntimeError
     assert not (tmp_path / "result").exists()
@@ -137,10 +152,14 @@ def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
         f"with locked(Path({str(lock)!r})): print('held', flush=True); sys.stdin.read()"
     )
     assert not is_locked(lock)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True
+    ) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         assert is_locked(lock)
-        second = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=PIPE, text=True)
+        second = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=PIPE, text=True
+        )
         with pytest.raises(subprocess.TimeoutExpired):
             second.communicate(timeout=1.5)
         holder.kill()

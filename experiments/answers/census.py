@@ -45,7 +45,9 @@ def census_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     yield from _joint_survival(tables["joint"])
 
 
-def share_by_seed(diffs: pd.DataFrame, tolerance: float, activity: str = "activity_clean_q99") -> pd.Series:
+def share_by_seed(
+    diffs: pd.DataFrame, tolerance: float, activity: str = "activity_clean_q99"
+) -> pd.Series:
     """Of each seed: the share of these diffs that is inactive on clean inputs."""
     return per_seed(diffs, lambda rows: float(share_inactive(rows[activity], tolerance)))
 

@@ -95,13 +95,17 @@ def interval_text(size: Interval) -> str:
 
 
 # Two answers know "no difference", and differ in what goes first. `answer_by_bound` asks for the
-# direction first: one that is clear is the answer, however small. `answer_if_it_counts` asks for the
-# size first: what a class of diffs retains can be so alike from seed to seed that even a difference
-# too small to mean anything has a clear direction.
+# direction first: one that is clear is the answer, however small. `answer_if_it_counts` asks for
+# the size first: what a class of diffs retains can be so alike from seed to seed that even a
+# difference too small to mean anything has a clear direction.
 
 
 def answer_by_bound(
-    size: Interval, bound: float, yes: str = "yes", no: str = "no", equal: tuple[float, float] | None = None
+    size: Interval,
+    bound: float,
+    yes: str = "yes",
+    no: str = "no",
+    equal: tuple[float, float] | None = None,
 ) -> str:
     """Yes or no if the whole interval lies above or below the bound.
 
@@ -120,7 +124,9 @@ def answer_by_bound(
 
 
 def answer_if_it_counts(size: Interval, value: float, margin: float) -> str:
-    """More or less than the value; "no difference" if the whole interval is within the margin of it."""
+    """More or less than the value; "no difference"
+    if the whole interval is within the margin of it.
+    """
     if size.low is None or size.high is None:
         return "undecided"
     if max(abs(size.low - value), abs(size.high - value)) < margin:

