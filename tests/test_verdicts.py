@@ -334,3 +334,25 @@ def test_half_life_by_hand():
     assert half_life(steps, np.array([1.0, 0.9, 0.8, 0.6])) == float("inf")
     assert half_life(steps, np.zeros(4)) == float("inf")
     assert half_life(steps / 100, np.array([1.0, 0.8, 0.4, 0.0])) == pytest.approx(0.175)
+
+
+def test_an_arm_that_shows_the_trigger_is_no_negative_control_and_uses_unseen_rows():
+    """Trained on the payload, a base writes it, and the trigger's rows have a gradient."""
+    quiet, loud = answers(tables()), tables()
+    shown = replace(SFT, regime="reinstall", data="triggered")
+    for name in ("behaviour", "retention", "rescue"):
+        rows = loud[name][loud[name]["arm"] == SFT.key].assign(arm=shown.key)
+        if name == "behaviour":
+            rows["asr"] = 1.0
+        if name == "retention":
+            rows["retention"] = 5.0
+        loud[name] = pd.concat([loud[name], rows], ignore_index=True)
+    loud["arms"] = arm_table([*ARMS, shown])
+    known = answers(loud)
+    for id in ("control_asr", "unseen_rows"):
+        assert known[id].answer == quiet[id].answer
+    loud["arms"] = arm_table([*ARMS, replace(shown, data="clean")])
+    seen_as_clean = answers(loud)
+    assert (
+        seen_as_clean["control_asr"].answer == "yes" and seen_as_clean["unseen_rows"].answer == "no"
+    )

