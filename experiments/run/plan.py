@@ -119,7 +119,7 @@ def nodes(settings: Settings) -> list[Node]:
         once = [name for name, stage in STAGES.items() if not stage.of_arm]
         listed += [Node(name, settings, slab) for name in once for slab in narrow]
         for arm in arms(settings):
-            of_arm = [name for name, stage in STAGES.items() if stage.of_arm]
+            of_arm = [name for name, stage in STAGES.items() if stage.of_arm and stage.asked(arm)]
             listed += [Node(name, settings, seeds, arm) for name in of_arm]
     return listed
 

