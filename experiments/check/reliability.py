@@ -195,7 +195,7 @@ def resume(folder: Path, small: bool) -> Check:
     results = Results(folder, make_provenance(), "")
     (last,) = [node for node in nodes(settings) if node.stage == "arm" and node.seeds == (0,)]
     name = last.folder_name(results.provenance)
-    for node in nodes(settings)[: nodes(settings).index(last)]:
+    for node in last.needs:
         run_node(
             node,
             node.folder_name(results.provenance),

@@ -154,7 +154,7 @@ def sets_stage(work: Work) -> None:
         for reference, prefix in (("base", ""), ("twin", "net_")):
             found = find_sets(
                 pair, pair.models[reference], searched=searched, held_out=held_out,
-                epsilon=how.epsilon, asr=how.asr, searches=how.searches,
+                epsilon=how.epsilon, epsilons=how.epsilons, asr=how.asr, asrs=how.asrs, searches=how.searches,
             )  # fmt: skip
             columns = {name: f"{prefix}{name}" for name in ("in_dormant_set", "in_backdoor_set")}
             table = table.merge(
