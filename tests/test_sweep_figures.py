@@ -5,6 +5,7 @@ are axes or panels, and a regime has one colour.
 import colorsys
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_settings_of_arms_are_columns_and_empty_where_there_is_no_arm():
 def test_an_arm_of_a_sweep_that_arms_parquet_does_not_have_is_named():
     with pytest.raises(ValueError, match=r"arms\.parquet: no arm 'sft, wd 4"):
         with_settings(made_up_cells(), {WEAK.key: WEAK})
+
+
+def test_arms_that_let_a_part_decay_are_in_no_figure_of_a_sweep():
+    part = replace(STRONG, decayed="inactive")
+    cells = made_up_cells(arms=(WEAK, STRONG, part))
+    drawn = with_settings(cells, read_arms(arm_table([WEAK, STRONG, part])))
+    assert set(drawn["name"]) == {"sft, wd 1", "sft, wd 4"}
+    assert len(drawn) == len(made_up_cells())
 
 
 def test_settings_that_go_together_are_one_axis():
@@ -136,6 +145,18 @@ def test_seeds_that_failed_are_in_no_curve_no_collapse_and_no_fit():
     assert (collapse_marks(cells)["value"] != 777.0).all()
     assert all((fit.points["value"] != 777.0).all() for fit in scaling_fits(cells, fits))
     assert len(metric_curves(cells, summary, AXES).seeds) > 0
+
+
+def test_a_fit_is_drawn_if_the_cells_hold_what_was_fitted():
+    cells, _, fits = sweep()
+    lives = fits[fits["metric"] == "half_life_exposure"]
+    fits = pd.concat([fits, lives.assign(metric="margin_loss_per_exposure")])
+    without = scaling_fits(cells, fits)
+    lost = cells.assign(margin_loss_per_exposure=8.0 * cells["model.d_model"])
+    drawn = scaling_fits(lost, fits)
+    added = {fit.metric for fit in drawn} - {fit.metric for fit in without}
+    assert added == {"margin_loss_per_exposure"}
+    assert len(panels_of(scaling_figure(drawn))) == len(drawn) > len(without)
 
 
 # ---- Figures.
