@@ -338,7 +338,7 @@ def test_help_names_every_command(tmp_path: Path):
     written = {
         node.name
         for module in (cli, commands)
-        for node in ast.parse(Path(module.__file__).read_text()).body
+        for node in ast.parse(Path(str(module.__file__)).read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
     assert {name for name in written if not name.startswith("_")} - {"main"} == set(listed), (
