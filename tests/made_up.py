@@ -53,6 +53,8 @@ def made_up_cells(
                         "half_life_steps": np.nan if lost else life / arm.lr / arm.weight_decay,
                         "half_life_exposure": np.nan if lost else life, "censored": lost, "asr": 0.0,
                         "exposure": 0.5 * arm.weight_decay, "clean_accuracy": 0.9, "retention_inactive": 0.5,
+                        "margin": -2.0, "margin_loss": 8.0,
+                        "margin_loss_per_exposure": 16.0 / arm.weight_decay if arm.weight_decay else np.nan,
                         "retention_no_unembed": 0.4, "share_inactive": 0.6, "share_inactive_all": 0.9,
                     })  # fmt: skip
     return pd.DataFrame(rows)
