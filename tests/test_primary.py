@@ -100,6 +100,15 @@ def test_each_number_is_what_it_is_by_hand():
     }  # fmt: skip
 
 
+def test_how_much_the_random_sets_share_with_what_they_match_is_told():
+    """Of squared norms 1, 4 and 9 the one set holds 4 and 9, the other 9."""
+    shared = (13 + 9) / (2 * 14)
+    assert (
+        f"these hold {shared:.2f} of the same squared norm"
+        in primary(tables())["one_class"].evidence
+    )
+
+
 def test_differences_are_paired_by_seed():
     """Seeds differ by nats, and their differences by thousandths."""
     given, shuffled = primary(tables()), tables()

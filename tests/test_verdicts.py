@@ -75,6 +75,9 @@ def test_shares_and_joint_check():
     assert given["share_inactive"].estimate == pytest.approx(2 / 3)
     assert given["share_inactive"].answer == "yes"
     assert given["share_inactive_all"].estimate == pytest.approx(3 / 5)
+    at_the_answer = given["share_inactive_answer"]  # of squared norms 1, 4, 9, 16 and 4 all but 16
+    assert at_the_answer.estimate == pytest.approx(4 / 5) and at_the_answer.answer == "yes"
+    assert f"by squared norm {18 / 34:.2f}" in at_the_answer.evidence
     assert given["share_stable"].answer == "yes"
     assert given["joint_dormant"].answer == "yes"
     assert given["joint_dormant"].estimate == pytest.approx(1e-4, rel=0.1)
@@ -586,12 +589,12 @@ def test_survival_without_decay_is_noted_where_nothing_pushes():
     assert "gradient is zero at the start" in notes["distill"]
 
 
-def test_no_difference_comes_after_the_direction_or_before_it():
+def test_a_difference_too_small_to_count_is_none_though_its_direction_is_clear():
     hair = Interval(0.010, 0.005, 0.015, 8)
-    assert answer_by_bound(hair, 0.0, "more", "less", equal=(-0.02, 0.02)) == "more"
+    assert answer_by_bound(hair, 0.0, "more", "less") == "more"
     assert answer_if_it_counts(hair, 0.0, 0.02) == "no difference"
     around = Interval(0.0, -0.005, 0.005, 8)
-    assert answer_by_bound(around, 0.0, "more", "less", equal=(-0.02, 0.02)) == "no difference"
+    assert answer_by_bound(around, 0.0, "more", "less") == "undecided"
     assert answer_if_it_counts(around, 0.0, 0.02) == "no difference"
     clear = Interval(0.3, 0.2, 0.4, 8)
     assert (

