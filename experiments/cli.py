@@ -155,6 +155,13 @@ def verify(folder: Result) -> None:
     print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
 
 
+def blocks(first: Result, second: Result) -> None:
+    """Print the primary questions of two blocks of seeds side by side: what replicates?"""
+    from experiments.answers.blocks import blocks_table
+
+    print(blocks_table([first, second]))
+
+
 def sweep(
     file: Annotated[
         Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")
@@ -246,6 +253,7 @@ COMMANDS = (
     verdicts,
     report,
     show,
+    blocks,
     verify,
     orders,
     validate,

