@@ -16,8 +16,8 @@ CAPTIONS = (
         "masked",
         "Decay of one class alone",
         "How much of the margin is lost when only some components decay. What counts is a set (filled) against random "
-        "ones of the same number and squared norm (hollow): a class that carries the backdoor loses more than its "
-        "match, one that merely is large loses as much.",
+        "ones that match it in number, kind, layer and squared norm (hollow): a class that carries the "
+        "backdoor loses more than its match, one that merely is large loses as much.",
     ),
     (
         "classes",
