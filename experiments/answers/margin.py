@@ -152,12 +152,15 @@ def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
 
 def shared_text(tables: Tables, arm: Arm, drawn: list[Arm]) -> str:
     """How much of what decays in an arm also does in its random sets: the more, the less they tell."""
-    kept = at_the_end(tables)
+    keys = [one.key for one in drawn]
+    rows = tables["retention"]
+    asked = rows[rows["arm"].isin([arm.key, *keys])]
+    kept = at_the_end({**tables, "retention": asked})
     # what does not decay is told by its null law
     decays = kept[kept["null_retention"] != 1].assign(square=kept["diff_norm"] ** 2)
     squares = decays.pivot(index=["seed", "component"], columns="arm", values="square")
     listed = squares[arm.key].dropna()
-    too = squares.loc[listed.index, [one.key for one in drawn]].notna().mean(axis=1)
+    too = squares.loc[listed.index, keys].notna().mean(axis=1)
     by_seed = ((too * listed).groupby("seed").sum() / listed.groupby("seed").sum()).mean()
     return f"these hold {by_seed:.2f} of the same squared norm"
 
