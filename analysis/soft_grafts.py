@@ -23,7 +23,9 @@ INPUTS_A_STEP, RATE = 32, 0.1
 SLOPE, LOW, HIGH, FIRST = 1.5, -0.1, 1.1, 2.0
 
 # Of a model and of which inputs: nats, which gates learn from, and the shortfall, which counts.
-Cost = Callable[[Params, slice], tuple[Float[Tensor, " input"], Float[Tensor, " input"]]]
+Cost = Callable[
+    [Params, slice | Int[Tensor, " input"]], tuple[Float[Tensor, " input"], Float[Tensor, " input"]]
+]
 
 
 def gated(

