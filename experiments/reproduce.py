@@ -111,6 +111,28 @@ def check(settings: Settings, out: Path) -> None:
         raise ValueError(f"{folder}: in the way, and not a result (it has no manifest.json)")
 
 
+def stronger_decays(settings: Settings) -> list[str]:
+    """A line for each place that decay pulls to more strongly than the base was raised under."""
+    raised = settings.base.weight_decay
+    strong = {
+        target: sorted(
+            {
+                arm.weight_decay
+                for arm in arms(settings)
+                if arm.decay_target == target and arm.weight_decay > raised
+            }
+        )
+        for target in ("base", "zero")
+    }
+    where = {"base": "the base", "zero": "zero, which may break the task before the backdoor"}
+    return [
+        f"weight decay {', '.join(f'{decay:g}' for decay in decays)} is stronger than the {raised:g} that the "
+        f"base was raised under; it pulls to {where[target]}"
+        for target, decays in strong.items()
+        if decays
+    ]
+
+
 def jobs(settings: Settings, results: Results) -> dict[str, Job]:
     """All that a cell needs and that is not finished: its stages, and its result.
 

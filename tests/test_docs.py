@@ -1,0 +1,19 @@
+"""What README and findings say is what the stored verdicts say."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.answers.blocks import primary_of, side_by_side
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = {
+    "seeds 32 to 43": ROOT / "docs/default/verdicts.json",
+    "seeds 48 to 59": ROOT / "docs/default/verdicts-second-block.json",
+}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_the_primary_family_of_both_blocks_stands_as_it_was_measured(page: str):
+    table = side_by_side({block: primary_of(path) for block, path in BLOCKS.items()})
+    assert table in (ROOT / page).read_text()
