@@ -159,11 +159,15 @@ def verify(folder: Result) -> None:
     print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
 
 
-def blocks(first: Result, second: Result) -> None:
-    """Print the primary questions of two blocks of seeds side by side: what replicates?"""
+def blocks(first: Result, second: Result, exploratory: bool = False) -> None:
+    """Print the primary questions of two blocks of seeds side by side: what replicates?
+
+    Args:
+        exploratory: also all other questions that were asked of both.
+    """
     from experiments.answers.blocks import blocks_table
 
-    print(blocks_table([first, second]))
+    print(blocks_table([first, second], exploratory))
 
 
 def sweep(

@@ -71,6 +71,17 @@ def test_a_question_that_was_not_asked_has_no_number(block: Block):
     )
 
 
+def test_exploratory_questions_are_told_with_their_arm_where_both_blocks_have_them(block: Block):
+    lost = replace(
+        ASKED, family="exploratory", id="lost", question="How much?", answer="measured", arm="sft", p_adjusted=None
+    )  # fmt: skip
+    alone = replace(lost, arm="heat")
+    both = [block(0, ASKED, lost, alone), block(4, ASKED, replace(lost, estimate=1.75))]
+    assert blocks_table(both, exploratory=True).splitlines()[3:] == [
+        "| How much? (sft) | 2.00 (1.50 to 2.50) nats | 1.75 (1.50 to 2.50) nats | no claim |"
+    ]
+
+
 def test_only_like_is_held_against_like(block: Block):
     one = block(0, ASKED)
     with pytest.raises(ValueError, match=r"block-1: has seed 1 in common with .*block-0$"):

