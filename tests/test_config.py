@@ -206,3 +206,20 @@ def test_random_sets_stand_beside_each_set_that_decays():
 def test_losses_at_the_answers_alone_are_said_of_every_arm_that_has_one():
     assert {arm.positions for arm in arms(tiny())} == {"none", "all"}
     assert {arm.positions for arm in arms(tiny(positions="answer"))} == {"none", "answer"}
+
+
+def test_an_entry_may_say_where_its_loss_looks_whatever_the_others_do():
+    entries = [
+        {"regime": "decay_only", "positions": "answer", "weight_decays": [4]},
+        {"regime": "sft", "weight_decays": [0]},
+        {"regime": "sft", "positions": "answer", "weight_decays": [0]},
+        {"regime": "heat", "positions": "all", "weight_decays": [0]},
+    ]
+    assert [(arm.positions, arm.key) for arm in arms(tiny(regimes=entries))] == [
+        ("none", "decay_only, wd 4, to zero, lr 0.0001"),
+        ("all", "sft, wd 0, lr 0.0001"),
+        ("answer", "sft, wd 0, lr 0.0001, at the answer"),
+        ("all", "heat, wd 0, lr 0.0001"),
+    ]
+    with pytest.raises(ValueError, match="same arm"):
+        tiny(regimes=entries, positions="answer")

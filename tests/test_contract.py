@@ -63,6 +63,9 @@ def test_a_key_is_readable_and_tells_all_arms_apart():
         replace(ARM, optimizer="sgd", schedule="linear").key
         == "sft, wd 4, to base, lr 0.0005, sgd, linear"
     )
+    narrowed = replace(ARM, positions="answer")
+    assert narrowed.key == "sft, wd 4, to base, lr 0.0005, at the answer"
+    assert arm_name(narrowed, [ARM, narrowed]) == "sft, wd 4, to base, at the answer"
     masked = replace(ARM, decayed="random_inactive_3")
     assert masked.key == "sft, wd 4, to base, lr 0.0005, decays random_inactive_3"
     keys = [ARM.key, *(replace(ARM, **change).key for change in CHANGES)]

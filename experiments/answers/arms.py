@@ -41,13 +41,15 @@ def random_controls(arms: Arms, arm: Arm) -> list[Arm]:
 
 
 def strongest(arms: Arms, regime: str, decayed: str = "all") -> Arm | None:
-    """A regime's arm of the largest decay to the base."""
+    """A regime's arm of the largest decay to the base, the one whose loss looks at every position first."""
     of_regime = [
         arm
         for arm in arms.values()
         if arm.decays and (arm.regime, arm.decay_target, arm.decayed) == (regime, "base", decayed)
     ]
-    return max(of_regime, key=lambda arm: arm.weight_decay, default=None)
+    return max(
+        of_regime, key=lambda arm: (arm.weight_decay, arm.positions != "answer"), default=None
+    )
 
 
 def without_trigger(arms: Arms) -> Arms:
@@ -59,6 +61,11 @@ def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
     """The arm that is this one but for the changes, if there is one."""
     # A key says all that arms differ in; what else belongs to a regime follows from its name.
     return arms.get(replace(arm, **changes).key)
+
+
+def alone(arms: Arms, arm: Arm) -> Arm | None:
+    """The same decay without any gradient, if there is such an arm."""
+    return counterpart(arms, arm, regime="decay_only", positions="none")
 
 
 def without_decay(arms: Arms, arm: Arm) -> Arm | None:

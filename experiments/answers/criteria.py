@@ -120,7 +120,8 @@ def numbers_text(numbers: Mapping[Any, float] | pd.Series, digits: int = 2) -> s
 
 
 def by_kind(groups: Mapping[str, pd.DataFrame], measure: Callable[[pd.DataFrame], Any]) -> str:
-    """For each diff and kind of component a mean over seeds, and its part of the squared norm.
+    """For each diff and kind of component a mean over seeds, and its part of the squared norm; kinds
+    without a number are left out.
 
     Args:
         groups: the rows of each diff, by its name in DIFFS.
@@ -128,10 +129,13 @@ def by_kind(groups: Mapping[str, pd.DataFrame], measure: Callable[[pd.DataFrame]
     texts = []
     for whose, table in groups.items():
         whole = (table["diff_norm"] ** 2).sum()
-        kinds = [
-            f"{kind} {per_seed(some, measure).mean():.2f} ({(some['diff_norm'] ** 2).sum() / whole:.0%})"
+        means = {
+            f"{kind} {{:.2f}} ({(some['diff_norm'] ** 2).sum() / whole:.0%})": per_seed(
+                some, measure
+            ).mean()
             for kind, some in table.groupby("kind")
-        ]
+        }
+        kinds = [text.format(mean) for text, mean in means.items() if not pd.isna(mean)]
         texts.append(f"{whose} diff {', '.join(kinds) or 'none'}")
     return f"by kind (part of squared norm): {'; '.join(texts)}"
 

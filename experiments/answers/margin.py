@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.statistics import Interval, t_interval
 from experiments.answers.arms import (
     Arms,
+    alone,
     by_arm,
     counterpart,
     random_controls,
@@ -31,7 +32,8 @@ COMPARED = {
     "training_adds": "Does training add to what the same decay takes of the margin alone?",
     "prolongs": "Does the regime take less of the margin than sft at the same decay?",
     "more_than_random": "Does decay of these components take more of the margin than decay of random "
-    "sets that match them in kind, layer, number and squared norm?",
+    "sets that match them, within each kind and layer, in number and squared norm?",
+    "at_the_answer": "Does a loss at the answer alone take more of the margin than one at every position?",
 }
 
 
@@ -134,18 +136,20 @@ def _compared(lost: pd.DataFrame, arms: Arms, tables: Tables) -> Iterator[Verdic
 def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
     """What is asked of which arm, and the arms that it is held against, if they were run."""
     for arm in without_random(arms).values():
-        alone, sft, heat = (
-            counterpart(arms, arm, regime=regime) for regime in ("decay_only", "sft", "heat")
-        )
+        sft, heat = (counterpart(arms, arm, regime=regime) for regime in ("sft", "heat"))
         if arm.key in with_gradient(arms):
             if heat and arm != heat:
                 yield "above_heat", arm, [heat]
             if arm.decays and (still := without_decay(arms, arm)):
                 yield "decay_adds", arm, [still]
-            if arm.decays and alone:
-                yield "training_adds", arm, [alone]
+            if arm.decays and (decay := alone(arms, arm)):
+                yield "training_adds", arm, [decay]
             if sft and arm not in (sft, heat):
                 yield "prolongs", arm, [sft]
+            if arm.positions == "answer" and (
+                everywhere := counterpart(arms, arm, positions="all")
+            ):
+                yield "at_the_answer", arm, [everywhere]
         if drawn := random_controls(arms, arm):
             yield "more_than_random", arm, drawn
 

@@ -114,7 +114,7 @@ PRIMARY: Mapping[str, Primary] = {
     ),
     "primary_one_class": Primary(
         "Does decay of the inactive diffs alone take more of the margin than decay of random sets "
-        "that match them in kind, layer, number and squared norm?",
+        "that match them, within each kind and layer, in number and squared norm?",
         numbers.one_class,
     ),
     "primary_forgetting": Primary(
@@ -125,7 +125,8 @@ PRIMARY: Mapping[str, Primary] = {
         "Does decay add to what training takes of the margin?", numbers.decay_adds
     ),
     "primary_effective_exposure": Primary(
-        "Under training with decay, have inactive diffs a higher effective exposure than active ones?",
+        "Under training with decay, have inactive diffs a higher effective exposure than active ones "
+        "of the same kind?",
         numbers.effective_exposure,
         "of the exposure",
         equal=EXPOSURE_BOUND,

