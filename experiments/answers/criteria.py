@@ -129,13 +129,11 @@ def by_kind(groups: Mapping[str, pd.DataFrame], measure: Callable[[pd.DataFrame]
     texts = []
     for whose, table in groups.items():
         whole = (table["diff_norm"] ** 2).sum()
-        means = {
-            f"{kind} {{:.2f}} ({(some['diff_norm'] ** 2).sum() / whole:.0%})": per_seed(
-                some, measure
-            ).mean()
-            for kind, some in table.groupby("kind")
-        }
-        kinds = [text.format(mean) for text, mean in means.items() if not pd.isna(mean)]
+        kinds = []
+        for kind, some in table.groupby("kind"):
+            mean, part = per_seed(some, measure).mean(), (some["diff_norm"] ** 2).sum() / whole
+            if not pd.isna(mean):
+                kinds.append(f"{kind} {mean:.2f} ({part:.0%})")
         texts.append(f"{whose} diff {', '.join(kinds) or 'none'}")
     return f"by kind (part of squared norm): {'; '.join(texts)}"
 
