@@ -109,8 +109,6 @@ def _matched_within(
         for _ in range(SWAPS):
             if abs(total - wanted) <= MATCH * wanted:
                 return inside
-            if not outside:
-                break
             i, j = _one_of(inside, generator), _one_of(outside, generator)
             swapped = total + squares[outside[j]] - squares[inside[i]]
             if abs(swapped - wanted) < abs(total - wanted):

