@@ -54,13 +54,13 @@ def next_token_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def ours(settings: Settings, members: int = MEMBERS) -> Step:
-    """One step of a stack."""
-    return training_step(settings, members)
+    """One step of a stack, not compiled."""
+    return training_step(settings.model_copy(update={"compile": False}), members)
 
 
 def compiled(settings: Settings, members: int = MEMBERS) -> Step:
     """The same, compiled."""
-    return ours(settings.model_copy(update={"compile": True}), members)
+    return training_step(settings.model_copy(update={"compile": True}), members)
 
 
 def bridge_loop(settings: Settings) -> Step:
