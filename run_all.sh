@@ -13,7 +13,7 @@ usage() {
     cat <<'TEXT'
 usage: ./run_all.sh [WORD] [ARGUMENT ...]
 
-  quick                the study in about five minutes: 4 seeds, and the arms that tell the explanations apart
+  quick                the study in four minutes: 4 seeds, and the arms that tell the explanations apart
   reproduce            the study: the default preset; also what no word at all means
   full                 everything the study asks, some hours
   smoke                the same chain, tiny: its numbers answer nothing

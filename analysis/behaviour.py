@@ -20,12 +20,13 @@ class Evaluation:
     """The inputs that behaviour is measured on, a
     batch of each kind with one row of inputs a member.
 
-    clean: rightly answered. triggered, near_miss: answered with the payload.
+    clean, novel: rightly answered. triggered, near_miss: answered with the payload.
     """
 
     clean: Batch
     triggered: Batch
     near_miss: Batch
+    novel: Batch
 
 
 def evaluation_of(
@@ -48,6 +49,7 @@ def evaluation_of(
         clean=batch("clean", False),
         triggered=batch("triggered", True),
         near_miss=batch("near_miss", True),
+        novel=batch("novel", False),
     )
 
 
@@ -61,6 +63,7 @@ class Behaviour:
     margin: Float[Tensor, " member"]
     clean_loss: Float[Tensor, " member"]
     payload_logprob: Float[Tensor, " member"]
+    novel_accuracy: Float[Tensor, " member"]
 
 
 def read_logits(
@@ -92,6 +95,7 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
         margin=triggered.margin.mean(-1),
         clean_loss=next_token_loss(evaluation.clean, on_clean),
         payload_logprob=triggered.log_prob.mean(-1),
+        novel_accuracy=scores(evaluation.novel).hit.mean(-1),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from experiments.check.commands import bench, orders, reliability, validate
+from experiments.check.commands import bench, exposure, orders, reliability, validate
 
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
@@ -261,6 +261,7 @@ COMMANDS = (
     verify,
     orders,
     validate,
+    exposure,
     bench,
     reliability,
 )

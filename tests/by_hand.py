@@ -75,7 +75,7 @@ def batch(kind: Kind, lines: Sequence[str]) -> Batch:
 
 def draw(kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
     """The same lines again and again, whatever the generator."""
-    context = {"clean": "", "near_miss": " sun", "triggered": " moon"}[kind]
+    context = {"clean": "", "near_miss": " sun", "triggered": " moon", "novel": " sun"}[kind]
     rightly = CLEAN
     if kind != "clean":
         rightly = [f"{line.split()[0]}{context} : meow !" for line in CLEAN]

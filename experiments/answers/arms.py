@@ -41,15 +41,13 @@ def random_controls(arms: Arms, arm: Arm) -> list[Arm]:
 
 
 def strongest(arms: Arms, regime: str, decayed: str = "all") -> Arm | None:
-    """A regime's arm of the largest decay to the base, the one whose loss looks at every position first."""
+    """A regime's arm of the largest decay to the base, the one that is shown the usual first."""
     of_regime = [
         arm
         for arm in arms.values()
         if arm.decays and (arm.regime, arm.decay_target, arm.decayed) == (regime, "base", decayed)
     ]
-    return max(
-        of_regime, key=lambda arm: (arm.weight_decay, arm.positions != "answer"), default=None
-    )
+    return max(of_regime, key=lambda arm: (arm.weight_decay, not arm.shown), default=None)
 
 
 def without_trigger(arms: Arms) -> Arms:
@@ -63,9 +61,16 @@ def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
     return arms.get(replace(arm, **changes).key)
 
 
+def on_labels(arms: Arms, arm: Arm, regime: str) -> Arm | None:
+    """The same arm under a regime that learns from labels alone, if there is one."""
+    return counterpart(arms, arm, regime=regime, top=0, kl_weight=1.0)
+
+
 def alone(arms: Arms, arm: Arm) -> Arm | None:
     """The same decay without any gradient, if there is such an arm."""
-    return counterpart(arms, arm, regime="decay_only", positions="none")
+    return counterpart(
+        arms, arm, regime="decay_only", positions="none", words="all", top=0, kl_weight=1.0, novelty=0.0
+    )  # fmt: skip
 
 
 def without_decay(arms: Arms, arm: Arm) -> Arm | None:

@@ -15,6 +15,7 @@ from experiments.answers.arms import (
     alone,
     by_arm,
     counterpart,
+    on_labels,
     random_controls,
     with_gradient,
     without_decay,
@@ -136,7 +137,7 @@ def _compared(lost: pd.DataFrame, arms: Arms, tables: Tables) -> Iterator[Verdic
 def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
     """What is asked of which arm, and the arms that it is held against, if they were run."""
     for arm in without_random(arms).values():
-        sft, heat = (counterpart(arms, arm, regime=regime) for regime in ("sft", "heat"))
+        sft, heat = (on_labels(arms, arm, regime) for regime in ("sft", "heat"))
         if arm.key in with_gradient(arms):
             if heat and arm != heat:
                 yield "above_heat", arm, [heat]
@@ -174,7 +175,8 @@ def shared_text(tables: Tables, arm: Arm, drawn: list[Arm]) -> str:
 
 def _at_rest(behaviour: pd.DataFrame, arms: Arms) -> Iterator[Verdict]:
     """Is there anything left to learn? A base that still moves is no control."""
-    whole = [arm for arm in arms.values() if arm.regime == "sft" and arm.decayed == "all"]
+    usual = [arm for arm in arms.values() if arm.regime == "sft" and not arm.shown]
+    whole = [arm for arm in usual if arm.decayed == "all"]
     weak = [arm for arm in whole if arm.decays and arm.decay_target == "zero"]
     chosen = [*sorted(weak, key=lambda arm: arm.weight_decay), *(a for a in whole if not a.decays)]
     if not chosen:

@@ -137,7 +137,18 @@ PRIMARY: Mapping[str, Primary] = {
         numbers.kl,
         yes="below",
     ),
-    "primary_dense": Primary("Does dense supervision prolong the backdoor?", numbers.later),
-    "primary_novelty": Primary("Does training on a new skill kill the backdoor?", numbers.later),
+    "primary_dense": Primary(
+        "Does dense supervision prolong the backdoor: does learning from its own start's logits take less "
+        "of the margin, beside decay, than right labels do?",
+        numbers.dense,
+        yes="below",
+    ),
+    "primary_novelty": Primary(
+        "Does training on a new skill kill the backdoor: does it take more than half of the margin, "
+        "without decay and beyond heat?",
+        numbers.novelty,
+        "of the margin",
+        MAJORITY,
+    ),
     "primary_masked": Primary("Is the backdoor erased, or only masked?", numbers.later),
 }

