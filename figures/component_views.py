@@ -105,7 +105,8 @@ def _shares(
     values = diffs[measure].to_numpy(dtype=float)
     if lines is None:
         return share_inactive(values, grid)
-    mattering = [values[matters(diffs, line).to_numpy()] for line in lines]
+    at_line = {line: values[matters(diffs, line).to_numpy()] for line in set(lines.tolist())}
+    mattering = [at_line[line] for line in lines.tolist()]
     return np.array(
         [
             float(share_inactive(some, tolerance)) if len(some) >= FEWEST else np.nan
