@@ -14,13 +14,6 @@ hypothesis_settings.load_profile("suite")
 torch.set_num_threads(1)
 
 TINY = read_preset("tiny")
-COSTLY = {"finished", "drawn", "written", "table"}  # fixtures of a module
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share a costly fixture go to one process, so that it is made once."""
-    for name in COSTLY & set(getattr(item, "fixturenames", ())):
-        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def tiny(**groups: Any) -> Settings:
