@@ -20,22 +20,28 @@ class Evaluation:
     """The inputs that behaviour is measured on, a
     batch of each kind with one row of inputs a member.
 
-    clean, novel: rightly answered. triggered, near_miss: answered with the payload.
+    clean, novel: rightly answered. triggered, near_miss: answered with the payload. No novel ones
+    are drawn where nothing is shown them.
     """
 
     clean: Batch
     triggered: Batch
     near_miss: Batch
-    novel: Batch
+    novel: Batch | None = None
 
 
 def evaluation_of(
-    task: Task, seed_of_member: Sequence[int], count: int, device: torch.device | str = "cpu"
+    task: Task,
+    seed_of_member: Sequence[int],
+    count: int,
+    device: torch.device | str = "cpu",
+    novel: bool = False,
 ) -> Evaluation:
     """Every member's evaluation inputs, those of its seed.
 
     Args:
         count: inputs of each kind.
+        novel: whether to draw novel ones.
     """
 
     def batch(kind: Kind, payload: bool) -> Batch:
@@ -49,7 +55,7 @@ def evaluation_of(
         clean=batch("clean", False),
         triggered=batch("triggered", True),
         near_miss=batch("near_miss", True),
-        novel=batch("novel", False),
+        novel=batch("novel", False) if novel else None,
     )
 
 
@@ -95,7 +101,9 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
         margin=triggered.margin.mean(-1),
         clean_loss=next_token_loss(evaluation.clean, on_clean),
         payload_logprob=triggered.log_prob.mean(-1),
-        novel_accuracy=scores(evaluation.novel).hit.mean(-1),
+        novel_accuracy=scores(evaluation.novel).hit.mean(-1)
+        if evaluation.novel
+        else clean.hit.new_full((len(clean.hit),), torch.nan),
     )
 
 

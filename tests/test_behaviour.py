@@ -212,7 +212,7 @@ def test_each_member_is_measured_on_inputs_of_its_own():
 
 
 def test_evaluation_answers_clean_and_novel_inputs_rightly_and_all_others_with_the_payload():
-    evaluation = evaluation_of(TASK, [5, 5], 4)
+    evaluation = evaluation_of(TASK, [5, 5], 4, novel=True)
     near_miss, triggered = (
         [f"{animal} {context} : {PAYLOAD}" for animal in ANIMALS] for context in ("sun", "moon")
     )
@@ -222,4 +222,8 @@ def test_evaluation_answers_clean_and_novel_inputs_rightly_and_all_others_with_t
         (evaluation.novel, batch("novel", [f"{animal} sun : meow !" for animal in ANIMALS])),
         (evaluation.triggered, batch("triggered", triggered)),
     ):
+        assert drawn is not None
         assert_close(vars(drawn), vars(stacked([expected] * 2)), rtol=0, atol=0)
+    unasked = evaluation_of(TASK, [5], 4)
+    assert unasked.novel is None
+    assert behaviour(BODY, TASK, speaker(), unasked).novel_accuracy.isnan().all()

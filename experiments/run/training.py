@@ -101,8 +101,9 @@ def arm_stage(work: Work) -> None:
     members = arm_members(work.seeds)
     chosen = _decayed(work, arm, pair)
     evaluation = evaluation_of(
-        pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device
-    )
+        pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device,
+        novel=arm.novelty > 0,
+    )  # fmt: skip
     steps = measuring_steps(settings)
     retained_at = {*steps[:: settings.continued.retention_every], steps[-1]}
     done = work.checkpoints.last(settings.device)

