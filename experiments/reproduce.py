@@ -199,10 +199,10 @@ def gather(settings: Settings, results: Results, private: Path) -> None:
     write_checked(private, "arms", arm_table(arms(settings)))
     (private / "models").mkdir()
     for name, stage in STAGES.items():
-        for table in stage.tables:
+        for table in stage.tables if folders[name] else ():
             rows = [read_table(folder / f"{table}.parquet") for folder in folders[name]]
             write_checked(private, table, pd.concat(rows, ignore_index=True))
-        if stage.models:
+        if stage.models and folders[name]:
             stacks, members = zip(
                 *(read_models(folder / "models.safetensors") for folder in folders[name]),
                 strict=True,

