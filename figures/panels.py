@@ -16,7 +16,11 @@ TITLE_WIDTH = 27  # letters
 # Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a
 # sliver.
 MOST_SQUEEZE = 6
-AXIS_LABELS = {"exposure": "decay exposure Σ lr·wd", "step": "step (exposure stays 0)"}
+AXIS_LABELS = {
+    "exposure": "decay exposure Σ lr·wd",
+    "step": "step (exposure stays 0)",
+    "relearning": "step of relearning",
+}
 
 
 def panel_grid(

