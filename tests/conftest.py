@@ -22,7 +22,7 @@ def tiny(**groups: Any) -> Settings:
     """
     values = {**TINY}
     for name, change in groups.items():
-        values[name] = {**TINY[name], **change} if isinstance(change, dict) else change
+        values[name] = {**TINY.get(name, {}), **change} if isinstance(change, dict) else change
     return parse_settings(values)
 
 

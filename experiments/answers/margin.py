@@ -134,10 +134,16 @@ def _compared(lost: pd.DataFrame, arms: Arms, tables: Tables) -> Iterator[Verdic
         )
 
 
+# The optimizer's noise alone, where it is not `heat`.
+NOISE = {"rl": "rl_heat"}
+
+
 def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
     """What is asked of which arm, and the arms that it is held against, if they were run."""
     for arm in without_random(arms).values():
-        sft, heat = (on_labels(arms, arm, regime) for regime in ("sft", "heat"))
+        sft, heat = (
+            on_labels(arms, arm, regime) for regime in ("sft", NOISE.get(arm.regime, "heat"))
+        )
         if arm.key in with_gradient(arms):
             if heat and arm != heat:
                 yield "above_heat", arm, [heat]

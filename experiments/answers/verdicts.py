@@ -18,6 +18,7 @@ from experiments.answers.criteria import Tables, per_seed, verdict
 from experiments.answers.death import death_verdicts
 from experiments.answers.margin import margin_verdicts
 from experiments.answers.null_law import null_law_verdicts
+from experiments.answers.policy import policy_verdicts
 from experiments.answers.primary import primary_verdicts
 from experiments.answers.relearning import relearning_verdicts
 from experiments.answers.retention import retention_verdicts
@@ -64,6 +65,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
         *death_verdicts(kept),
         *cause_verdicts(kept),
         *relearning_verdicts(kept),
+        *policy_verdicts(kept),
     ]
     exploratory = [
         a for a in others if not asked & {(id, a.arm) for id in ALSO_PRIMARY.get(a.id, ())}

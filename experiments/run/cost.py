@@ -43,7 +43,7 @@ def training_step(settings: Settings, members: int) -> Step:
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, 0, 0)] * members)
     gradients, moments, rules = (
-        loss_gradients(settings, settings.positions),
+        loss_gradients(settings, settings.positions, "none"),
         Moments(),
         [Rule("adamw", LR, WEIGHT_DECAY)],
     )

