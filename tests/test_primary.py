@@ -312,9 +312,8 @@ def test_a_backdoor_that_lives_or_a_control_that_never_learns_tells_nothing_of_i
 
 def test_what_other_arms_left_is_asked_beside_the_family():
     given = {v.arm: v for v in verdicts(tables(), 1e-3) if v.id == "masked"}
-    assert given.keys() == {DECAY.key, SFT_STILL.key}
+    assert given.keys() == {DECAY.key}, "after SFT without decay nothing has died"
     assert given[DECAY.key].answer == "no difference"
-    assert (given[SFT_STILL.key].answer, given[SFT_STILL.key].n_seeds) == ("undecided", 0)
 
 
 def test_only_one_answer_is_given_to_one_question():

