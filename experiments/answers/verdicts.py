@@ -96,7 +96,7 @@ def diverged(behaviour: pd.DataFrame) -> pd.DataFrame:
     start, step.
     """
     gone = behaviour[behaviour["margin"].isna()]
-    return gone.groupby(["arm", "seed", "start"], as_index=False)["step"].min()
+    return gone.groupby(["arm", "seed", "start"])["step"].min().reset_index()
 
 
 def _diverged(behaviour: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[Verdict]:
@@ -105,8 +105,8 @@ def _diverged(behaviour: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[Verd
     if gone.empty:
         return
     named = "; ".join(
-        f"{arm_name(arms[row.arm], listed)}: seed {row.seed}, {row.start}, at step {row.step}"
-        for row in gone.itertuples()
+        f"{arm_name(arms[str(row['arm'])], listed)}: seed {row['seed']}, {row['start']}, at step {row['step']}"
+        for row in gone.to_dict("records")
     )
     pairs = behaviour[["arm", "seed"]].drop_duplicates()
     share = 1 - len(gone[["arm", "seed"]].drop_duplicates()) / len(pairs)
