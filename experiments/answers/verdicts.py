@@ -54,10 +54,12 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
     by_seed = {name: table for name, table in tables.items() if name != "arms"}
     kept = {name: table[~table["seed"].isin(failed)] for name, table in by_seed.items()}
     kept["arms"] = tables["arms"]
+    behaviour = kept["behaviour"]
+    kept = _without_diverged(kept)
     primary = primary_verdicts(kept)
     asked = {(answer.id, answer.arm) for answer in primary}
     others = [
-        *_diverged(kept["behaviour"], read_arms(kept["arms"])),
+        *_diverged(behaviour, read_arms(kept["arms"])),
         *census_verdicts(kept, tolerance),
         *set_verdicts(kept),
         *margin_verdicts(kept),
@@ -97,6 +99,17 @@ def diverged(behaviour: pd.DataFrame) -> pd.DataFrame:
     """
     gone = behaviour[behaviour["margin"].isna()]
     return gone.groupby(["arm", "seed", "start"])["step"].min().reset_index()
+
+
+def _without_diverged(tables: Tables) -> dict[str, pd.DataFrame]:
+    """The tables without the seeds that diverged, in those arms."""
+    gone = diverged(tables["behaviour"]).set_index(["arm", "seed"]).index
+    return {
+        name: table[~table.set_index(["arm", "seed"]).index.isin(gone)]
+        if {"arm", "seed"} <= {*table}
+        else table
+        for name, table in tables.items()
+    }
 
 
 def _diverged(behaviour: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[Verdict]:
