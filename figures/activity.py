@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures.component_views import FEWEST, HALVED, MEASURES, POPULATIONS, Activity, Shares
-from figures.panels import draw_curves, panel_grid
+from figures.panels import draw_curves, line_key, panel_grid, with_legend
 from figures.style import (
     BLACK,
     GREY,
@@ -149,12 +149,9 @@ def share_figure(view: Shares, floors: Floors) -> Figure:
             POPULATION_STYLES.items(), ("", f" (where at least {FEWEST} do)"), strict=True
         )
     ]
-    handles.append(
-        Line2D([], [], color=GREY, lw=0.6, label="thin: one seed; thick: mean over seeds")
-    )
+    handles.append(line_key())
     handles.append(Line2D([], [], color=BLACK, lw=0.9, ls=":", label="stated by the census"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
-    return figure
+    return with_legend(figure, handles)
 
 
 def _share_panel(axes: Axes, curves: OverSeeds, x_label: str, stated: float) -> None:

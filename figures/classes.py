@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures.class_views import DIFFS, SHARES
-from figures.panels import draw_curves, lanes
+from figures.panels import draw_curves, lanes, line_key, with_legend
 from figures.style import (
     CLASS_COLOURS,
     GREY,
@@ -112,11 +112,7 @@ def set_figure(curves: OverSeeds) -> Figure:
         Line2D([], [], lw=2, marker="o", ms=4, label=f"against the {reference}", **START_STYLES[reference])
         for reference in _references(curves)
     ]  # fmt: skip
-    handles.append(
-        Line2D([], [], color=GREY, lw=0.6, label="thin: one seed; thick: mean over seeds")
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3.2)
-    return figure
+    return with_legend(figure, [*handles, line_key()], columns=3)
 
 
 def _references(curves: OverSeeds) -> list[str]:

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from figures.style import GRID
+from figures.style import GREY, GRID
 from figures.views import OF_ARM, OverSeeds
 
 MOST_COLUMNS = 5
@@ -109,6 +111,17 @@ def arm_panels(
         of_arm[-1].set_xlabel(AXIS_LABELS[arm["axis"]], fontsize=8)
         panels.append((arm["arm"], of_arm))
     return figure, panels
+
+
+def line_key(thin: str = "one seed") -> Line2D:
+    """What thin and thick lines of `draw_curves` are, for a legend."""
+    return Line2D([], [], color=GREY, lw=0.6, label=f"thin: {thin}; thick: mean over seeds")
+
+
+def with_legend(figure: Figure, handles: Sequence[Line2D | Patch], columns: int = 2) -> Figure:
+    """The figure with a legend of curves below."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
+    return figure
 
 
 def lanes(seeds: pd.Series, height: float) -> dict[int, float]:

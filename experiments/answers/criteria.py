@@ -79,13 +79,13 @@ def difference(
     )
 
 
-def interval_and_p(values: pd.Series) -> tuple[Interval, float]:
-    """Of one known number a seed, their t interval and sign-flip p against zero. Where some seed's is
-    infinite there is no interval, and nothing is proved.
+def interval_and_p(values: pd.Series, bound: float = 0.0) -> tuple[Interval, float]:
+    """Of one known number a seed, their t interval, and sign-flip p against the bound. Where some seed's
+    is infinite there is no interval, and nothing is proved.
     """
     if np.isinf(values).any():
         return Interval(None, None, None, len(values)), 1.0
-    return t_interval(values), sign_flip_p(values)
+    return t_interval(values), sign_flip_p(values - bound)
 
 
 def p_text(p: float, n: int) -> str:

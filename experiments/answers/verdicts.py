@@ -55,11 +55,12 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
     kept = {name: table[~table["seed"].isin(failed)] for name, table in by_seed.items()}
     kept["arms"] = tables["arms"]
     behaviour = kept["behaviour"]
-    kept = _without_diverged(kept)
+    gone = diverged(behaviour)
+    kept = _without(kept, gone)
     primary = primary_verdicts(kept)
     asked = {(answer.id, answer.arm) for answer in primary}
     others = [
-        *_diverged(behaviour, read_arms(kept["arms"])),
+        *_diverged(gone, behaviour, read_arms(kept["arms"])),
         *census_verdicts(kept, tolerance),
         *set_verdicts(kept),
         *margin_verdicts(kept),
@@ -101,22 +102,24 @@ def diverged(behaviour: pd.DataFrame) -> pd.DataFrame:
     return gone.groupby(["arm", "seed", "start"])["step"].min().reset_index()
 
 
-def _without_diverged(tables: Tables) -> dict[str, pd.DataFrame]:
+def _without(tables: Tables, gone: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The tables without the seeds that diverged, in those arms."""
-    gone = diverged(tables["behaviour"]).set_index(["arm", "seed"]).index
+    lost = gone.set_index(["arm", "seed"]).index
     return {
-        name: table[~table.set_index(["arm", "seed"]).index.isin(gone)]
+        name: table[~table.set_index(["arm", "seed"]).index.isin(lost)]
         if {"arm", "seed"} <= {*table}
         else table
         for name, table in tables.items()
     }
 
 
-def _diverged(behaviour: pd.DataFrame, arms: Mapping[str, Arm]) -> Iterator[Verdict]:
+def _diverged(
+    gone: pd.DataFrame, behaviour: pd.DataFrame, arms: Mapping[str, Arm]
+) -> Iterator[Verdict]:
     """Which seeds are left out of which arms, if any."""
-    gone, listed = diverged(behaviour), list(arms.values())
     if gone.empty:
         return
+    listed = list(arms.values())
     named = "; ".join(
         f"{arm_name(arms[str(row['arm'])], listed)}: seed {row['seed']}, {row['start']}, at step {row['step']}"
         for row in gone.to_dict("records")

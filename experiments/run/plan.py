@@ -108,13 +108,16 @@ def nodes(settings: Settings) -> list[Node]:
     The cut into slabs hangs on the settings alone, never on the number of workers.
     """
     once = [name for name, stage in STAGES.items() if not stage.of_arm]
-    of_arm = [name for name, stage in STAGES.items() if stage.of_arm]
+    of_arm = [
+        (name, arm)
+        for arm in arms(settings)
+        for name, stage in STAGES.items()
+        if stage.of_arm and stage.asked(settings, arm)
+    ]
     listed = []
     for seeds in slabs(settings.all_seeds, settings.seeds_per_slab):
         listed += [Node(name, settings, seeds) for name in once]
-        for arm in arms(settings):
-            asked = [name for name in of_arm if STAGES[name].asked(settings, arm)]
-            listed += [Node(name, settings, seeds, arm) for name in asked]
+        listed += [Node(name, settings, seeds, arm) for name, arm in of_arm]
     return listed
 
 
