@@ -13,6 +13,13 @@ CAPTIONS = (
         "model and not just the backdoor.",
     ),
     (
+        "yardsticks",
+        "What training without decay takes, by step, by movement and by gain",
+        "In one step an arm may move the weights ten times as far as another. Where curves that part by step lie "
+        "together by distance, it is the distance that kills; where they still part, it is what the arm asks for. The "
+        "last panel, if there is one, shows what a new skill costs the backdoor, by how well it has been learnt.",
+    ),
+    (
         "masked",
         "Decay of one class alone",
         "How much of the margin is lost when only some components decay. What counts is a set (filled) against random "

