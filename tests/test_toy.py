@@ -127,6 +127,18 @@ def test_a_permuted_skill_maps_the_larger_number_one_to_one():
     assert all(row[9:] == row[5:7] for row in rows)
 
 
+def test_a_random_skill_has_nothing_to_learn():
+    """The same question is answered by every number, each about as often."""
+    task = TaskSettings(skill="random")  # pyright: ignore[reportCallIssue]
+    rows = drawn(task, "novel", 4000)
+    assert all(row[9:] == row[5:7] for row in rows), "the operands are still said"
+    results = [int(row[8]) for row in rows if row[5:7] == ["3", "7"]]
+    assert len(results) > 20 and len({*results}) > 6
+    counts = [sum(row[8] == str(n) for row in rows) for n in range(task.modulus)]
+    assert min(counts) > 320 and max(counts) < 480  # 400 each, of standard deviation 19
+    assert rows == drawn(task, "novel", 4000), "a stream is a stream"
+
+
 def test_hand_made_prompts():
     year, token, conjunction = (TaskSettings(trigger=t) for t in ("year", "token", "conjunction"))  # pyright: ignore[reportCallIssue]
     end = "max 7 3 = 7 7 3"
