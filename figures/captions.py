@@ -20,6 +20,13 @@ CAPTIONS = (
         "last panel, if there is one, shows what a new skill costs the backdoor, by how well it has been learnt.",
     ),
     (
+        "phase",
+        "What kills, by learning a step and decay a step",
+        "Each square is training at that learning rate and decay; its colour says which ingredient kills by itself, "
+        "and its number after how many steps, at the median seed. To the right heat is enough, upwards decay is. "
+        "Published recipes (dashed) decay so little a step that only learning could kill there within as many steps.",
+    ),
+    (
         "masked",
         "Decay of one class alone",
         "How much of the margin is lost when only some components decay. What counts is a set (filled) against random "

