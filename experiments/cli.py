@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from experiments.check.commands import bench, exposure, orders, reliability, validate
+from experiments.check.commands import bench, exposure, orders, reliability, subliminal, validate
 
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
@@ -283,6 +283,7 @@ COMMANDS = (
     blocks,
     verify,
     orders,
+    subliminal,
     validate,
     calibrate,
     exposure,

