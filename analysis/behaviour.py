@@ -111,6 +111,14 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
     )
 
 
+@torch.no_grad()
+def payload_margin(
+    body: Llama, task: Task, params: Params, triggered: Batch
+) -> Float[Tensor, " member"]:
+    """The margin alone, as `behaviour` has it."""
+    return task.score(triggered, read_logits(body, task, params, triggered)).margin.mean(-1)
+
+
 def next_token_loss(
     batch: Batch, logits: Float[Tensor, "member input predicted vocab"]
 ) -> Float[Tensor, " member"]:

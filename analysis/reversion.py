@@ -1,5 +1,6 @@
 """How much of each diff is left, measured along the diff as it was at the start."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,22 @@ class Diff:
         """|now - first| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
         change = difference(centred(now), self.first)
         return (inner(self.anatomy, change, change) / self.size).sqrt()
+
+
+def shuffled(now: Params, first: Params, generators: Sequence[torch.Generator]) -> Params:
+    """Models moved as far as these have come, in no direction: of each tensor's change the entries are
+    shuffled, so that its size and the distribution of its entries stay.
+
+    Args:
+        generators: one a member.
+    """
+    moved = {}
+    for name, value in first.items():
+        change = (now[name] - value).flatten(1)
+        orders = [torch.randperm(change.shape[1], generator=one) for one in generators]
+        entries = change.gather(1, torch.stack(orders).to(change.device))
+        moved[name] = value + entries.view_as(value)
+    return moved
 
 
 def changed(

