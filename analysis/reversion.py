@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -49,6 +50,24 @@ class Diff:
         """|now - first| / |start|, whatever the direction, >= 0; not finite where there was no diff."""
         change = difference(centred(now), self.first)
         return (inner(self.anatomy, change, change) / self.size).sqrt()
+
+
+def taken_by_decay(
+    exposure: Float[np.ndarray, " look"], retention: Float[np.ndarray, "look *diffs"]
+) -> Float[np.ndarray, "*diffs"]:
+    """Part of each diff that decay itself has taken, in all steps up to the last look; 0 without decay.
+
+    A step of decoupled decay takes lr wd of what is left of a diff, whatever the gradients make of it, so
+    it is the integral of retention over exposure. Between two looks retention is taken to be exponential
+    (where it changes its sign, straight), which is exact of decay alone but for lr wd / 2 of itself.
+    """
+    before, after = retention[:-1], retention[1:]
+    straight = (before + after) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        falls = np.log(before / after)
+        mean = np.where(np.abs(falls) > 1e-6, (before - after) / falls, straight)
+    mean = np.where(before * after > 0, mean, straight)
+    return np.tensordot(np.diff(exposure), mean, axes=1)
 
 
 def shuffled(now: Params, first: Params, generators: Sequence[torch.Generator]) -> Params:

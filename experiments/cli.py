@@ -92,7 +92,7 @@ def verdicts(folder: Result) -> None:
         answer,
         draw_all,
         write_report,
-        remade=("verdicts.json", *DRAWN),
+        remade=("verdicts.json", "reverted.parquet", *DRAWN),
         answers=answering_code(),
     )
     print(folder / "verdicts.json")

