@@ -184,19 +184,23 @@ def coasting(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
 
 
 def noise_floor(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:
-    """Noise without a mean leaves weights of rms sqrt(lr / (2 wd)) under AdamW, if decay is slow.
-
-    Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
-    two poles, p = 1 - lr wd and q = beta1, with a variance of
-    lr^2 (1 - q)^2 (1 + pq) / ((1 - pq) (1 - p^2) (1 - q^2)), which tends to lr / (2 wd).
-    """
+    """Noise without a mean leaves weights of rms sqrt(lr / (2 wd)) under AdamW, if decay is slow."""
     state = trained(
         torch.zeros(WEIGHTS), recipe, settling(recipe), lambda w, _: torch.randn(w.shape, generator=noise),
     )  # fmt: skip
     rms = float(weights_of(state).square().mean().sqrt())
-    p, q = 1 - recipe.lr * recipe.weight_decay, BETA1
-    variance = (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))
-    yield Calibration("noise alone: a floor", recipe, recipe.lr * sqrt(variance), rms, 0.04)
+    predicted = sqrt(noise_variance(recipe.lr, recipe.weight_decay))
+    yield Calibration("noise alone: a floor", recipe, predicted, rms, 0.04)
+
+
+def noise_variance(lr: float, weight_decay: float) -> float:
+    """Of a weight that AdamW moves by noise alone, once it has settled; it tends to lr / (2 wd).
+
+    Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
+    two poles, p = 1 - lr wd and q = beta1.
+    """
+    p, q = 1 - lr * weight_decay, BETA1
+    return lr**2 * (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))
 
 
 def held_by_signal(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:

