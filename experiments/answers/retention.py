@@ -256,8 +256,9 @@ def _moves_used(arm: Arm, diffs: pd.DataFrame) -> Iterator[Verdict]:
     squares = neurons.assign(
         inactive=is_inactive(neurons), square=(neurons["moved"] * neurons["diff_norm"]) ** 2
     )
-    mean = squares.groupby(["seed", "inactive"])["square"].mean().unstack().reindex(columns=[False, True])  # fmt: skip
-    times = (mean[False] / mean[True]) ** 0.5
+    mean = squares.groupby(["seed", "inactive"])["square"].mean().unstack()
+    active, inactive = (mean.reindex(columns=[False, True])[side] for side in (False, True))
+    times = (active / inactive) ** 0.5
     if times.isna().all():
         return
     yield difference(

