@@ -111,12 +111,23 @@ def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -
     )
 
 
+def tempting(
+    task: Task, seed_of_member: Sequence[int], count: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """Clean prompts answered with the payload, those of each member's seed."""
+    of_seed = {
+        seed: evaluation_batch(task, "clean", seed, count, payload=True)
+        for seed in dict.fromkeys(seed_of_member)
+    }
+    return stacked([of_seed[seed] for seed in seed_of_member]).to(device)
+
+
 @torch.no_grad()
 def payload_margin(
-    body: Llama, task: Task, params: Params, triggered: Batch
+    body: Llama, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
-    """The margin alone, as `behaviour` has it."""
-    return task.score(triggered, read_logits(body, task, params, triggered)).margin.mean(-1)
+    """The payload's margin on prompts that are answered with it: on triggered ones, as `behaviour` has it."""
+    return task.score(prompts, read_logits(body, task, params, prompts)).margin.mean(-1)
 
 
 def next_token_loss(

