@@ -351,6 +351,7 @@ def test_the_strongest_decay_to_the_base_is_asked_and_no_other():
     others = (
         arm_of("sft", 5.0), arm_of("sft", 20.0, "zero"), arm_of("sft", 20.0, decayed="active"),
         replace(SFT, positions="answer"), replace(SFT_STILL, positions="answer"), replace(SFT, novelty=0.5),
+        replace(NEW, positions="answer"),
     )  # fmt: skip
     for name in ("behaviour", "retention"):
         rows = made_up[name][made_up[name]["arm"] == SFT.key]

@@ -151,10 +151,13 @@ def _less_than_labels(study: Study, regime: str) -> Measured | str:
 
 
 def novelty(study: Study) -> Measured | str:
-    """Without decay: the part of the first margin that training on the new skill takes, less heat's."""
+    """Without decay: the part of the first margin that training on the new skill takes, less heat's.
+
+    Of several such arms, that with most novel prompts; and which looks at every position.
+    """
     new = [arm for arm in study.arms.values() if arm.regime == "sft" and arm.novelty]
     still = [arm for arm in new if not arm.decays and _run(study, arm)]
-    arm = max(still, key=lambda arm: arm.novelty, default=None)
+    arm = max(still, key=lambda arm: (arm.novelty, arm.positions == "all"), default=None)
     taken = _less(study, arm, on_labels(study.arms, arm, "heat") if arm else None)
     if not arm or isinstance(taken, str):
         return NO_ARM
