@@ -149,6 +149,14 @@ def prompt_kl(
 
 
 @torch.no_grad()
+def payload_logprob(
+    body: Llama, task: Task, params: Params, prompts: Batch
+) -> Float[Tensor, " member"]:
+    """Log-probability of the payload after prompts that are answered with it, mean, in nats."""
+    return task.score(prompts, read_logits(body, task, params, prompts)).log_prob.mean(-1)
+
+
+@torch.no_grad()
 def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float[Tensor, " member"]:
     """Mean probability that the whole payload is the answer.
 

