@@ -2,6 +2,9 @@
 
 A step of decay takes its part of whatever is left of a diff, so that what decay took in all is known; the
 rest of what is gone is the gradients'. Of that, as much as in the heat control is noise.
+
+All of it is along the diff as it was. What moves a model sideways is not seen: a backdoor that is trained
+away on purpose, on its trigger, reads 0.01 by training.
 """
 
 from collections.abc import Iterator
