@@ -45,11 +45,7 @@ def evaluation_of(
     """
 
     def batch(kind: Kind, payload: bool) -> Batch:
-        of_seed = {
-            seed: evaluation_batch(task, kind, seed, count, payload=payload)
-            for seed in dict.fromkeys(seed_of_member)
-        }
-        return stacked([of_seed[seed] for seed in seed_of_member]).to(device)
+        return _of_members(task, kind, seed_of_member, count, device, payload)
 
     return Evaluation(
         clean=batch("clean", False),
@@ -115,8 +111,19 @@ def tempting(
     task: Task, seed_of_member: Sequence[int], count: int, device: torch.device | str = "cpu"
 ) -> Batch:
     """Clean prompts answered with the payload, those of each member's seed."""
+    return _of_members(task, "clean", seed_of_member, count, device, payload=True)
+
+
+def _of_members(
+    task: Task,
+    kind: Kind,
+    seed_of_member: Sequence[int],
+    count: int,
+    device: torch.device | str,
+    payload: bool,
+) -> Batch:
     of_seed = {
-        seed: evaluation_batch(task, "clean", seed, count, payload=True)
+        seed: evaluation_batch(task, kind, seed, count, payload=payload)
         for seed in dict.fromkeys(seed_of_member)
     }
     return stacked([of_seed[seed] for seed in seed_of_member]).to(device)

