@@ -80,13 +80,18 @@ def read_logits(
     return vmap(forward)(params, batch.given)
 
 
+def _scored(body: Llama, task: Task, params: Params, batch: Batch) -> Scores:
+    """How every member would answer as its inputs are answered."""
+    return task.score(batch, read_logits(body, task, params, batch))
+
+
 @torch.no_grad()
 def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
     """Behaviour of every member on its inputs; of one that is not finite, no number."""
     known = finite(params)
 
     def scores(batch: Batch) -> Scores:
-        return task.score(batch, read_logits(body, task, params, batch))
+        return _scored(body, task, params, batch)
 
     on_clean = read_logits(body, task, params, evaluation.clean, "all")
     clean = task.score(evaluation.clean, on_clean)
@@ -134,7 +139,7 @@ def payload_margin(
     body: Llama, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
     """The payload's margin on prompts that are answered with it: on triggered ones, as `behaviour` has it."""
-    return task.score(prompts, read_logits(body, task, params, prompts)).margin.mean(-1)
+    return _scored(body, task, params, prompts).margin.mean(-1)
 
 
 def next_token_loss(
@@ -160,7 +165,7 @@ def payload_logprob(
     body: Llama, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
     """Log-probability of the payload after prompts that are answered with it, mean, in nats."""
-    return task.score(prompts, read_logits(body, task, params, prompts)).log_prob.mean(-1)
+    return _scored(body, task, params, prompts).log_prob.mean(-1)
 
 
 @torch.no_grad()
@@ -170,7 +175,7 @@ def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float
     Args:
         clean: clean prompts that are answered with the payload.
     """
-    return task.score(clean, read_logits(body, task, params, clean)).log_prob.exp().mean(-1)
+    return _scored(body, task, params, clean).log_prob.exp().mean(-1)
 
 
 def coupling(
@@ -186,8 +191,7 @@ def coupling(
     def gradient(batch: Batch) -> Params:
         # Members are strangers, so that the gradient of their sum is that of each.
         def log_prob(stack: Params) -> Tensor:
-            logits = read_logits(body, task, stack, batch)
-            return task.score(batch, logits).log_prob.mean(-1).sum()
+            return _scored(body, task, stack, batch).log_prob.mean(-1).sum()
 
         return grad(log_prob)(params)
 
