@@ -147,7 +147,7 @@ set_up() {
     fi
     : >"$log"
     install_torch_with_uv
-    if ! (cd "$root" && pip_install -c constraints.txt -e '.[cluster,dev]' 2>&1) | tee -a "$log" | show_progress; then
+    if ! (cd "$root" && pip_install -c constraints.txt -e '.[cluster,dev,real]' 2>&1) | tee -a "$log" | show_progress; then
         tail -n 15 "$log" >&2
         die "the install failed (above: the end of $log); call again to repair it"
     fi

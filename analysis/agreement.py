@@ -70,7 +70,8 @@ class Agreement:
 
     rank_correlation: Spearman's, of what COVERAGE of inputs do not exceed.
     auroc: of the estimate, for whether the exact one exceeds a tolerance; NaN if all do or none.
-    median_ratio: estimated over exact, of those above the tolerance; NaN if none is.
+    median_ratio: estimated over exact mean activity, of those above the tolerance; NaN if none is.
+        Of means, since noise makes the largest of many estimates too large.
     """
 
     rank_correlation: float
@@ -96,5 +97,6 @@ def agreement(
         area = mannwhitneyu(guess[active], guess[~active]).statistic / (
             active.sum() * (~active).sum()
         )
-    ratio = np.median(guess[active] / truth[active]) if active.any() else np.nan
+    ratios = (estimated.mean(1) / exact.mean(1)).cpu().numpy()[active]
+    ratio = np.median(ratios) if active.any() else np.nan
     return Agreement(float(spearmanr(guess, truth).statistic), float(area), float(ratio))

