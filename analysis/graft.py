@@ -15,11 +15,13 @@ def graft(
     """Hosts with the chosen components of their donors. Each is a bitwise copy of one or the other.
 
     Args:
-        host, donor: stacks with as many members as `chosen`, or with one member, shared by all.
+        host, donor: stacks with as many members as `chosen`, or with one member, shared by all. Of
+            hosts it may be some of the tensors, which alone are grafted then.
     """
     return {
         name: torch.where(on_slices(cut, chosen, host[name].ndim), donor[name], host[name])
         for name, cut in anatomy.cuts.items()
+        if name in host
     }
 
 

