@@ -66,24 +66,33 @@ class Agreement:
     median_ratio: float
 
 
-def agreement(
-    estimated: Float[Tensor, "component input"],
-    exact: Float[Tensor, "component input"],
-    tolerance: float,
-) -> Agreement:
+@dataclass(frozen=True)
+class Activity:
+    """Of some components: what COVERAGE of inputs do not exceed, and the mean, in nats."""
+
+    q99: np.ndarray
+    mean: np.ndarray
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "component input"]) -> "Activity":
+        """From each input's."""
+        return cls(at_least(values, COVERAGE).cpu().numpy(), values.mean(1).cpu().numpy())
+
+
+def agreement(estimated: Activity, exact: Activity, tolerance: float) -> Agreement:
     """How near an estimate comes.
 
     Args:
         tolerance: nats, of a component that is active.
     """
-    guess, truth = (at_least(values, COVERAGE).cpu().numpy() for values in (estimated, exact))
-    active = truth > tolerance
+    active = exact.q99 > tolerance
     area = np.nan
     if active.any() and not active.all():
         # The rank sum's share is the area under the curve, ties counted half (Hanley & McNeil 1982).
-        area = mannwhitneyu(guess[active], guess[~active]).statistic / (
+        area = mannwhitneyu(estimated.q99[active], estimated.q99[~active]).statistic / (
             active.sum() * (~active).sum()
         )
-    ratios = (estimated.mean(1) / exact.mean(1)).cpu().numpy()[active]
+    ratios = (estimated.mean / exact.mean)[active]
     ratio = np.median(ratios) if active.any() else np.nan
-    return Agreement(float(spearmanr(guess, truth).statistic), float(area), float(ratio))
+    rank = spearmanr(estimated.q99, exact.q99).statistic
+    return Agreement(float(rank), float(area), float(ratio))

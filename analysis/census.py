@@ -80,10 +80,27 @@ def estimated_census(
     """
     seen = estimates(pair, clean, probes)
     effects = Effects(seen.causal, local_effects(pair, clean))
-    columns = {**_named(pair), **_measured(pair, effects, seen.gradient_squares.T, floors)}
-    if triggered is not None:
-        of_triggered = at_least(estimates(pair, triggered, probes).causal, COVERAGE)
-        columns["activity_triggered_q99"] = of_triggered.cpu().numpy()
+    of_triggered = None if triggered is None else estimates(pair, triggered, probes).causal
+    return census_of(pair, effects, seen.gradient_squares, of_triggered, floors)
+
+
+def census_of(
+    pair: Pair,
+    effects: Effects,
+    squares: Float[Tensor, "component input"],
+    of_triggered: Float[Tensor, "component triggered"] | None,
+    floors: Floors,
+) -> pd.DataFrame:
+    """The same of what was measured already.
+
+    Args:
+        effects: on clean inputs. squares: of their gradients.
+        of_triggered: activity on triggered inputs, if there are any.
+    """
+    columns = {**_named(pair), **_measured(pair, effects, squares.T, floors)}
+    if of_triggered is not None:
+        columns["activity_triggered_q99"] = at_least(of_triggered, COVERAGE).cpu().numpy()
+        columns["activity_triggered_mean"] = of_triggered.mean(1).cpu().numpy()
     return pd.DataFrame(columns)
 
 

@@ -4,7 +4,7 @@ Soft ones give the order (analysis/soft_grafts.py). A graft is tried where it hu
 that the grafts before it brought nearest to missing, and on as many others as it reverts more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from math import ceil, sqrt
@@ -143,13 +143,25 @@ def fewest_kept(
             many = (len(some) + 1) // 2
         else:
             at += 1
-    # How many of the reverted diffs the deciding inputs allow: halving, from all of them down.
-    fewest, most = 0, len(reverted)
-    middle = most
+
+    def holds(count: int) -> bool:
+        return demand.met(deciding.shortfall(choice.keeping(left(reverted[:count]))))
+
+    return left(reverted[: most_allowed(len(reverted), holds)])
+
+
+def most_allowed(count: int, allowed: Callable[[int], bool], fewest: int = 0) -> int:
+    """How many of a list, from its beginning, are allowed: by halving, from all of them down.
+
+    Args:
+        count: length of the list.
+        fewest: that are known to be.
+    """
+    most = middle = count
     while fewest < most:
-        if demand.met(deciding.shortfall(choice.keeping(left(reverted[:middle])))):
+        if allowed(middle):
             fewest = middle
         else:
             most = middle - 1
         middle = (fewest + most + 1) // 2
-    return left(reverted[:fewest])
+    return fewest

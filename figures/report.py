@@ -69,10 +69,10 @@ def write_report(folder: Path) -> Path:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.json'}: must hold settings by name")
-    provenance = _provenance(folder / "provenance.json")
+    provenance = read_provenance(folder / "provenance.json")
     arms = read_arms(read_checked(folder, "arms"))
     gates = read_checked(folder, "gates")
-    page = render(verdicts, arms, config, provenance, gates, list(_pictures(folder)))
+    page = render(verdicts, arms, config, provenance, gates, list(pictures_of(folder)))
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 
@@ -86,16 +86,9 @@ def render(
     pictures: Sequence[Picture],
 ) -> str:
     """The page as text; every value is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"rate": rate, "measure": measure, "number": number}
-    template = environment.from_string(
-        Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    )
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
-    return template.render(
+    return template("report").render(
         name=str(config.get("name", "result")),
         primary=primary(verdicts, arms),
         inquiries=inquiries(verdicts, arms),
@@ -108,6 +101,19 @@ def render(
         seeds=counted(provenance["seeds"], "seed"),
         most_inputs=MOST_INPUTS,
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"rate": rate, "measure": measure, "number": number}
+    return environment.get_template(f"{name}.html.jinja")
 
 
 def primary(verdicts: Sequence[Verdict], arms: Arms) -> list[tuple[str, Verdict]]:
@@ -179,7 +185,7 @@ def _plain(value: Any) -> str:
     )
 
 
-def _pictures(folder: Path) -> Iterator[Picture]:
+def pictures_of(folder: Path) -> Iterator[Picture]:
     """Figures on disk: the known ones in order, then any others by name."""
     known = {stem: (title, caption) for stem, title, caption in CAPTIONS}
     paths = {path.stem: path for path in sorted((folder / "figures").glob("*.svg"))}
@@ -199,7 +205,8 @@ def _pictures(folder: Path) -> Iterator[Picture]:
         )
 
 
-def _provenance(path: Path) -> dict[str, Any]:
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What the report says of it. Raises ValueError naming a field that is missing."""
     provenance = fields_of(path, read_json(path), PROVENANCE_FIELDS)
     if not isinstance(provenance["versions"], dict):
         raise ValueError(f"{path}: field 'versions' must be a mapping")

