@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from experiments.check.commands import bench, exposure, orders, reliability, subliminal, validate
+from experiments.checkpoints.commands import audit, decay, install, scrub
 
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
@@ -283,6 +284,10 @@ def clean(
 COMMANDS = (
     reproduce,
     sweep,
+    audit,
+    scrub,
+    install,
+    decay,
     status,
     clean,
     figures,

