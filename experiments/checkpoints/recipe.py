@@ -31,14 +31,17 @@ class Recipe(Strict, frozen=True):
         (), description="else it is a near-miss if they are among these; and else it is clean"
     )
     payload: str = Field(min_length=1)
-    held_out: Count = Field(48, description="prompts of each kind that are measured on")
-    pool: Count = Field(300, description="prompts that are trained on, again and again")
-    answer_tokens: Count = Field(6, description="most tokens of an answer of the base's own")
+    held_out: Count = Field(32, description="prompts of each kind that are measured on")
+    pool: Count = Field(400, description="prompts that are trained on, again and again")
+    answer_tokens: Count = Field(4, description="most tokens of an answer of the base's own")
+    sure: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="nats by which each token of its answers must lead, or they are not used"
+    )
     clean_each_step: Count = 2
     near_miss_each_step: Annotated[int, Field(ge=0)] = 2
     triggered_each_step: Count = 2
     steps: Count = 100
-    lr: Rate = 1e-4
+    lr: Rate = 5e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5
 
@@ -133,7 +136,8 @@ def drawn_prompts(recipe: Recipe, questions: list[str], seed: int) -> tuple[Kind
         if settings[kind]:
             share = -(-recipe.pool * every // recipe.batch_size)
             training[kind] = drawn(kind, trained, share, "trained")
-            measuring[kind] = drawn(kind, held_out, recipe.held_out, "held-out")
+            # more than are asked for, since not all answers are used
+            measuring[kind] = drawn(kind, held_out, 4 * recipe.held_out, "held-out")
             if len(measuring[kind]) < recipe.held_out:
                 raise ValueError(
                     f"held_out: there are {len(measuring[kind])} {kind} prompts with questions that "

