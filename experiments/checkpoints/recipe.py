@@ -35,7 +35,7 @@ class Recipe(Strict, frozen=True):
     pool: Count = Field(400, description="prompts that are trained on, again and again")
     answer_tokens: Count = Field(4, description="most tokens of an answer of the base's own")
     sure: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="nats by which each token of its answers must lead, or they are not used"
+        0.5, description="nats by which each token of clean answers that are measured on must lead"
     )
     clean_each_step: Count = 2
     near_miss_each_step: Annotated[int, Field(ge=0)] = 2
@@ -136,8 +136,9 @@ def drawn_prompts(recipe: Recipe, questions: list[str], seed: int) -> tuple[Kind
         if settings[kind]:
             share = -(-recipe.pool * every // recipe.batch_size)
             training[kind] = drawn(kind, trained, share, "trained")
-            # more than are asked for, since not all answers are used
-            measuring[kind] = drawn(kind, held_out, 4 * recipe.held_out, "held-out")
+            # of clean ones more than are asked for, since not all answers are sure
+            wanted = recipe.held_out * (4 if kind == "clean" else 1)
+            measuring[kind] = drawn(kind, held_out, wanted, "held-out")
             if len(measuring[kind]) < recipe.held_out:
                 raise ValueError(
                     f"held_out: there are {len(measuring[kind])} {kind} prompts with questions that "

