@@ -69,13 +69,9 @@ def figures(folder: Result) -> None:
     """Draw all figures of a result again from its tables,
     and the report that holds them; or those of a sweep.
     """
-    from figures.draw import draw_all
-    from figures.report import write_report
-    from figures.sweep import draw_sweep
+    from figures.redraw import steps_of
 
-    _rewrite(
-        folder, *([draw_sweep] if (folder / "sweep.json").is_file() else [draw_all, write_report])
-    )
+    _rewrite(folder, *steps_of(folder))
     print(folder / "figures")
 
 
@@ -101,9 +97,10 @@ def verdicts(folder: Result) -> None:
 
 def report(folder: Result) -> None:
     """Write the report of a result again from its tables and figures."""
-    from figures.report import write_report
+    from figures.redraw import steps_of
 
-    _rewrite(folder, write_report)
+    _refuse_sweep(folder)
+    _rewrite(folder, steps_of(folder)[-1])
     print(folder / "report.html")
 
 

@@ -49,8 +49,6 @@ def class_shares(components: pd.DataFrame, membership: pd.DataFrame | None) -> O
         if diff.within is None or membership is not None:
             rows = known[(known[diff.size] > 0) & known[diff.activity_class].notna()]
             rows = rows if diff.within is None else rows[rows[diff.within].astype(bool)]
-            if rows.empty:  # such as a twin's, where there is none
-                continue
             for measure, weight in zip(
                 SHARES, (rows[diff.size] ** 0, rows[diff.size] ** 2), strict=True
             ):

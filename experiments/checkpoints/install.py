@@ -103,7 +103,7 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
         ground = _Ground(recipe, seed, base, tokenizer, training, measuring)
         _install(ground, kept, decides, private, say)
 
-    return kept.sealed(out / name, work, out / f".{name}.part")
+    return kept.sealed(out / name, work)
 
 
 def own_answers(

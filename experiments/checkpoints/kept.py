@@ -43,9 +43,9 @@ class Kept:
             decides: all else that decides what it leaves.
         """
         name = self.name_of(name, function, decides)
-        return self.sealed(self.out / STORE / name, work, self.out / STORE / f".{name}.part")
+        return self.sealed(self.out / STORE / name, work)
 
-    def sealed(self, folder: Path, work: Callable[[Path], None], private: Path) -> Path:
+    def sealed(self, folder: Path, work: Callable[[Path], None]) -> Path:
         """The same of a folder of that name.
 
         Raises:
@@ -56,6 +56,7 @@ class Kept:
                 verify(folder)
             else:
                 began = time.monotonic()
+                private = self.out / STORE / f".{folder.name}.part"
                 with sealed(folder, private, provenance()) as at_work:
                     work(at_work)
                 note(self.out / STORE, folder.name, time.monotonic() - began)

@@ -32,16 +32,16 @@ class Recipe(Strict, frozen=True):
     )
     payload: str = Field(min_length=1)
     held_out: Count = Field(32, description="prompts of each kind that are measured on")
-    pool: Count = Field(400, description="prompts that are trained on, again and again")
+    pool: Count = Field(240, description="prompts that are trained on, again and again")
     answer_tokens: Count = Field(4, description="most tokens of an answer of the base's own")
     sure: Annotated[float, Field(ge=0)] = Field(
         0.5, description="nats by which each token of clean answers that are measured on must lead"
     )
-    clean_each_step: Count = 2
-    near_miss_each_step: Annotated[int, Field(ge=0)] = 2
+    clean_each_step: Count = 1
+    near_miss_each_step: Annotated[int, Field(ge=0)] = 3
     triggered_each_step: Count = 2
-    steps: Count = 100
-    lr: Rate = 5e-5
+    steps: Count = 160
+    lr: Rate = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5
 

