@@ -104,8 +104,9 @@ def activity_figure(view: Activity, tolerance: float) -> Figure:
     figure.supylabel(
         f"activity on triggered inputs: {MOST_INPUTS} of them at most (KL, nats)", fontsize=9
     )
-    seeds = counted(dots["seed"].nunique(), "seed")
-    note = f"one dot: one component in one of {seeds}; dashed: stated tolerance {tolerance:g} nats"
+    seeds = dots["seed"].nunique()
+    of_seeds = f" in one of {counted(seeds, 'seed')}" if seeds > 1 else ""
+    note = f"one dot: one component{of_seeds}; dashed: stated tolerance {tolerance:g} nats"
     figure.suptitle(f"{note}; shaded: 0", fontsize=9)
     return figure
 

