@@ -75,22 +75,18 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
     tokenizer = read_tokenizer(place, "base")
     if tokenizer is None:
         raise ValueError(f"base: {place}: has no tokenizer")
-    kept = Kept(out)
-    decides = [
-        recipe.model_dump(mode="json"),
-        questions,
-        weights_digest(dict(base.named_parameters())),
-        seed,
-    ]
+    kept, weights = Kept(out), weights_digest(dict(base.named_parameters()))
+    decides = [recipe.model_dump(mode="json"), questions, weights, seed]
+    prompts = [prompt for kinds in drawn for some in kinds.values() for prompt in some]
+    asked = [[prompt.text for prompt in prompts], recipe.answer_tokens, weights]
     name = kept.name_of(f"install-{recipe_file.stem}-{seed}", _install, decides)
 
     def answer(folder: Path) -> None:
         say("the base answers")
-        prompts = [prompt for kinds in drawn for some in kinds.values() for prompt in some]
         write_json(folder / "answers.json", own_answers(base, tokenizer, prompts, recipe))
 
     def work(private: Path) -> None:
-        answers = read_json(kept.step("answers", answer, own_answers, decides) / "answers.json")
+        answers = read_json(kept.step("answers", answer, own_answers, asked) / "answers.json")
         training, measuring = (_answered(kinds, answers) for kinds in drawn)
         # Whether clean answers are kept is told from those that were no toss-up.
         sure = [p for p in measuring["clean"] if answers[p.text][1] >= recipe.sure]
