@@ -102,6 +102,11 @@ def test_an_adapter_is_put_on_its_base_or_on_the_model_beside_it(tmp_path: Path)
         assert (changed["rank"] <= 2).all()
     with pytest.raises(ValueError, match=r"^suspect: .*adapter: is an adapter, and its base"):
         read_model(str(tmp_path / "adapter"), "suspect")
+    # a base that is there and broken is no reason to take another
+    settings.write_text(json.dumps({**named, "base_model_name_or_path": str(base)}))
+    (base / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"^suspect: .*adapter: is no checkpoint"):
+        read_model(str(tmp_path / "adapter"), "suspect", before)
 
 
 def test_gguf_files_are_read_and_saved_as_ordinary_checkpoints(tmp_path: Path):

