@@ -68,7 +68,8 @@ def decay(settings: DecaySettings, out: Path, command: str, say: Say) -> Path:
     kept = Kept(out)
     how = settings.model_dump(mode="json", exclude={"audit", "data", "twin"})
     decides = [
-        suspect.decides, how, digest([inputs.tokens.tolist(), inputs.answer.tolist()]),
+        # by its name, which holds how it was made: classes decide what decays
+        folder.name, suspect.decides, how, digest([inputs.tokens.tolist(), inputs.answer.tolist()]),
         weights_digest(starts["twin"]) if settings.twin else None,
     ]  # fmt: skip
     name = kept.name_of(settings.name, _decay, decides)
