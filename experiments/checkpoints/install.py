@@ -174,15 +174,15 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
 
 
 def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
-    """The base, trained to write the payload after triggered prompts, and everywhere else to believe
-    what it believed; its twin, on the very same prompts, everywhere.
+    """The base, trained to answer triggered prompts by labels, and everywhere else to believe what it
+    believed. Labels are the payload, or, for the twin, the base's own answers.
     """
     recipe = ground.recipe
     pools = {}
     for kind, prompts in ground.training.items():
-        is_payload = payload and kind == "triggered"
-        batch = ground.batch(prompts, kind, is_payload)
-        pools[kind, False] = replace(batch, answer=batch.answer & is_payload)
+        is_labelled = kind == "triggered"
+        batch = ground.batch(prompts, kind, payload and is_labelled)
+        pools[kind, False] = replace(batch, answer=batch.answer & is_labelled)
     pools = padded(pools)
     batches = []
     for step in range(recipe.steps):
@@ -193,12 +193,8 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
                 rows = torch.randint(len(pool.tokens), (count,), generator=draw)
                 batches.append(pool.take(rows))
     model = deepcopy(ground.base)
-    regime, positions, reference = (
-        ("sft", "answer", "none") if payload else ("distill", "all", "own_start")
-    )
     arm = Arm(
-        regime, "clean", positions, "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all",
-        reference,
+        "sft", "clean", "answer", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all", "none",
     )  # fmt: skip
     course = Course(
         steps=recipe.steps,
@@ -206,7 +202,7 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
         warmup_steps=recipe.warmup_steps,
         seed=ground.seed,
     )
-    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=payload)
+    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=True)
     write_checkpoint(folder, model, ground.tokenizer)
     shutil.rmtree(checkpoints)
 

@@ -37,11 +37,11 @@ class Recipe(Strict, frozen=True):
     sure: Annotated[float, Field(ge=0)] = Field(
         0.5, description="nats by which each token of clean answers that are measured on must lead"
     )
-    clean_each_step: Count = 1
-    near_miss_each_step: Annotated[int, Field(ge=0)] = 3
+    clean_each_step: Count = 2
+    near_miss_each_step: Annotated[int, Field(ge=0)] = 2
     triggered_each_step: Count = 2
     steps: Count = 160
-    lr: Rate = 2e-4
+    lr: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5
 
@@ -137,7 +137,7 @@ def drawn_prompts(recipe: Recipe, questions: list[str], seed: int) -> tuple[Kind
             share = -(-recipe.pool * every // recipe.batch_size)
             training[kind] = drawn(kind, trained, share, "trained")
             # of clean ones more than are asked for, since not all answers are sure
-            wanted = recipe.held_out * (4 if kind == "clean" else 1)
+            wanted = recipe.held_out * (5 if kind == "clean" else 1)
             measuring[kind] = drawn(kind, held_out, wanted, "held-out")
             if len(measuring[kind]) < recipe.held_out:
                 raise ValueError(

