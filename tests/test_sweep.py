@@ -101,6 +101,20 @@ def test_our_sweeps_are_valid(path: Path):
     assert read_sweep(path.stem) == read_sweep(str(path))
 
 
+def test_names_in_a_sweep_resolve_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    path = write_sweep(inner, base="tiny.yaml", grid={})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "seeds": 7}))
+    monkeypatch.chdir(tmp_path)
+    (inner / "grid.yml").write_bytes(path.read_bytes())
+    for word in ("inner/grid.yaml", "inner/grid.yml"):
+        (cell,) = read_sweep(word).cells
+        assert cell.settings.seeds == TINY["seeds"] != 7
+    monkeypatch.chdir(inner)
+    assert read_sweep("grid.yml") == read_sweep("../inner/grid.yaml")
+
+
 def test_a_range_of_seeds_and_settings_of_every_regime(tmp_path: Path):
     path = write_sweep(tmp_path, seeds="3..6", set={"regimes.*.lr": 2e-3}, grid={})
     (cell,) = read_sweep(str(path)).cells

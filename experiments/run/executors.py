@@ -22,11 +22,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from loky import get_reusable_executor
+from loky import cpu_count, get_reusable_executor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Executor = Literal["here", "loky", "ray"]
+STOPS = {signal.SIGINT, signal.SIGTERM}  # by a terminal; by a scheduler or a container
 LOGGED = 60.0  # seconds between two lines of progress where there is no terminal
 Submit = Callable[..., "Future[None]"]
 
@@ -101,12 +102,10 @@ def handing_over(executor: Executor, workers: int) -> Iterator[tuple[Submit, int
 
 
 def cores() -> set[int]:
-    """The cores that this process may use."""
-    return (
-        os.sched_getaffinity(0)
-        if hasattr(os, "sched_getaffinity")
-        else {*range(os.cpu_count() or 1)}
-    )
+    """The cores that this process may use, no more of them than a container's quota of time feeds."""
+    is_told = hasattr(os, "sched_getaffinity")
+    allowed = os.sched_getaffinity(0) if is_told else range(os.cpu_count() or 1)
+    return {*sorted(allowed)[: cpu_count()]}
 
 
 def _here(_gpus: int, *call: Any) -> "Future[None]":
@@ -126,14 +125,14 @@ def _loky(workers: int) -> Iterator[Submit]:
         )
 
     def submit(_gpus: int, *call: Any) -> "Future[None]":
-        # Workers inherit the mask: Ctrl-C is the driver's to handle, also while they start.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Workers inherit the mask: to be stopped is the driver's to handle, also while they start.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             while True:
                 with contextlib.suppress(BrokenProcessPool):
                     return pool().submit(_run, *call)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     # loky replaces a worker that has grown, and says so; what
     # grew is memory that was freed too scattered to go back.
