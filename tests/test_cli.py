@@ -136,9 +136,8 @@ def test_a_stored_model_is_a_checkpoint_that_other_tools_read_as_it_is(
         )
         wanted = {"seed": 1, "start": name, "arm": arm if words else None}
         (place,) = [i for i, about in enumerate(members) if wanted.items() <= about.items()]
-        model, tokenizer = (
-            kind.from_pretrained(out) for kind in (AutoModelForCausalLM, AutoTokenizer)
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(out)
+        tokenizer: Any = AutoTokenizer.from_pretrained(out)
         for key, weight in model.state_dict().items():
             assert weight.equal(params[key][place]), key
         lines = [decode(settings.task, row).removeprefix("<bos> ") for row in tokens]
