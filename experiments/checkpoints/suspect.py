@@ -137,7 +137,10 @@ def audit_in(folder: Path) -> Path:
     raise ValueError(f"{folder}: holds no audit")
 
 
-def open_audit(place: Path) -> tuple[Path, AuditSettings, Suspect]:
+Opened = tuple[Path, AuditSettings, Suspect]  # an audit's folder, how and of what it was made
+
+
+def open_audit(place: Path) -> Opened:
     """The folder of an audit, how it was made, and what it was made of.
 
     Raises:
