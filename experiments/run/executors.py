@@ -28,6 +28,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 Executor = Literal["here", "loky", "ray"]
 STOPS = {signal.SIGINT, signal.SIGTERM}  # by a terminal; by a scheduler or a container
+# A socket's path has 107 characters at most, of which Ray takes 68 from its folder on.
+LONGEST = 39
 LOGGED = 60.0  # seconds between two lines of progress where there is no terminal
 Submit = Callable[..., "Future[None]"]
 
@@ -120,9 +122,15 @@ def _here(_gpus: int, *call: Any) -> "Future[None]":
 @contextlib.contextmanager
 def _loky(workers: int) -> Iterator[Submit]:
     def pool() -> Any:  # a new one if a worker's death broke the last
-        return get_reusable_executor(
-            workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60
-        )
+        try:
+            return get_reusable_executor(
+                workers, initializer=_start_worker, initargs=(os.getpid(),), timeout=60
+            )
+        except OSError as error:  # names nothing: a container's /dev/shm, read-only or full
+            reason = (
+                f"{error.strerror}: workers need shared memory to talk; one worker does without"
+            )
+            raise OSError(error.errno, reason, error.filename or "/dev/shm") from None
 
     def submit(_gpus: int, *call: Any) -> "Future[None]":
         # Workers inherit the mask: to be stopped is the driver's to handle, also while they start.
@@ -171,6 +179,11 @@ def _ray(workers: int) -> Iterator[tuple[Submit, int]]:
     # Without an address ray would look for a cluster
     # by itself, and wait long for one that was killed.
     address = os.environ.get("RAY_ADDRESS", "local")
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if address == "local" and len(place) > LONGEST:
+        raise ValueError(
+            f"RAY_TMPDIR: Ray's sockets would lie too deep in {place}; set it to a shorter folder, such as /tmp"
+        )
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         has = ray.cluster_resources()
