@@ -207,7 +207,7 @@ def export(
         model: which of a seed's.
         arm: key of a row of arms.parquet: the model as that arm left it. Else what arms start from.
     """
-    from experiments.export import export as run
+    from experiments.checkpoints.export import export as run
 
     run(folder, seed, model, arm, out)
     print(f"{out}: AutoModelForCausalLM.from_pretrained reads it")
