@@ -51,6 +51,8 @@ def _log(wandb: Any, folder: Path) -> None:
         "dir": folder.parent,
     }
     with wandb.init(**about, config=config, settings=wandb.Settings(silent=True)) as run:
+        if run.disabled:
+            raise ValueError("WANDB_MODE or WANDB_DISABLED says so")
         for _, rows in means.reset_index().groupby("step"):
             seen = {}
             for row in rows.to_dict("records"):

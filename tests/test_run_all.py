@@ -41,6 +41,22 @@ def call(
     )
 
 
+def test_scripts_run_after_a_checkout_that_changes_line_ends(tmp_path: Path):
+    """As git on Windows makes it, for a container or WSL that then runs it."""
+
+    def git(*words: str | Path) -> None:
+        subprocess.run(["git", *words], check=True, capture_output=True, cwd=tmp_path)
+
+    (tmp_path / "here").mkdir()
+    for name in (".gitattributes", "run_all.sh"):
+        shutil.copy(ROOT / name, tmp_path / "here")
+    git("-C", "here", "init", "-q")
+    git("-C", "here", "add", ".")
+    git("-C", "here", "-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "all")
+    git("clone", "-q", "-c", "core.autocrlf=true", "here", "there")
+    assert (tmp_path / "there/run_all.sh").read_bytes() == (ROOT / "run_all.sh").read_bytes()
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
     """A run_all.sh in a folder without .venv (its name

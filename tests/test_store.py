@@ -165,7 +165,9 @@ def test_ctrl_c_while_models_are_read_is_no_damaged_file(tmp_path: Path):
 LEFT = [
     ".DS_Store", "._config.json", ".nfs000000000a1b2c3d00000001", ".ipynb_checkpoints/config.json",
     "lost+found/x", "Thumbs.db", "desktop.ini", "config.json~", ".config.json.swp", "@eaDir/x",
-    "__MACOSX/._table.parquet", ".fuse_hidden0000001", ".gitignore",
+    "__MACOSX/._table.parquet", ".fuse_hidden0000001", ".gitignore", "config.json:Zone.Identifier",
+    "Icon\r", "~$report.html", ".~lock.arms.parquet#", ".idea/x.xml", "#recycle/x", ".stfolder/x",
+    ".syncthing.config.json.tmp", "__pycache__/x.pyc",
 ]  # fmt: skip
 
 
@@ -187,7 +189,7 @@ def test_what_systems_leave_is_no_part_of_a_result(result: Path, where: str, nam
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", ".DS_Store.txt", "x.nfs00", "table~.parquet", ".env"]
+    "name", ["notes.txt", ".DS_Store.txt", "x.nfs00", "table~.parquet", ".env", "syncthing.txt"]
 )
 def test_any_other_name_is_refused(result: Path, name: str):
     (result / name).write_bytes(b"not ours")

@@ -228,7 +228,7 @@ def notes(path: Path, word: str, tick: Any) -> None:
 
 KEPT = """
 import resource, torch
-from experiments.run.executors import single_threaded
+from experiments.run.executors import as_in_a_new_process
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10): torch.zeros(2**23)
@@ -236,7 +236,7 @@ def faults():
 def pages():
     with open("/proc/self/statm") as file: return int(file.read().split()[1])
 usual = faults()
-with single_threaded():
+with as_in_a_new_process():
     faults()
     kept, held = faults(), pages()
 print(usual, kept, held - pages())

@@ -73,6 +73,8 @@ def test_a_tracked_sweep_logs_each_cell_once_and_an_untracked_one_nothing(tmp_pa
     }
     assert not sweep("--out", "plain", "--track", said="was not tracked", **keyless)
     assert not sweep("--out", "plain")
+    disabled = {"WANDB_MODE": "disabled"}
+    assert not sweep("--out", "plain", "--track", said="was not tracked", **disabled)
     runs = sweep("--out", "plain", "--track")  # what is finished and untracked is tracked later
     cells = {folder.name: folder for folder in (tmp_path / "plain").glob("grid-*")}
     assert len(runs) == 2

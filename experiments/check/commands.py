@@ -1,7 +1,7 @@
 """Commands that check: what hangs on order and chance, what measures and recipes are worth, speed,
 sturdiness.
 
-As in experiments/cli.py heavy imports wait until a command needs them.
+As in experiments/commands.py heavy imports wait until a command needs them.
 """
 
 import sys

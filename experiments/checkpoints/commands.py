@@ -1,6 +1,6 @@
 """Commands on checkpoints: audit, scrub, install and decay those of others, export our own.
 
-As in experiments/cli.py heavy imports wait until a command needs them.
+As in experiments/commands.py heavy imports wait until a command needs them.
 """
 
 import shlex

