@@ -57,10 +57,10 @@ def export(
     check_vacant(out)
     verify(folder)
     settings = load_settings(str(folder / "config.json"))
-    params, members = read_models(folder / "models" / f"{'last' if arm else model}.safetensors")
     if seed not in settings.all_seeds:
         known = settings.all_seeds
         raise ValueError(f"seed: {seed} is none of {known[0]} to {known[-1]}")
+    params, members = read_models(folder / "models" / f"{'last' if arm else model}.safetensors")
     if arm and arm not in (arms := dict.fromkeys(about["arm"] for about in members)):
         raise ValueError(f"arm: {arm!r} is none of {', '.join(map(repr, arms))}")
     wanted = {"seed": seed, "start": model, "arm": arm}
