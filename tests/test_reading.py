@@ -250,6 +250,21 @@ def test_prompts_become_sequences_answered_by_the_model_where_nobody_has(tmp_pat
         ValueError, match=r"line 3: 5 tokens with its answer, and the model reads 4"
     ):
         encoded(prompts, answers, tokenizer, "clean", chat=False, length=4)
+    tokenizer.backend_tokenizer.pre_tokenizer = None
+    empty = Prompt("", None, "clean.txt, line 1")
+    with pytest.raises(
+        ValueError, match=r"^clean.txt, line 1: the tokenizer makes no token of it$"
+    ):
+        answered([empty], model, tokenizer, chat=False, longest=2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_folder_without_a_tokenizers_files_has_none(family: str, tmp_path: Path):
+    """Some families would have one made up, of a single word."""
+    model_of(family).save_pretrained(tmp_path)
+    assert read_tokenizer(str(tmp_path), "suspect") is None
+    tokenizer_of().save_pretrained(tmp_path)
+    assert read_tokenizer(str(tmp_path), "suspect") is not None
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ def verdict_table(folder: Path) -> Table:
     Raises:
         ValueError: one line naming the file that cannot be used.
     """
-    arms = read_arms(read_checked(folder, "arms"))
+    with_arms = (folder / "arms.parquet").is_file()  # an audit has none
+    arms = read_arms(read_checked(folder, "arms")) if with_arms else {}
     names = {key: arm_name(arm, [*arms.values()]) for key, arm in arms.items()}
     heads = ("question", "arm", "answer", "estimate", "95 % interval", "p by Holm", "seeds")
     table = Table(*heads, title=str(folder), show_lines=True)

