@@ -181,7 +181,7 @@ def reliability(
 ) -> None:
     """Kill workers, damage files, fill the disk: does a sweep survive it? Prints what was measured.
 
-    The checks: kills, resume, orders, damage, settings, rerun, limits.
+    The checks: kills, resume, orders, damage, settings, rerun, limits, stop, quota, nfs.
 
     Args:
         small: do little of each, in a few minutes.
