@@ -50,10 +50,10 @@ def _log(wandb: Any, folder: Path) -> None:
         "resume": "allow",
         "dir": folder.parent,
     }
-    begun = wandb.init(**about, config=config, settings=wandb.Settings(silent=True))
-    if begun.disabled:
+    run = wandb.init(**about, config=config, settings=wandb.Settings(silent=True))
+    if run.disabled:
         raise ValueError("WANDB_MODE or WANDB_DISABLED says so")
-    with begun as run:
+    with run:
         for _, rows in means.reset_index().groupby("step"):
             seen = {}
             for row in rows.to_dict("records"):

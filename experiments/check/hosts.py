@@ -16,10 +16,10 @@ import psutil
 from experiments.check.broken_files import Check
 from experiments.check.tiny_sweep import (
     command,
-    finished,
     hashes,
     options,
     swept,
+    wait_for_progress,
     workers_of,
     write_sweep,
 )
@@ -67,12 +67,9 @@ def stop(folder: Path, small: bool) -> Check:
     rng, told = random.Random(0), 0
     words = command("sweep", path, "--out", out, "--workers", "2")
     for _ in range(stops):
-        before = len(finished(out))
         how = options({"TMPDIR": str(temporary)}, start_new_session=True)
         with subprocess.Popen(words, **how) as run:
-            while run.poll() is None and len(finished(out)) == before:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.6))
+            wait_for_progress(run, out, rng)
             os.killpg(run.pid, STOP)
             error = run.communicate(timeout=60)[1]
         told += (

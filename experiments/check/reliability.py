@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -26,6 +25,7 @@ from experiments.check.tiny_sweep import (
     jobs_of,
     options,
     swept,
+    wait_for_progress,
     workers_of,
     write_sweep,
 )
@@ -101,10 +101,7 @@ def _strike(run: "subprocess.Popen[str]", whom: str, out: Path, rng: random.Rand
 
     False if the run ended before.
     """
-    before = len(finished(out))
-    while run.poll() is None and len(finished(out)) == before:
-        time.sleep(0.02)
-    time.sleep(rng.uniform(0, 0.6))
+    wait_for_progress(run, out, rng)
     try:
         if whom == "driver":
             if run.poll() is not None:

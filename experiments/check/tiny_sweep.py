@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,14 @@ def finished(out: Path) -> list[str]:
         if journal.exists()
         else []
     )
+
+
+def wait_for_progress(run: "subprocess.Popen[str]", out: Path, rng: random.Random) -> None:
+    """Until a sweep has finished something more, or has ended; and then some random time."""
+    before = len(finished(out))
+    while run.poll() is None and len(finished(out)) == before:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, 0.6))
 
 
 def workers_of(driver: int) -> list[psutil.Process]:

@@ -63,8 +63,11 @@ def as_in_a_new_process() -> Iterator[None]:
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
         for parameter in (trim_threshold, mmap_threshold):
             libc.mallopt(parameter, 2**30)
+    # A device as a context asks about every single operation, and doubles what a small one takes: it is
+    # entered only where the host program has named another.
+    moved = torch.get_default_device().type != "cpu"
     try:
-        with torch.enable_grad(), torch.device("cpu"):
+        with torch.enable_grad(), torch.device("cpu") if moved else contextlib.nullcontext():
             yield
     finally:
         torch.set_num_threads(threads)
