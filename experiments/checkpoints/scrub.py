@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from analysis.reverting import Reverting
+from experiments.answers.criteria import is_inactive
 from experiments.checkpoints.audit import by_activity
 from experiments.checkpoints.kept import Say
 from experiments.checkpoints.suspect import Suspect, open_audit
@@ -57,12 +58,14 @@ def scrub(audit: Path, out: Path, kl: float, say: Say) -> tuple[Path, Table]:
     searched = Reverting(suspect.pair, suspect.searched)
     has_diff = (searched.squares > 0).cpu()
     say("the largest set that can be reverted")
-    order = by_activity(read_checked(folder, "components"), has_diff, "clean")
+    components = read_checked(folder, "components")
+    order = by_activity(components, has_diff, "clean")
     (reverted,) = searched.dormant_sets(order, [kl]).values()
     if not reverted.any():
         raise ValueError(f"kl: not one change can be reverted within {kl:g} nats")
     say("what it does on held-out prompts, and its controls")
-    outcomes = _outcomes(suspect, searched, reverted, has_diff, kl)
+    inactive = has_diff & torch.tensor(is_inactive(components).to_numpy())
+    outcomes = _outcomes(suspect, searched, reverted, has_diff, inactive, kl)
     say(f"writing {out}")
     model = searched.without(reverted)
     about = {
@@ -95,20 +98,21 @@ def _outcomes(
     searched: Reverting,
     reverted: Bool[Tensor, " component"],
     has_diff: Bool[Tensor, " component"],
+    inactive: Bool[Tensor, " component"],
     kl: float,
 ) -> pd.DataFrame:
-    """On held-out prompts. Beside it random sets: with as many components of each kind and layer, and as
-    large as the same bound allows.
+    """On held-out prompts. Beside it random sets: with as many components of each kind and layer; and of
+    inactive ones as many as the same bound allows, which tells what their order is worth.
     """
     decided = Reverting(suspect.pair, suspect.held_out)
     sets = {"nothing (the suspect)": torch.zeros_like(reverted), "the scrubbed": reverted}
     for draw in range(DRAWS):
         sets[f"as many at random ({draw + 1})"] = _random_set(suspect, reverted, has_diff, draw)
-    changed = has_diff.nonzero()[:, 0]
+    pool = inactive.nonzero()[:, 0]
     for draw in range(DRAWS):
-        order = changed[torch.randperm(len(changed), generator=stream(draw, "scrub-order"))]
+        order = pool[torch.randperm(len(pool), generator=stream(draw, "scrub-order"))]
         (within,) = searched.dormant_sets(order, [kl]).values()
-        sets[f"at random within the bound ({draw + 1})"] = within
+        sets[f"inactive at random within the bound ({draw + 1})"] = within
     sets["all (the base)"] = has_diff
     rows = [
         {"without": name, "n_components": int(mask.sum()), **decided.outcome(mask)}
