@@ -85,11 +85,7 @@ def answer(asked: Sequence[Verdict]) -> str:
 
 
 def said(asked: Sequence[Verdict], words: str, digits: int | None = None) -> str:
-    """The number that stands in the place of _ in the words of their evidence.
-
-    Raises:
-        ValueError: if there are no such words.
-    """
+    """The number in the place of _ in such words of their evidence; without them a ValueError."""
     numbers = []
     for v in asked:
         match = re.search(re.escape(words).replace("_", NUMBER), v.evidence)
@@ -101,8 +97,8 @@ def said(asked: Sequence[Verdict], words: str, digits: int | None = None) -> str
 
 def folded(table: str) -> str:
     """A table that opens on a click."""
-    title = "All verdicts of both blocks that bear on this"
-    return f'<details markdown="1"><summary>{title}</summary>\n\n{table}\n\n</details>'
+    summary = "<summary>All verdicts of both blocks that bear on this</summary>"
+    return f'<details markdown="1">{summary}\n\n{table}\n\n</details>'
 
 
 def _environment() -> Environment:
@@ -120,11 +116,9 @@ def _environment() -> Environment:
 
     def not_replicated() -> str:
         """What one block claims and the other does not."""
-        pairs = [(v, one(second, v.id, v.arm)) for v in first]
+        pairs = ((v, one(second, v.id, v.arm)) for v in first)
         parted = [
-            pair
-            for pair in pairs
-            if pair[0].answer != pair[1].answer and {v.answer for v in pair} & {*CLAIMS}
+            (v, w) for v, w in pairs if v.answer != w.answer and {v.answer, w.answer} & {*CLAIMS}
         ]
         return side_by_side(dict(zip(blocks, zip(*parted, strict=True), strict=True)))
 
