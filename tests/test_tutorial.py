@@ -63,7 +63,7 @@ def test_the_tutorial_runs_on_a_result_in_which_nothing_was_learnt(
     assert [name for name, _ in streams if name == "stderr"] == []
     text = "".join(text for _, text in streams)
     assert f"reading {finished.name}" in text and "None has learnt its task" in text
-    assert "by hand and stored differ by at most" in text  # the null law, worked out in a cell
+    assert "by hand and as stored differ by at most" in text  # the null law, worked out in a cell
 
 
 def test_without_a_result_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)(?=[)#\s])")
+LIST = re.compile(r"(?m)^(?!- |\s)(.+\n)(?=- )")  # right after a line of text
 
 
 def placed(path: str) -> str:
@@ -45,11 +46,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    """Links from the page's place in the site."""
+    """Links from the page's place in the site; lists as a code host sees them."""
     source = Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
     here = PurePosixPath(page.file.src_uri).parent
     moved = {link: os.path.relpath(placed(path), here) for link, path in linked(source, markdown)}
-    return LINK.sub(lambda link: moved.get(link[0], link[0]), markdown)
+    text = LINK.sub(lambda link: moved.get(link[0], link[0]), markdown)
+    return LIST.sub(r"\1\n", text)
 
 
 def on_page_content(html, page, **_):
