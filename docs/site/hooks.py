@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md")
-LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)(?=[)#\s])")
+LINK = re.compile(r'(?:(?<=\]\()|(?<=src=")|(?<=href="))(?!\w+:)([^)\s#"]+)(?=[)#\s"])')
 LIST = re.compile(r"(?m)^(?!- |\s)(.+\n)(?=- )")  # right after a line of text
 
 
