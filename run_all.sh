@@ -176,7 +176,7 @@ test)
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .
     .venv/bin/basedpyright
-    exec .venv/bin/python -m pytest -n auto --maxprocesses 8 "$@"
+    exec .venv/bin/python -m pytest -rs -n auto --maxprocesses 8 "$@"
     ;;
 figures)
     if [ -z "${1:-}" ]; then usage_error "figures needs a RESULT_DIR"; fi
