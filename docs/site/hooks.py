@@ -58,4 +58,5 @@ def on_page_content(html, page, **_):
     """A notebook's links to pages, which are HTML before anybody looks for them."""
     if not page.file.src_uri.endswith(".ipynb"):
         return html
-    return re.sub(r'href="(?!\w+:)([^"#]+)\.md(?=["#])', r'href="\1.html', html)
+    html = re.sub(r'(href="(?!\w+:)[^"#]*)README\.md(?=["#])', r"\1index.md", html)
+    return re.sub(r'(href="(?!\w+:)[^"#]+)\.md(?=["#])', r"\1.html", html)
