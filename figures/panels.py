@@ -15,7 +15,7 @@ from figures.style import GRID, WIDTH
 from figures.views import OF_ARM, OverSeeds
 
 MOST_COLUMNS = 3
-TITLE_LETTERS = 14  # that an inch holds
+TITLE_LETTERS = 15  # that an inch holds
 # Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a
 # sliver.
 MOST_SQUEEZE = 6

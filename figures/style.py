@@ -28,7 +28,7 @@ P = ParamSpec("P")
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY, PALE_GREY = "#7F7F7F", "#BDBDBD", "#EDEDED"
-DARK_GREY, MIDDLE_GREY = "#555555", "#9A9A9A"
+DARK_GREY, MIDDLE_GREY = "#4D4D4D", "#8C8C8C"
 
 # Inactive classes are blue, dark and light; active ones are not.
 CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, SKY, ORANGE, BLACK), strict=True))

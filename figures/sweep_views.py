@@ -23,6 +23,16 @@ ENDS = {
     "half_life_steps": "steps",
     "half_life_exposure": "exposure",
 }
+SETTING_WORDS = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "decay_target": "decay to",
+    "regime": "training",
+    "model.d_model": "width",
+    "model.n_layers": "layers",
+    "model.n_heads": "heads",
+    "model.d_mlp": "neurons a layer",
+}
 MOST_PANELS = 4  # of one metric's heatmaps
 MOST_LINES = 8  # in one panel
 MOST_NAMED = 4  # cells in a note
@@ -61,11 +71,9 @@ def varying_axes(summary: pd.DataFrame, axes: Sequence[str]) -> list[str]:
 
 def setting_name(name: str) -> str:
     """A setting as people read it."""
-    known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
     group, _, tail = name.rpartition(".")
-    return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace(
-        "_", " "
-    )
+    plain = SETTING_WORDS.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail)
+    return plain.replace("_", " ")
 
 
 def short(value: Any) -> str:
@@ -193,7 +201,13 @@ def metric_curves(
         value = outcomes[metric]
         seeds.append(
             pd.DataFrame(
-                {"metric": metric, "line": outcomes["line"], "x": outcomes[x], "value": value}
+                {
+                    "metric": metric,
+                    "seed": outcomes["seed"],
+                    "line": outcomes["line"],
+                    "x": outcomes[x],
+                    "value": value,
+                }
             )
         )
         if metric in ENDS:
@@ -258,7 +272,7 @@ def collapse_marks(cells: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         rate=rows["lr"] * rows["weight_decay"], outlived=rows["censored"].astype(bool)
     )
-    columns = ["regime", "lr", "rate", "metric", "value", "outlived"]
+    columns = ["regime", "lr", "seed", "rate", "metric", "value", "outlived"]
     if rows["rate"].nunique() < 2:
         return pd.DataFrame(columns=columns)
     frames = [rows.assign(metric=metric, value=rows[metric].where(~rows["outlived"], rows[end]))[columns]
@@ -271,7 +285,7 @@ class Scaling:
     """One metric against the number of parameters.
 
     name, regime: of its arm; empty and None for a metric of a cell.
-    points: a row a seed and cell; columns x, value.
+    points: a row a seed and cell; columns seed, x, value.
     line: the two ends of the power law; columns x, value.
     exponents: rows of fits.parquet, of this power law and of those in other settings.
     """
@@ -306,7 +320,11 @@ def _scaling(passed: pd.DataFrame, fits: pd.DataFrame, fit: dict[Any, Any]) -> S
     rows = passed if of_cell else passed[passed["arm"] == fit["arm"]]
     rows = rows.drop_duplicates(["cell", "seed"])
     points = pd.DataFrame(
-        {"x": rows["parameters"].astype(float), "value": rows[fit["metric"]].astype(float)}
+        {
+            "seed": rows["seed"],
+            "x": rows["parameters"].astype(float),
+            "value": rows[fit["metric"]].astype(float),
+        }
     )
     positive = points[points["value"] > 0]
     level = float(np.mean(np.log(positive["value"]) - fit["exponent"] * np.log(positive["x"])))
