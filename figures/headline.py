@@ -74,7 +74,8 @@ def line_colours(curves: pd.DataFrame) -> dict[str, str]:
 
 
 def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Heights in the same order, moved as little as need be to lie at least so far apart.
+    """Heights between 0 and 1 in the same order, moved to lie at least so far apart, and from the ends
+    half as far.
 
     Those that are too near are a block around the middle of what they were.
     """
@@ -82,7 +83,8 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
     blocks: list[list[int]] = []
 
     def middle(block: list[int]) -> float:
-        return float(np.mean([heights[i] for i in block]))
+        half = apart * len(block) / 2
+        return float(np.clip(np.mean([heights[i] for i in block]), half, 1 - half))
 
     for i in order:
         blocks.append([int(i)])
@@ -106,22 +108,7 @@ def _name_ends(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, str]) -> 
     low, high = axes.get_ylim()
     wanted = [(end - low) / (high - low) for end in last["mean"]]
     for line, end, height in zip(last["line"], wanted, spread(wanted, APART), strict=True):
-        axes.annotate(
-            broken(line, LABEL_WIDTH),
-            (1.0, end),
-            xytext=(1.06, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-            color=colours[line],
-            fontweight="bold",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colours[line],
-                "lw": 0.8,
-                "shrinkA": 1,
-                "shrinkB": 1,
-            },
-        )
+        beside = {"color": colours[line], "transform": axes.transAxes}
+        axes.plot([1.0, 1.05], [end, height], lw=0.8, clip_on=False, **beside)
+        text = broken(line, LABEL_WIDTH)
+        axes.text(1.06, height, text, va="center", fontsize=9, fontweight="bold", **beside)

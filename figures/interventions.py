@@ -129,7 +129,7 @@ def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolera
     values = marks.seeds.loc[drawn, "value"].to_numpy(dtype=float)
     floor = log_floor(values, np.array(tolerance))
     finite = values[np.isfinite(values)]
-    mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max())))
+    mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max())), most=5)
     for measure, (_, marker, colour, shift) in DIVERGENCES.items():
         of_measure = marks.where(measure=measure)
         frames = (of_measure.seeds, of_measure.middle)

@@ -72,6 +72,7 @@ WIDTH = 6.3  # inches of every figure: a page of print, so that no type is made 
 NOTE_HEIGHT, FOOT_HEIGHT = 0.25, 0.15  # inches: of the note, and of a line of the foot
 FOOT_LETTERS = 17  # an inch
 GRID: dict[str, Any] = {"color": "#E3E3E3", "lw": 0.6}
+MOST_TICKS = 8  # of a logarithmic axis
 FOOT = "foot"  # the gid of its text
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -226,12 +227,14 @@ def floored(values: np.ndarray, floor: float) -> np.ndarray:
     return np.where(values <= 0, floor, values)
 
 
-def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
+def mark_decades(
+    axis: Axis, low: float, high: float, *before: float, most: int = MOST_TICKS
+) -> None:
     """Ticks at powers of ten of a logarithmic axis,
-    eight at most, after those in `before`, which read 0.
+    so many at most, after those in `before`, which read 0.
     """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    stride = max(1, math.ceil((last - first + 1) / 8))
+    stride = max(1, math.ceil((last - first + 1) / most))
     nearest = max((math.log10(tick) for tick in before), default=-math.inf) + stride
     exponents = [n for n in range(first, last + 1) if n % stride == 0 and n >= nearest]
     labels = ["0"] * len(before) + [f"10{str(n).translate(SUPERSCRIPTS)}" for n in exponents]
@@ -239,7 +242,7 @@ def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
     axis.set_ticks([*before, *(10.0**n for n in exponents)], labels)
 
 
-def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
+def mark_floor(axes: Axes, which: str, floor: float, top: float, most: int = MOST_TICKS) -> None:
     """Make one axis logarithmic, with a shaded band at the floor whose tick reads 0."""
     edges = floor / 10**0.5, floor * 10**0.5
     if which == "x":
@@ -250,7 +253,7 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
         axes.set_yscale("log")
         axes.set_ylim(edges[0], top)
         axes.axhspan(*edges, color=PALE_GREY, lw=0, zorder=0)
-    mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor)
+    mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor, most=most)
 
 
 def _settle(figure: Figure) -> None:

@@ -251,7 +251,7 @@ def scaling_figure(fits: list[Scaling]) -> Figure:
         axes.set_ylabel(METRIC_LABELS[fit.metric])
         axes.grid(**GRID)
     count = max(fit.points["seed"].nunique() for fit in drawn)
-    about = "line: power law, in brackets the 95 % t interval of its exponent"
+    about = "line: power law; in each setting its exponent (95 % t interval)"
     return with_foot(figure, count, "dot: one seed", about)
 
 
@@ -274,7 +274,7 @@ def _exponent(fit: Mapping[Any, Any]) -> str:
         f"{round(fit[name], 2) + 0.0:.2f}" for name in ("ci_low", "exponent", "ci_high")
     )
     interval = f" ({low} to {high})" if np.isfinite(fit["ci_low"]) else ""
-    return f"exponent in {setting_name(fit['against'])}: {middle}{interval}"
+    return f"in {setting_name(fit['against'])}: {middle}{interval}"
 
 
 def _thousands(value: float) -> str:
