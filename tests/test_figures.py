@@ -120,7 +120,7 @@ def test_arms_without_decay_are_drawn_against_steps_and_others_against_exposure(
     figure = draw("behaviour", small_tables())
     still, strong = (panel(figure, f"{RIGHT}, {decay}") for decay in ("no decay", "decay 2"))
     labels = [axes.get_xlabel().split() for axes in panels_of(figure) if axes.get_xlabel()]
-    assert [words[0] for words in labels] == ["step", "decay", "decay"]
+    assert [words[0] for words in labels] == ["step,", "decay", "decay"]
     ends = [max(end_of(line) for line in axes.lines if is_curve(line)) for axes in (still, strong)]
     assert ends == [2000, pytest.approx(2000 * STRONG.lr * 2.0)]
 
