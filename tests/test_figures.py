@@ -392,7 +392,7 @@ def test_every_figure_fits_a_page_says_how_many_seeds_it_shows_and_has_no_code_n
     assert foot_of(draw(name, make_tables(1, [*FEW_ARMS, *PARTLY_DECAYED], neurons=4, points=9))
                    ).startswith("one model")  # fmt: skip
     texts = texts_of(figure)
-    assert min(text.get_fontsize() for text in texts) >= 6
+    assert min(float(text.get_fontsize()) for text in texts) >= 6
     code = re.compile(r"sft|\bwd \d|decay_only|kl_|\bASR\b|distill")
     assert not [text.get_text() for text in texts if code.search(text.get_text())]
 
