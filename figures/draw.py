@@ -11,6 +11,8 @@ from figures.circuit_diff import circuit_diff_figure
 from figures.class_views import class_shares, set_curves
 from figures.classes import class_figure, set_figure
 from figures.component_views import activity_dots, circuit_map, share_curves
+from figures.headline import headline_figure
+from figures.headline_views import headline, headline_arms
 from figures.interventions import joint_figure, losses_figure
 from figures.masked import masked_figure
 from figures.masked_views import has_masked, masked_losses
@@ -51,6 +53,7 @@ def drawings(
     )
     tolerance, membership = floors.output, tables.get("membership")
     pictures = {
+        "headline": lambda: headline_figure(headline(behaviour, arms)),
         "behaviour": lambda: behaviour_figure(behaviour_curves(behaviour, arms)),
         "yardsticks": lambda: yardstick_figure(yardstick_curves(behaviour, arms)),
         "phase": lambda: phase_figure(phase_points(behaviour, arms)),
@@ -66,6 +69,7 @@ def drawings(
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
     left_out = {
+        "headline": not headline_arms(arms),
         "masked": not has_masked(arms),
         "yardsticks": not trains_without_decay(arms),
         "phase": not is_map(arms),

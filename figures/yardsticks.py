@@ -6,22 +6,24 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.panels import draw_curves, line_key, with_legend
+from figures.panels import THIN_AND_THICK, draw_curves, with_legend
 from figures.style import (
     GREY,
     GRID,
+    WIDTH,
     empty_figure,
     note_empty,
     regime_colour,
     regime_marker,
     styled,
+    with_foot,
 )
 from figures.views import YARDSTICKS, OverSeeds
 
 LABELS = {
     "step": "step",
-    "displacement": "distance of all weights from the start",
-    "novel_accuracy": "right on the new skill (fraction of prompts)",
+    "displacement": "distance of all weights\nfrom the start",
+    "novel_accuracy": "right on the new skill\n(fraction of prompts)",
 }
 # arms of one regime have its colour and marker, and differ in this
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
@@ -40,7 +42,7 @@ def yardstick_figure(curves: OverSeeds) -> Figure:
     arms = curves.seeds[["arm", "name", "regime"]].drop_duplicates()
     styles = _styles(list(arms.itertuples(index=False, name=None)))
     drawn = [name for name in YARDSTICKS if (curves.seeds["yardstick"] == name).any()]
-    figure = Figure(figsize=(3.6 * len(drawn) + 0.6, 3.6 + 0.1 * len(arms)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.7 + 0.1 * len(arms)), layout="constrained")
     for axes, name in zip(
         figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0], drawn, strict=True
     ):
@@ -51,12 +53,14 @@ def yardstick_figure(curves: OverSeeds) -> Figure:
         if of_yardstick.middle.empty:
             note_empty(axes)
         axes.set_xlabel(LABELS[name])
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(**GRID)
         if axes is figure.axes[0]:
             axes.set_ylabel("margin lost (nats)")
     names = dict(zip(arms["arm"], arms["name"], strict=True))
     handles = [Line2D([], [], lw=2, label=names[arm], **style) for arm, style in styles.items()]
-    return with_legend(figure, [*handles, line_key()])
+    count = curves.seeds["seed"].nunique()
+    return with_foot(with_legend(figure, handles), count, THIN_AND_THICK)
 
 
 def _styles(arms: list[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
@@ -66,7 +70,7 @@ def _styles(arms: list[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
         arm: {
             "color": regime_colour(regime),
             "marker": regime_marker(regime),
-            "ms": 4,
+            "ms": 3,
             "ls": DASHES[next(places[regime]) % len(DASHES)],
         }
         for arm, _, regime in arms

