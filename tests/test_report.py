@@ -142,7 +142,8 @@ def test_primary_questions_stand_first_in_a_table_of_their_own(tmp_path: Path):
     rows = [row for row in page.rows if row and row[0].startswith(PRIMARY.question)]
     assert [row[0].split()[-1] for row in rows] == [PRIMARY.id, "primary_other"]
     assert rows[0][1:] == [
-        "yes", "9.2 [7.9, 10.5] nats; 8 seeds", "0.0078", "0.031", f"sft, wd 2: {PRIMARY.evidence}",
+        "yes", "9.2 [7.9, 10.5] nats; 8 seeds", "0.0078", "0.031",
+        f"trained on right answers, decay 2: {PRIMARY.evidence}",
     ]  # fmt: skip
     assert rows[1][3:] == ["–", "–", PRIMARY.evidence]
     assert page.text.count(SHARE.question) == 1
@@ -203,21 +204,29 @@ def test_report_says_that_failed_seeds_are_not_drawn(written: str, tmp_path: Pat
 def test_a_question_is_asked_once_and_answered_arm_by_arm(written: str):
     page = Page(written)
     assert page.text.count("When has ASR halved?") == 1
-    rows = [row for row in page.rows if row and row[0].startswith("sft, wd")]
+    rows = [row for row in page.rows if row and row[0].startswith("trained on") and len(row) == 4]
     assert rows == [
-        ["sft, wd 1", "412 steps", "412 [350, 480] steps; 8 seeds", "no seed is censored"]
+        [
+            "trained on right answers, decay 1",
+            "412 steps",
+            "412 [350, 480] steps; 8 seeds",
+            "no seed is censored",
+        ]
     ]
-    assert "sft, wd 2: undecided, no estimate; 8 seeds (3 of 8 are censored)" in page.text
+    assert (
+        "trained on right answers, decay 2: undecided, no estimate; 8 seeds (3 of 8 are censored)"
+        in page.text
+    )
     assert page.text.index("When has ASR halved?") < page.text.index("Did all models pass?"), (
         "the order of questions"
     )
 
 
-def test_verdicts_of_one_id_stand_together_by_short_names_wherever_they_were():
+def test_verdicts_of_one_id_stand_together_in_words_wherever_they_were():
     asked = inquiries(VERDICTS, read_arms(small_tables()["arms"]))
     assert [(inquiry.id, [name for name, _ in inquiry.verdicts]) for inquiry in asked] == [
         ("share_inactive", [""]),
-        ("half_life", ["sft, wd 1", "sft, wd 2"]),
+        ("half_life", ["trained on right answers, decay 1", "trained on right answers, decay 2"]),
         ("gates", [""]),
     ]
     assert [verdict.arm for _, verdict in asked[1].verdicts] == [WEAK.key, STRONG.key]
