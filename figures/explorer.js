@@ -149,19 +149,17 @@ function say(shown, rows, at) {
   byId("tolerance-said").textContent = `${short(line)} nats`;
   byId("tolerance").setAttribute("aria-valuetext", byId("tolerance-said").textContent);
   const whole = rows.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
-  const body = shown.classes.map(({ name, label }) => {
-    const inside = rows.filter(({ activity }) => activity === name);
-    const norm = inside.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
-    return [label, inside.length, inside.length / rows.length, norm / whole];
-  });
-  const inactive = rows.filter(({ activity }) => INACTIVE.includes(activity));
-  body.push([
-    "inactive together",
-    inactive.length,
-    inactive.length / rows.length,
-    inactive.reduce((sum, { i }) => sum + of.size[i] ** 2, 0) / whole,
-  ]);
-  byId("shares").replaceChildren(...body.map(([label, ...numbers]) => row(label, numbers)));
+  const together = { label: "inactive together", names: INACTIVE };
+  const listed = [...shown.classes.map(({ name, label }) => ({ label, names: [name] })), together];
+  byId("shares").replaceChildren(
+    ...listed.map(({ label, names }) => {
+      const inside = rows.filter(({ activity }) => names.includes(activity));
+      const norm = inside.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
+      const made = row(label, [inside.length, inside.length / rows.length, norm / whole]);
+      made.insertCell().append(...largest(shown, inside));
+      return made;
+    }),
+  );
   if (!at) return;
   const { exposure, step, look, left } = at;
   const place = `step ${step[look]}, exposure ${short(exposure[look])}`;
@@ -172,6 +170,17 @@ function say(shown, rows, at) {
     `${place}: ${short(kept / norm)} of the diffs shown is left, by the null law ` +
     `${short(at.null[look])}`;
   byId("moment").setAttribute("aria-valuetext", place);
+}
+
+// The largest diff, as a button that pins it.
+function largest(shown, rows) {
+  if (!rows.length) return ["–"];
+  const of = shown.components;
+  const { i } = rows.reduce((most, each) => (of.size[each.i] > of.size[most.i] ? each : most));
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", className: "name", textContent: of.name[i] });
+  button.addEventListener("click", () => pin(shown, `${of.name[i]} ${of.seed[i]}`));
+  return [button];
 }
 
 function row(label, numbers) {

@@ -81,7 +81,7 @@ class Read:
     def shares(self) -> dict[str, list[str]]:
         """The table of classes on the screen."""
         rows = [row.split("\t") for row in self.page.inner_text("#shares").splitlines()]
-        return {name: numbers for name, *numbers in rows}
+        return {name: numbers for name, *numbers, _ in rows}
 
     def slide(self, name: str, value: float) -> None:
         """Move a slider, as a drag does."""
@@ -245,6 +245,13 @@ def test_the_pinned_retention_is_the_tables_under_every_arm(read: Read):
     assert read.page.is_visible("#unknown") and not read.page.is_visible("#pinned")
     read.page.click("#unpin")
     assert not read.page.is_visible("#unknown")
+
+
+def test_the_largest_diff_of_a_class_is_a_click_away(read: Read):
+    rows = diffs_of()
+    inside = rows[rows["activity_class"] == "dormant"].set_index("component")
+    read.page.click("#shares tr >> nth=0 >> button")
+    assert read.page.inner_text("#pinned-name") == f"{inside['diff_norm'].idxmax()}, seed {FIRST}"
 
 
 def test_arms_and_models_can_be_switched_off_and_on(read: Read):
