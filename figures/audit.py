@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from figures.activity import activity_figure, share_figure
+from figures.captions import OF_A_SUSPECT
 from figures.class_views import class_shares, set_curves
 from figures.classes import class_figure, set_figure
 from figures.component_views import activity_dots, share_curves
@@ -183,7 +184,7 @@ def write_checkpoint_report(
         verdicts=read_verdicts(folder / "verdicts.json", read_json(folder / "verdicts.json")),
         components=[{str(k): v for k, v in row.items()} for row in rows],
         has_triggered=has_triggered,
-        pictures=list(pictures_of(folder)),
+        pictures=list(pictures_of(folder, OF_A_SUSPECT)),
         settings=list(flattened(read_json(folder / "config.json"))),
         provenance=provenance,
         versions=sorted(provenance["versions"].items()),

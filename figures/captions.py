@@ -119,3 +119,23 @@ CAPTIONS = (
         "between the dashed lines it is within a factor of two.",
     ),
 )
+
+# The same of a suspect, which has no twin and is one model.
+OF_A_SUSPECT = {
+    "classes": (
+        "Classes of the change",
+        "How the change from the base divides by what it does on clean prompts, and what suffices for the triggered "
+        "answers, if triggered prompts were given. Dormant changes do nothing at all there, immaterial ones act but "
+        "the output does not care, one at a time.",
+    ),
+    "share": (
+        "Share of inactive changes against tolerance",
+        "A flat stretch means that the answer does not hang on where the line is drawn; a slope means that it does. "
+        "The last panels show how far the share moves when the clean prompts are doubled.",
+    ),
+    "behaviour": (
+        "What the suspect and its controls do along the arm",
+        "The margin falls through zero where the triggered answers are no longer written. Where clean accuracy falls "
+        "as well, the arm has broken the model and not just the backdoor.",
+    ),
+}

@@ -3,7 +3,7 @@ all verdicts and figures by question, gates, settings, and how to make it again.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,9 +298,15 @@ def _plain(value: Any) -> str:
     )
 
 
-def pictures_of(folder: Path) -> Iterator[Picture]:
-    """Figures on disk: the known ones in order, then any others by name."""
-    known = {stem: (title, caption) for stem, title, caption in CAPTIONS}
+def pictures_of(
+    folder: Path, instead: Mapping[str, tuple[str, str]] | None = None
+) -> Iterator[Picture]:
+    """Figures on disk: the known ones in order, then any others by name.
+
+    Args:
+        instead: titles and captions by stem, in place of those of a study.
+    """
+    known = {stem: (title, caption) for stem, title, caption in CAPTIONS} | {**(instead or {})}
     paths = {path.stem: path for path in entries(folder / "figures", "*.svg")}
     for stem in [
         *(stem for stem in known if stem in paths),
