@@ -64,23 +64,26 @@ def stop(folder: Path, small: bool) -> Check:
     path, out, temporary = write_sweep(folder, cells), folder / "stopped", folder / "temporary"
     assert swept(path, folder / "calm").returncode == 0
     temporary.mkdir()
-    rng, told = random.Random(0), 0
+    rng, made, told = random.Random(0), 0, 0
     words = command("sweep", path, "--out", out, "--workers", "2")
     for _ in range(stops):
         how = options({"TMPDIR": str(temporary)}, start_new_session=True)
         with subprocess.Popen(words, **how) as run:
             wait_for_progress(run, out, rng)
+            if run.poll() is not None:  # it has come to its end: there is no more to stop
+                break
             os.killpg(run.pid, STOP)
             error = run.communicate(timeout=60)[1]
+        made += 1
         told += (
             run.returncode == 128 + STOP and error.endswith(ENDS) and not any(temporary.iterdir())
         )
     same = swept(path, out).returncode == 0 and hashes(out) == hashes(folder / "calm")
     return Check(
         "stop",
-        f"stopped {stops} times by SIGTERM: told, nothing left in TMPDIR, the same hashes in the end",
-        f"{told} of {stops} told and clean, hashes {'equal' if same else 'DIFFER'}",
-        told == stops and same,
+        f"stopped {made} times by SIGTERM: told, nothing left in TMPDIR, the same hashes in the end",
+        f"{told} of {made} told and clean, hashes {'equal' if same else 'DIFFER'}",
+        told == made > 0 and same,
     )
 
 
