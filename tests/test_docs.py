@@ -98,8 +98,12 @@ def test_readmes_four_answers_are_both_blocks():
     takes = estimate(numbers("primary_decay_alone"), 1)
     assert f"It takes {takes} times the margin that there was." in readme
     assert all(
-        v.answer == "yes" and v.p_adjusted is not None and v.p_adjusted < 0.01
-        for id in ("primary_decay_alone", "primary_masked", "primary_novelty")
+        v.answer == "yes" and v.p_adjusted is not None and v.p_adjusted < level
+        for id, level in {
+            "primary_decay_alone": 0.01,
+            "primary_masked": 0.05,
+            "primary_novelty": 0.05,
+        }.items()
         for v in numbers(id)
     )
     for v in numbers("share_inactive_all"):
