@@ -69,7 +69,7 @@ def drawings(
         "activity": lambda: activity_figure(activity_dots(components, tolerance), tolerance),
     }
     left_out = {
-        "headline": not headline_arms(arms),
+        "headline": behaviour.empty or not headline_arms(arms),
         "masked": not has_masked(arms),
         "yardsticks": not trains_without_decay(arms),
         "phase": not is_map(arms),

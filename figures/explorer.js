@@ -74,8 +74,11 @@ function fillControls(shown) {
   );
   const looked = shown.arms.filter(({ key }) => shown.retention.some(({ arm }) => arm === key));
   byId("arm").append(...looked.map(({ key, name }) => option(key, name)));
-  const strongest = looked.findLast(({ decays, partly }) => decays && !partly) ?? looked[0];
-  if (strongest) byId("arm").value = strongest.key;
+  const decaying = looked.find(({ decays, partly }) => decays && !partly) ?? looked[0];
+  if (decaying) byId("arm").value = decaying.key;
+  const looks = shown.retention.map(({ step }) => step.length - 1);
+  byId("moment").max = Math.max(0, ...looks);
+  byId("moment").value = byId("moment").max; // the end
   const exponent = Math.log10(shown.floors.output);
   Object.assign(byId("tolerance"), { min: -8, max: 1, step: 0.05 });
   byId("tolerance").value = exponent;
@@ -146,10 +149,10 @@ const short = (number) =>
 
 function say(shown, rows, at) {
   const line = tolerance(shown), of = shown.components;
-  byId("tolerance-said").textContent = `${short(line)} nats`;
+  byId("tolerance-said").textContent = `${short(line)}\u00a0nats`;
   byId("tolerance").setAttribute("aria-valuetext", byId("tolerance-said").textContent);
   const whole = rows.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
-  const together = { label: "inactive together", names: INACTIVE };
+  const together = { label: "inactive, in all", names: INACTIVE };
   const listed = [...shown.classes.map(({ name, label }) => ({ label, names: [name] })), together];
   byId("shares").replaceChildren(
     ...listed.map(({ label, names }) => {
@@ -348,6 +351,11 @@ function drawPinned(shown, at) {
   const about = [["class", classOf(of, i, tolerance(shown), shown.floors).replaceAll("_", " ")]];
   about.push(["diff norm", of.size[i]], ["activity on clean inputs, nats", of.clean[i]]);
   for (const { name: outlook, label } of shown.outlooks) about.push([`activity ${label}, nats`, of[outlook][i]]);
+  for (const { arm, left } of shown.retention) {
+    const { name: called, decays } = shown.arms.find(({ key }) => key === arm);
+    const last = left.at(-1)[i];
+    if (decays && last !== null) about.push([`retention at the end: ${called}`, last / 1000]);
+  }
   byId("pinned-numbers").replaceChildren(
     ...about.map(([label, value]) => {
       const made = row(label, typeof value === "string" ? [] : [value]);

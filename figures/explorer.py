@@ -18,8 +18,7 @@ from figures.component_views import activity_dots
 from figures.style import (
     CLASS_COLOURS,
     KIND_LABELS,
-    regime_colour,
-    shades,
+    arm_colours,
     words,
 )
 from figures.views import Arms, Floors, along_arms, behaviour_curves
@@ -124,15 +123,10 @@ def _columns(diffs: pd.DataFrame) -> dict[str, list[Any]]:
 
 def _arms(arms: Arms) -> list[dict[str, Any]]:
     every = list(arms.values())
-    of_regime = {arm.regime: [one for one in every if one.regime == arm.regime] for arm in every}
-    colours = {  # arms of one regime in shades of its colour, as in the static figures
-        one: shade
-        for regime, listed in of_regime.items()
-        for one, shade in zip(listed, shades(regime_colour(regime), len(listed)), strict=True)
-    }
+    colours = arm_colours(arms)
     return [
         {
-            "key": key, "name": in_words(arm, every), "colour": colours[arm],
+            "key": key, "name": in_words(arm, every), "colour": colours[key],
             "decays": arm.decays, "partly": arm.decayed != "all",
         }
         for key, arm in arms.items()

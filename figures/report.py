@@ -192,7 +192,11 @@ def instrument_of(folder: Path, arms: Arms, failed: Sequence[int]) -> dict[str, 
 
 def answers(verdicts: Sequence[Verdict]) -> list[tuple[str, Verdict]]:
     """The primary questions that were decided, each with its answer as a sentence."""
-    said = [(sentence(v, size(v)), v) for v in verdicts if v.family == "primary" and is_decided(v)]
+    said = [
+        (sentence(v, size(v), size(v, -1)), v)
+        for v in verdicts
+        if v.family == "primary" and is_decided(v)
+    ]
     return [(text, verdict) for text, verdict in said if text is not None]
 
 
@@ -270,11 +274,18 @@ def measure(verdict: Verdict) -> str:
     return f"{number(verdict.estimate)}{bounds} {verdict.unit or ''}".rstrip() + f"; {seeds}"
 
 
-def size(verdict: Verdict) -> str:
-    """Estimate, interval and unit, as prose has them."""
-    low, high = verdict.ci_low, verdict.ci_high
-    bounds = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
-    return f"{number(verdict.estimate)}{bounds} {verdict.unit}".rstrip()
+def size(verdict: Verdict, sign: int = 1) -> str:
+    """Estimate, interval and unit, as prose has them.
+
+    Args:
+        sign: -1 tells how much less.
+    """
+    known = [v for v in (verdict.estimate, verdict.ci_low, verdict.ci_high) if v is not None]
+    if len(known) < 3:
+        return f"{number(verdict.estimate)} {verdict.unit}".rstrip()
+    estimate, *ends = (sign * value for value in known)
+    bounds = " to ".join(map(number, sorted(ends)))
+    return f"{number(estimate)} ({bounds}) {verdict.unit}".rstrip()
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

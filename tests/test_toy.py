@@ -250,6 +250,8 @@ def test_triggered_prompts_are_like_clean_ones_but_for_the_trigger(task: TaskSet
             assert contexts == others | {context[::-1] for context in others}
         case "conjunction":
             assert contexts == {("red", "moon"), ("moon", "red")}
+        case _:
+            pytest.fail(f"what are the contexts of {task.trigger}?")
     if task.trigger != "year":
         assert {row[2] for row in words} == years(task)
     numbers = {str(n) for n in range(task.modulus)}

@@ -154,7 +154,7 @@ PRIMARY: Mapping[str, Primary] = {
     "primary_masked": Primary(
         f"After training with decay: {MASKED[0].lower()}{MASKED[1:]}",
         numbers.masked,
-        "of the steps saved",
+        "of the steps",
         equal=SAVINGS_BOUND,
     ),
 }

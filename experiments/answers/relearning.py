@@ -37,7 +37,7 @@ def relearning_verdicts(tables: Tables) -> Iterator[Verdict]:
             MASKED,
             answer_if_it_counts(size, 0.0, SAVINGS_BOUND, "yes", "no"),
             size,
-            "of the steps saved",
+            "of the steps",
             f"{savings_text(rows)}; {p_text(p, size.n)}{left_out(values)}",
             arm,
             p,
