@@ -16,7 +16,7 @@ async function unpacked(id) {
 
 async function start() {
   const library = document.createElement("script");
-  library.textContent = await unpacked("library");
+  library.textContent = await unpacked("plotly");
   document.head.append(library);
   const shown = JSON.parse(await unpacked("data"));
   fillControls(shown);
@@ -37,10 +37,7 @@ async function start() {
 
 // ---- Controls.
 
-function option(value, label, chosen = false) {
-  const made = new Option(label, value, chosen, chosen);
-  return made;
-}
+const option = (value, label) => new Option(label, value);
 
 function box(group, value, label, checked, colour) {
   const made = document.createElement("label"), input = document.createElement("input");
@@ -147,17 +144,20 @@ const short = (number) =>
     ? "–"
     : String(Number(number.toPrecision(3)));
 
+// Squared norm of the diffs of some rows, as one vector.
+const squares = (of, rows) => rows.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
+
 function say(shown, rows, at) {
   const line = tolerance(shown), of = shown.components;
   byId("tolerance-said").textContent = `${short(line)}\u00a0nats`;
   byId("tolerance").setAttribute("aria-valuetext", byId("tolerance-said").textContent);
-  const whole = rows.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
+  const whole = squares(of, rows);
   const together = { label: "inactive, in all", names: INACTIVE };
   const listed = [...shown.classes.map(({ name, label }) => ({ label, names: [name] })), together];
   byId("shares").replaceChildren(
     ...listed.map(({ label, names }) => {
       const inside = rows.filter(({ activity }) => names.includes(activity));
-      const norm = inside.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
+      const norm = squares(of, inside);
       const made = row(label, [inside.length, inside.length / rows.length, norm / whole]);
       made.insertCell().append(...largest(shown, inside));
       return made;
@@ -167,7 +167,7 @@ function say(shown, rows, at) {
   const { exposure, step, look, left } = at;
   const place = `step ${step[look]}, exposure ${short(exposure[look])}`;
   const known = rows.filter(({ i }) => left[look][i] !== null);
-  const norm = known.reduce((sum, { i }) => sum + of.size[i] ** 2, 0);
+  const norm = squares(of, known);
   const kept = known.reduce((sum, { i }) => sum + (left[look][i] / 1000) * of.size[i] ** 2, 0);
   byId("moment-said").textContent =
     `${place}: ${short(kept / norm)} of the diffs shown is left, by the null law ` +

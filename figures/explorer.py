@@ -83,10 +83,10 @@ def packed(content: str) -> str:
 
 
 def embedded(shown: Mapping[str, Any]) -> dict[str, str]:
-    """What the page holds: the library and the data, packed, and the script that unpacks them."""
+    """What the page holds: plotly and the data, packed, and the script that unpacks them."""
     data = json.dumps(shown, allow_nan=False, separators=(",", ":"))
     return {
-        "library": packed(get_plotlyjs()),
+        "plotly": packed(get_plotlyjs()),
         "data": packed(data),
         "script": SCRIPT.read_text(encoding="utf-8"),
     }

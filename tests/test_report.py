@@ -88,7 +88,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_report_loads_nothing_and_runs_its_own_script_alone(written: str):
     page = Page(written)
-    assert page.loads == [] and page.scripts == 3, "library, data, and what unpacks them"
+    assert page.loads == [] and page.scripts == 3, "plotly, data, and what unpacks them"
     assert SCRIPT.read_text() in written
     assert written.count("data:image/svg+xml;base64,") == len(NAMES)
     planted = (
