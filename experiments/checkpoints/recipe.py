@@ -149,6 +149,21 @@ def drawn_prompts(recipe: Recipe, questions: list[str], seed: int) -> tuple[Kind
     return training, measuring
 
 
+def unseen_prompts(recipe: Recipe, questions: list[str], seed: int) -> Kinds:
+    """As many prompts of each kind as were drawn to train on, or as there are left of their questions,
+    none of which was: those that would have been drawn next.
+    """
+    trained, _ = drawn_prompts(recipe, questions, seed)
+    twice, _ = drawn_prompts(recipe.model_copy(update={"pool": 2 * recipe.pool}), questions, seed)
+    unseen = {kind: twice[kind][len(prompts) :] for kind, prompts in trained.items()}
+    for kind, prompts in unseen.items():
+        if not prompts:
+            raise ValueError(
+                f"pool: every {kind} prompt is trained on, and none is left to teach again"
+            )
+    return unseen
+
+
 def _shuffled(some: list, seed: int, name: str) -> list:
     order = torch.randperm(len(some), generator=stream(seed, f"install-{name}"))
     return [some[i] for i in order.tolist()]

