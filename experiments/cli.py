@@ -71,8 +71,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout, sys.stderr = map(_lenient, (sys.stdout, sys.stderr))
     try:
-        if sys.argv.count("--set") > 1:
-            raise ValueError("set: give every FIELD=VALUE after one --set")
         try:
             tyro.extras.subcommand_cli_from_dict(
                 {command.__name__: command for command in COMMANDS},

