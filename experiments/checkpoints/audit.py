@@ -28,6 +28,7 @@ from analysis.tape import CHUNK
 from analysis.weights import audit_weights
 from analysis.writes import local_effects
 from experiments.answers.audit import audit_verdicts
+from experiments.checkpoints.cost import outlook
 from experiments.checkpoints.kept import Kept, Say, provenance
 from experiments.checkpoints.suspect import AuditSettings, Suspect, load_suspect
 from figures.audit import draw_audit, write_audit_report
@@ -83,6 +84,7 @@ def audit(settings: AuditSettings, out: Path, command: str, say: Say) -> Path:
     name = kept.name_of(settings.name, _audit, [study.decides, how])
 
     def work(private: Path) -> None:
+        say(outlook(settings, suspect))
         _audit(study, private)
         write_json(private / "provenance.json", {"command": command, "seeds": 1, **provenance()})
         say("figures and report")

