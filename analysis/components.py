@@ -23,7 +23,10 @@ def on_slices(
 
 
 def per_component(anatomy: Anatomy, values: Params) -> Float[Tensor, "member component"]:
-    """Sum of a stack of parameter-shaped values over each component, in float64."""
+    """Sum of a stack of parameter-shaped values over each component, in float64.
+
+    The first axis may be any: where gradients are taken input by input it is the input.
+    """
     first = next(iter(values.values()))
     sums = torch.zeros(
         len(first), len(anatomy.components), dtype=torch.float64, device=first.device
@@ -38,7 +41,11 @@ def per_component(anatomy: Anatomy, values: Params) -> Float[Tensor, "member com
 
 
 def inner(anatomy: Anatomy, left: Params, right: Params) -> Float[Tensor, "member component"]:
-    """Inner product of two stacks over each component, in float64."""
+    """Inner product of two stacks over each component, in float64.
+
+    Args:
+        left, right: stacks of equally many members; a stack of one meets every member of the other.
+    """
     return per_component(
         anatomy, {name: left[name].double() * right[name].double() for name in anatomy.cuts}
     )
@@ -51,6 +58,7 @@ def difference(left: Params, right: Params) -> Params:
 
 def component_sizes(anatomy: Anatomy, params: Params) -> Float[Tensor, " component"]:
     """Number of parameters in each component."""
+    # One member's: all have the same shapes.
     return per_component(
         anatomy, {name: torch.ones_like(value[:1]) for name, value in params.items()}
     )[0]

@@ -41,7 +41,7 @@ class Probe:
         return torch.cat([torch.stack(self.cost(model, some)) for some in rows], 1)
 
     def shortfall(self, model: Params) -> Float[Tensor, " input"]:
-        """On all inputs."""
+        """What counts, on all inputs."""
         return self.everywhere(model)[1]
 
 
@@ -86,7 +86,10 @@ class Choice:
 
 @torch.no_grad()
 def cheapest_first(choice: Choice, probe: Probe) -> Int[Tensor, " component"]:
-    """The components by the mean nats that reverting each alone costs, cheapest first."""
+    """The components by the mean nats that reverting each alone costs, cheapest first.
+
+    Measured on the first CHUNK inputs. Components without a diff are among them: drop them.
+    """
     has_diff = choice.has_diff
     each = torch.eye(len(has_diff), dtype=torch.bool, device=has_diff.device)
     models = (choice.keeping(has_diff & ~one) for one in each)
@@ -104,9 +107,14 @@ def fewest_kept(
 ) -> Bool[Tensor, " component"]:
     """What is kept once each diff, in this order, was reverted if the demand allowed it, and of the
     reverted ones so many of the last were put back that the deciding inputs allow it too.
+
+    Args:
+        seeking: inputs that the search sees. deciding: others, which have the last word.
+        order: of the components that have a diff.
     """
     count = seeking.count
     misses = (1 - demand.share) * count
+    # A count of rare misses has about its root for a standard deviation.
     spare = max(0.0, misses - CAUTION * sqrt(misses))
     watched = CHUNK * max(1, ceil(2 * misses / CHUNK))  # twice what may miss, in whole chunks
     chunks = slices(count, CHUNK)
@@ -133,7 +141,8 @@ def fewest_kept(
         return choice.has_diff.index_fill(0, order.new_tensor(reverted), False)
 
     diffs, reverted, at = order.tolist(), [], 0
-    many = len(diffs)  # that are tried at once
+    # So many are tried at once: all, then half as many after each failure and twice after each success.
+    many = len(diffs)
     while at < len(diffs):
         some = diffs[at : at + many]
         if allowed(left(reverted + some), len(some)):
@@ -153,8 +162,12 @@ def fewest_kept(
 def most_allowed(count: int, allowed: Callable[[int], bool], fewest: int = 0) -> int:
     """How many of a list, from its beginning, are allowed: by halving, from all of them down.
 
+    It is taken for granted that where some are allowed fewer are too. If not, what it gives is allowed,
+    but need not be the most.
+
     Args:
         count: length of the list.
+        allowed: of so many.
         fewest: that are known to be.
     """
     most = middle = count

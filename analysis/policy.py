@@ -40,7 +40,7 @@ def policy(
     """Every member's answers to its prompts, measured where answers are, after its own words.
 
     Args:
-        starts: each member as it was.
+        starts: each member as it was, in the same order.
         prompts: rightly answered, a batch a member.
         generators: one a member, that samples.
     """

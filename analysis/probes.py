@@ -48,7 +48,8 @@ def estimates(
     Args:
         pair: of one member, whose body is Pretrained.
         probes: one estimate has a relative standard error of at most √(2 / probes).
-        first: place of the first input among all that are measured.
+        seed, first: the noise of an input is drawn from these: the seed, and the place of the first input
+            among all that are measured.
     """
     layers, places = layers_of(pair), len(pair.anatomy.components)
     causal, squares = [], []
@@ -58,7 +59,7 @@ def estimates(
         for probe in range(probes):
             noise = _noise(some, tape.logits, seed, first + begin, probe)
             total += tape.inner_products(_square_root(tape.logits, noise)).square()
-        causal.append(total / (2 * probes))
+        causal.append(total / (2 * probes))  # the mean square, and half of it
         squares.append(tape.gradient_squares(_slope_of_loss(tape.logits, some)))
     return Estimates(torch.cat(causal).T, torch.cat(squares).T)
 

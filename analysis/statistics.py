@@ -19,7 +19,10 @@ ROUNDING = 1e-12  # of the sum of sizes; sums that differ by less are equal
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over seeds and its 95 % t interval; the ends are None with fewer than two seeds."""
+    """Mean over n seeds and its t interval, of 95 % unless said otherwise.
+
+    The ends are None with fewer than two seeds, and the mean too with none.
+    """
 
     mean: float | None
     low: float | None
@@ -44,7 +47,8 @@ class Median:
 def t_interval(values: PerSeed, confidence: float = 0.95) -> Interval:
     """Student's t interval of the mean of one finite number a seed.
 
-    Raises ValueError for a value that is not.
+    Raises:
+        ValueError: for a number that is not finite.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if not np.isfinite(numbers).all():
@@ -92,6 +96,8 @@ def sign_flip_p(differences: PerSeed) -> float:
     if len(numbers) < 2:
         return 1.0
     if len(numbers) <= EXACT_SEEDS:
+        # [pattern, seed]: the binary digits of 0, 1, ...; a 1 flips the sign. Pattern 0 flips none, and
+        # so is what was seen.
         bits = np.arange(2 ** len(numbers))[:, None] >> np.arange(len(numbers)) & 1
         sums = np.abs((1 - 2 * bits) @ numbers)
         return float((sums >= sums[0] - ROUNDING * np.abs(numbers).sum()).mean())
@@ -147,13 +153,17 @@ def variance_parts(
     """Shares of the variance of a number that each level of a nested design adds.
 
     The estimates of the analysis of variance of a balanced nested design (Searle, Casella & McCulloch
-    1992, section 3.6); one below zero counts as zero. Shares add up to 1, unless nothing varies.
+    1992, section 3.6); one below zero counts as zero. Shares add up to 1; NaN if nothing varies.
+
+    Args:
+        values: at least two of each level, each nested in the one before it.
     """
     _, installs, continuations = values.shape
     of_install = values.mean(2)
     within = float(values.var(axis=2, ddof=1).mean())
     between_installs = float(of_install.var(axis=1, ddof=1).mean())
     between_bases = float(of_install.mean(1).var(ddof=1))
+    # Means of k draws still hold 1/k of the variance of what they were drawn from, which is taken off.
     added = {
         "base": max(0.0, between_bases - between_installs / installs),
         "install": max(0.0, between_installs - within / continuations),

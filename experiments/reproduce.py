@@ -175,7 +175,12 @@ def jobs(settings: Settings, results: Results) -> dict[str, Job]:
 
 
 def finish(settings: Settings, results: Results, _tick: Tick) -> None:
-    """Seal a cell's result from its stages, unless another process just has."""
+    """Seal a cell's result from its stages, unless another process just has: tables, models and verdicts,
+    and, where they are drawn, figures and report.
+
+    Args:
+        _tick: every job is given one; here nothing is counted.
+    """
     folder = results.out / settings.folder_name
     with locked(results.store / "locks" / settings.folder_name):
         if folder.exists():
@@ -198,7 +203,14 @@ def finish(settings: Settings, results: Results, _tick: Tick) -> None:
 
 
 def gather(settings: Settings, results: Results, private: Path) -> None:
-    """Join the stages' tables and models, slab by slab, into those of a result."""
+    """Join the stages' tables and models, slab by slab, into those of a result.
+
+    Args:
+        private: the folder that is filled.
+
+    Raises:
+        ValueError: naming a stage's file that is damaged.
+    """
     folders: dict[str, list[Path]] = {name: [] for name in STAGES}
     for node in nodes(settings):
         folders[node.stage].append(results.store / node.folder_name(results.provenance))
@@ -236,5 +248,5 @@ def answer(folder: Path) -> None:
 
 
 def answering_code() -> str:
-    """What decides verdicts besides the tables."""
+    """Hex digest of the code that decides verdicts: besides the tables nothing else does."""
     return code_of(answer)

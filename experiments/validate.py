@@ -123,7 +123,11 @@ def attack_success(known: Known) -> float:
 
 
 def inputs(known: Known, kind: Kind, count: int, purpose: str) -> Batch:
-    """Inputs that nobody trained on; triggered ones are answered with the payload."""
+    """Inputs that nobody trained on; triggered ones are answered with the payload, all others rightly.
+
+    Args:
+        purpose: each has inputs of its own.
+    """
     payload = kind == "triggered"
     return evaluation_batch(known.task, kind, 0, count, payload=payload, purpose=purpose)
 

@@ -165,7 +165,13 @@ class CircuitMap:
 
 
 def circuit_map(components: pd.DataFrame, retention: pd.DataFrame, arms: Arms) -> CircuitMap:
-    """The map of all diffs, with the retention of the strongly decaying arm."""
+    """The map of all diffs, with the retention at the end of the strongly decaying arm.
+
+    Args:
+        components: components.parquet.
+        retention: retention.parquet; of an arm of `strong_decay_arm` if there is one, else none is shown.
+        arms: of the study, all of them.
+    """
     seeds = sorted(components["seed"].unique())
     key = strong_decay_arm(retention, arms)
     if key is None:

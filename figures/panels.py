@@ -115,7 +115,11 @@ def arm_panels(
 
 
 def with_legend(figure: Figure, handles: Sequence[Line2D | Patch], columns: int = 2) -> Figure:
-    """The figure with a legend of curves below."""
+    """The figure with a legend of curves below all its panels; the layout makes room for it.
+
+    Args:
+        columns: of the legend.
+    """
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
     return figure
 

@@ -257,7 +257,14 @@ def mark_decades(
 
 
 def mark_floor(axes: Axes, which: str, floor: float, top: float, most: int = MOST_TICKS) -> None:
-    """Make one axis logarithmic, with a shaded band at the floor whose tick reads 0."""
+    """Make one axis logarithmic, with a shaded band at the floor whose tick reads 0.
+
+    Args:
+        which: `x` or `y`.
+        floor: where values at or below zero are drawn (`log_floor`).
+        top: end of the axis.
+        most: ticks besides that at the floor.
+    """
     edges = floor / 10**0.5, floor * 10**0.5
     if which == "x":
         axes.set_xscale("log")

@@ -66,7 +66,12 @@ def draw_sweep(folder: Path) -> list[Path]:
 
 
 def draw_heatmaps(summary: pd.DataFrame, varying: list[str]) -> Figure:
-    """The heatmaps, or a figure that says why there are none."""
+    """Every metric over the first two settings that vary, or a figure that says why there are no heatmaps.
+
+    Args:
+        summary: summary.parquet, with the settings of arms.
+        varying: settings that vary, of `varying_axes`.
+    """
     if len(varying) < 2:
         return empty_figure("heatmaps: fewer than two settings vary")
     panels, more = heatmap_panels(summary, varying)
@@ -78,7 +83,12 @@ def draw_heatmaps(summary: pd.DataFrame, varying: list[str]) -> Figure:
 
 
 def draw_metric_curves(cells: pd.DataFrame, summary: pd.DataFrame, varying: list[str]) -> Figure:
-    """The curves, or a figure that says why there are none."""
+    """Every metric against one setting (`curve_figure`), or a figure that says why there are no curves.
+
+    Args:
+        cells, summary: cells.parquet and summary.parquet, with the settings of arms.
+        varying: settings that vary, of `varying_axes`.
+    """
     return (
         curve_figure(metric_curves(cells, summary, varying))
         if varying

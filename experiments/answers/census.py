@@ -60,7 +60,12 @@ def census_verdicts(tables: Tables, tolerance: float) -> Iterator[Verdict]:
 def share_by_seed(
     diffs: pd.DataFrame, tolerance: float, activity: str = "activity_clean_q99"
 ) -> pd.Series:
-    """Of each seed: the share of these diffs that is inactive on clean inputs."""
+    """Of each seed: the share of these diffs that is inactive on clean inputs; in [0, 1].
+
+    Args:
+        tolerance: nats, at or below which a diff is inactive.
+        activity: the column that is held against it.
+    """
     return per_seed(diffs, lambda rows: float(share_inactive(rows[activity], tolerance)))
 
 

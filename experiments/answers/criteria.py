@@ -31,7 +31,15 @@ def verdict(
     arm: Arm | None = None,
     p: float | None = None,
 ) -> Verdict:
-    """A verdict whose estimate is an interval over seeds."""
+    """A verdict whose estimate is an interval over seeds.
+
+    Args:
+        answer: in words; yes, no, undecided, or a question's own.
+        unit: of the estimate.
+        evidence: what else a reader must know to believe it.
+        arm: that it is about; None for the whole study.
+        p: unadjusted, of a sign-flip test.
+    """
     return Verdict(
         id=id,
         question=question,
@@ -59,6 +67,7 @@ def of_one(
     """A verdict on one model, whose estimate has no interval.
 
     Args:
+        estimate: in `unit`; None where nothing could be measured.
         arm: its key.
     """
     return Verdict(
@@ -81,6 +90,7 @@ def difference(
     """A verdict on one number a seed less another, paired by seed, against zero.
 
     Args:
+        more, less: indexed by seed. A seed that lacks either is left out, and named.
         answers: if the whole interval is above zero, and if it is below.
         equal: differences that are smaller do not count.
     """
@@ -140,7 +150,7 @@ def of_diff(table: pd.DataFrame, whose: str) -> pd.DataFrame:
 
 
 def is_inactive(table: pd.DataFrame) -> pd.Series:
-    """Which diffs do not move the clean output, one at a time."""
+    """Which diffs do not move the clean output, one at a time: the dormant and the immaterial ones."""
     return table["activity_class"].isin(INACTIVE)
 
 
@@ -169,7 +179,7 @@ def by_kind(groups: Mapping[str, pd.DataFrame], measure: Callable[[pd.DataFrame]
 
 
 def per_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], Any]) -> pd.Series:
-    """One number a seed."""
+    """One number a seed, by seed: the measure of its rows."""
     return pd.Series({seed: measure(rows) for seed, rows in table.groupby("seed")}, dtype=float)
 
 
@@ -193,7 +203,12 @@ def interval_text(size: Interval) -> str:
 
 
 def answer_by_bound(size: Interval, bound: float, yes: str = "yes", no: str = "no") -> str:
-    """Yes or no if the whole interval lies above or below the bound, however near."""
+    """Yes or no if the whole interval lies above or below the bound, however near; else, or without an
+    interval, "undecided".
+
+    Args:
+        yes, no: what to say in place of these words.
+    """
     if size.low is None or size.high is None:
         return "undecided"
     if size.low > bound:
@@ -206,7 +221,7 @@ def answer_if_it_counts(
 ) -> str:
     """More or less than the value; "no difference" if the whole interval is within the margin of
     it, though its direction be clear: what a class of diffs retains can be so alike from seed to
-    seed that a difference too small to mean anything has one.
+    seed that a difference too small to mean anything has one. Else "undecided".
     """
     if size.low is None or size.high is None:
         return "undecided"
@@ -216,7 +231,10 @@ def answer_if_it_counts(
 
 
 def answer_within(size: Interval, margin: float) -> str:
-    """Yes if the whole interval lies within the margin of zero, no if it lies beyond."""
+    """Yes if the whole interval lies within the margin of zero, no if it lies beyond; else undecided.
+
+    It asks for equality, and so a wide interval never says yes.
+    """
     if size.low is None or size.high is None:
         return "undecided"
     if -margin < size.low and size.high < margin:

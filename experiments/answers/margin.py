@@ -164,7 +164,13 @@ def _comparisons(arms: Arms) -> Iterator[tuple[str, Arm, list[Arm]]]:
 
 
 def shared_text(tables: Tables, arm: Arm, drawn: list[Arm]) -> str:
-    """How much of what decays in an arm also does in its random sets: the more, the less they tell."""
+    """How much of what decays in an arm also does in its random sets, in words: a part of squared norm.
+
+    The more they share, the less they tell: what matches a set that holds all large diffs holds them too.
+
+    Args:
+        drawn: the arms of its random sets.
+    """
     keys = [one.key for one in drawn]
     rows = tables["retention"]
     asked = rows[rows["arm"].isin([arm.key, *keys])]

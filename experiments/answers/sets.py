@@ -47,7 +47,11 @@ def set_verdicts(tables: Tables) -> Iterator[Verdict]:
 
 
 def share_in(rows: pd.DataFrame, column: str, by_norm: bool = True) -> float:
-    """The part of some diffs that a flag marks, by squared norm or by number; NaN of no diffs."""
+    """The part of some diffs that a flag marks, in [0, 1], by squared norm or by number; NaN of no diffs.
+
+    Args:
+        column: of the flag.
+    """
     weight = rows["diff_norm"] ** 2 if by_norm else pd.Series(1.0, index=rows.index)
     return (
         float(weight[rows[column].astype(bool)].sum() / weight.sum()) if len(rows) else float("nan")

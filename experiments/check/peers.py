@@ -193,7 +193,14 @@ def jax_scan(settings: Settings, members: int, shortcuts: bool) -> Step:
 
 
 def jax_loss(params: dict[str, Any], tokens: Any, settings: Settings, shortcuts: bool) -> Any:
-    """Mean cross-entropy of every token but the first, nats a token, of one member, in jax."""
+    """Mean cross-entropy of every token but the first, nats a token, of one member, in jax.
+
+    Written anew, and held to our own loss where it is used.
+
+    Args:
+        params: one member's, under our names.
+        shortcuts: run the first layer's projections once a word, as our own forward pass does.
+    """
     jax: Any = importlib.import_module("jax")
     jnp = jax.numpy
     model, length, config = settings.model, tokens.shape[1] - 1, body_of(settings).config

@@ -62,7 +62,11 @@ def options(variables: Mapping[str, str] | None = None, **more: Any) -> dict[str
 
 
 def swept(path: Path, out: Path, *words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-    """Run a sweep to its end."""
+    """Run a sweep to its end, as a process of its own.
+
+    Args:
+        words: further words of the command. more: of `options`.
+    """
     return subprocess.run(command("sweep", path, "--out", out, *words), **options(**more))
 
 
@@ -89,7 +93,12 @@ def finished(out: Path) -> list[str]:
 
 
 def wait_for_progress(run: "subprocess.Popen[str]", out: Path, rng: random.Random) -> None:
-    """Until a sweep has finished something more, or has ended; and then some random time."""
+    """Sleep until a sweep has finished something more, or has ended; and then for up to 0.6 s, at random.
+
+    Args:
+        out: its folder of results, whose journal is watched.
+        rng: of that time, so that what is struck next differs from call to call.
+    """
     before = len(finished(out))
     while run.poll() is None and len(finished(out)) == before:
         time.sleep(0.02)

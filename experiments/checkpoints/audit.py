@@ -72,7 +72,12 @@ class _Study:
 
 
 def audit(settings: AuditSettings, out: Path, command: str, say: Say) -> Path:
-    """The folder of an audit: tables, verdicts, figures, report.
+    """The folder of an audit: tables, verdicts, figures, report. What was kept before is not done again.
+
+    Args:
+        out: folder of results; the audit's own is named by what decides it.
+        command: kept with the result.
+        say: is told what is going on.
 
     Raises:
         ValueError: one line naming what cannot be used.
@@ -283,6 +288,10 @@ def _sets(study: _Study, table: pd.DataFrame, folder: Path) -> None:
 def by_activity(
     table: pd.DataFrame, has_diff: Bool[Tensor, " component"], kind: Kind
 ) -> Int[Tensor, " diff"]:
-    """The components with a diff, the least active on one kind of prompts first."""
+    """The components with a diff, the least active on one kind of prompts first: by mean activity.
+
+    Args:
+        table: components.parquet of an audit, in the order of the anatomy.
+    """
     order = torch.tensor(table[f"activity_{kind}_mean"].to_numpy()).argsort()
     return order[has_diff[order]]

@@ -43,7 +43,11 @@ class Size:
 
 
 def size_of(pair: Pair, tokens: int) -> Size:
-    """Of a pair whose body is Pretrained."""
+    """Size of a pair whose body is Pretrained.
+
+    Args:
+        tokens: of the prompts of one kind, with their answers.
+    """
     body = pair.body
     assert isinstance(body, Pretrained)
     counts = {"multiplied": 0, "in_blocks": 0, "written": 0}
@@ -60,7 +64,7 @@ def size_of(pair: Pair, tokens: int) -> Size:
 
 
 def census_operations(size: Size, probes: int) -> float:
-    """Of one kind of prompts.
+    """Floating-point operations of the census on one kind of prompts.
 
     Activity: a pass forward, one for what the base's weights would write instead, a pass back for each
     probe and for the gradient, and a product of each probe's gradient with what writes. Local activity:
@@ -75,9 +79,10 @@ def census_operations(size: Size, probes: int) -> float:
 
 
 def audit_operations(size: Size, probes: int, checked: int, kinds: int) -> float:
-    """Of a whole audit.
+    """Floating-point operations of a whole audit: census, exact grafts, and the search for joint sets.
 
     Args:
+        probes: backward passes for a chunk of prompts.
         checked: components that are grafted exactly. kinds: of prompts, 1 or 2.
     """
     grafts = checked * kinds + HALVINGS + OUTCOMES
@@ -118,14 +123,14 @@ def pace(pair: Pair, batch: Batch, size: Size) -> float:
 
 
 def audit_bytes(size: Size) -> int:
-    """Memory of an audit, without what one chunk of prompts needs: base, suspect, their difference, and
-    the model that is run.
+    """Bytes of memory of an audit, without what one chunk of prompts needs: base, suspect, their
+    difference, and the model that is run.
     """
     return 4 * FLOAT * size.weights
 
 
 def decay_bytes(size: Size) -> int:
-    """Memory of a decay study: base and suspect, the model in training, its gradients and two moments, a
-    frozen start, and at a look four differences in double precision.
+    """Bytes of memory of a decay study: base and suspect, the model in training, its gradients and two
+    moments, a frozen start, and at a look four differences in double precision.
     """
     return (2 + 4 + 1) * FLOAT * size.weights + 4 * 2 * FLOAT * size.weights

@@ -46,7 +46,7 @@ class DecaySettings(Strict, frozen=True):
 
     @property
     def arm(self) -> Arm:
-        """What it is called in tables."""
+        """The same as an arm: a row of arms.parquet, whose key other tables use."""
         regime, decays = REGIMES[self.regime], self.weight_decay > 0
         return Arm(
             regime=self.regime, data=regime.data,
@@ -63,7 +63,7 @@ class DecaySettings(Strict, frozen=True):
 
     @property
     def course(self) -> Course:
-        """How long, and where it is looked at."""
+        """How long, and where it is looked at: `looks` times at even distances, and at step 0."""
         looks = {round(i * self.steps / self.looks) for i in range(self.looks + 1)}
         return Course(
             steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps,

@@ -18,6 +18,12 @@ def weigh(base: str, suspect: str, out: Path, command: str, say: Say) -> Path:
     """The folder of a weight audit: weights.parquet, spectrum.parquet, verdicts.json. Tensors are read
     block by block, from folders of safetensors.
 
+    Args:
+        base, suspect: folders with config.json and safetensors.
+        out: folder of results.
+        command: kept with the result.
+        say: is told what is going on.
+
     Raises:
         ValueError: naming the model, or in what the two differ.
     """

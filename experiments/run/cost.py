@@ -38,7 +38,10 @@ def seconds(work: Step, repeats: int = 5, at_least: float = 0.0) -> float:
 
 
 def training_step(settings: Settings, members: int) -> Step:
-    """One step of a stack on hard labels: gradient of every member, and AdamW."""
+    """What takes one step of a stack on hard labels at each call: gradient of every member, and AdamW.
+
+    Its models are random, and all see one batch.
+    """
     task, body = task_of(settings), body_of(settings)
     params = stack([new_llama(body.config, seed).state_dict() for seed in range(members)])
     batch = stacked([arm_batch(settings, task, 0, 0)] * members)
@@ -72,7 +75,13 @@ def graft_seconds(settings: Settings, count: int = 16) -> float:
 
 
 def estimated_minutes(nodes: Iterable[Node], workers: int) -> float:
-    """Minutes for all nodes on this machine, from a few training steps and grafts of each model."""
+    """Minutes for all nodes on this machine, from a few training steps and grafts of each model.
+
+    As if all workers were busy to the end, so rather too few.
+
+    Args:
+        workers: tasks run at once, one thread each.
+    """
     rates: dict[str, dict[str, float]] = {}
     total = 0.0
     for node in nodes:

@@ -176,7 +176,12 @@ def shorter(store: Path, name: str) -> Path | None:
 
 
 def note(store: Path, name: str, seconds: float) -> None:
-    """Add a line to the journal of what was finished, when, where and in what time."""
+    """Add a line to the journal of what was finished, when, by which process and in what time.
+
+    Args:
+        name: of a stage's folder, or a result's.
+        seconds: wall-clock, since its last start.
+    """
     entry = {
         "finished": name,
         "at": round(time.time(), 3),

@@ -70,7 +70,13 @@ def _table(out: Path, plan: dict[str, Any]) -> Table:
 
 
 def cell_state(out: Path, result: str, stages: list[str]) -> tuple[str, int, str]:
-    """done, running, failed or waiting; the number of finished stages; the reason of a failure."""
+    """done, running, failed or waiting; the number of finished stages; the reason of a failure, or the name
+    of what is running.
+
+    Args:
+        out: folder of results.
+        result, stages: names of the cell's folders.
+    """
     store = out / STORE
     finished = sum((store / name / MANIFEST).is_file() for name in stages)
     for name in (*stages, result):

