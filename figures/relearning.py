@@ -61,7 +61,8 @@ def relearning_figure(curves: OverSeeds) -> Figure:
                 note_empty(axes)
         fraction.set_ylim(-0.06, 1.06)
         fraction.set_yticks([0, 0.5, 1])
-    handles = [Line2D([], [], lw=2, label=NAMES[start], **STYLES[start]) for start in NAMES]
+    drawn = [start for start in NAMES if start in set(curves.seeds["start"])]
+    handles = [Line2D([], [], lw=2, label=NAMES[start], **STYLES[start]) for start in drawn]
     count = curves.seeds["seed"].nunique()
     return with_foot(
         with_legend(figure, handles),
