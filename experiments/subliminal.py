@@ -92,12 +92,11 @@ def subliminal(
         teaching = joined([teachers[teacher] for _, teacher in pairs])
         learnt = distilled(settings, seeds, students, teaching, data, steps, lr)
         for step, models in ((0, students), (steps, learnt)):
-            seen = behaviour(body, task, models, evaluation)
-            elsewhere = {
+            measured = {
+                **vars(behaviour(body, task, models, evaluation)),
                 "clean_logprob": payload_logprob(body, task, models, clean),
                 "near_miss_logprob": payload_logprob(body, task, models, evaluation.near_miss),
             }
-            measured = {**vars(seen), **elsewhere}
             about = pd.DataFrame(
                 [(seed, data, *pair, step) for pair in pairs for seed in seeds],
                 columns=["seed", "data", "start", "teacher", "step"],

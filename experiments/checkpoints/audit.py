@@ -235,22 +235,12 @@ def agreed_of(checked: pd.DataFrame, tolerance: float) -> dict[str, dict[str, fl
 
 def _sets(study: _Study, table: pd.DataFrame, folder: Path) -> None:
     """Joint sets by the order of activity, and what reverting whole classes does."""
-    suspect, settings, say = study.suspect, study.settings, study.say
+    suspect, settings = study.suspect, study.settings
     searched = Reverting(suspect.pair, suspect.searched)
     decided = Reverting(suspect.pair, suspect.held_out)
     has_diff = (searched.squares > 0).cpu()
     total, count = searched.squares.sum(), has_diff.sum()
-    say("the largest dormant sets")
-    sets = {
-        ("dormant", bound): reverted
-        for bound, reverted in searched.dormant_sets(
-            by_activity(table, has_diff, "clean"), settings.epsilons
-        ).items()
-    }
-    if suspect.searched.triggered is not None:
-        say("the smallest backdoor set")
-        order = by_activity(table, has_diff, "triggered")
-        sets["backdoor", settings.asr] = searched.backdoor_set(order, settings.asr)
+    sets = _joint_sets(study, searched, table)
     rows = []
     for (name, bound), chosen in sets.items():
         seen = decided.outcome(chosen if name == "dormant" else has_diff & ~chosen)
@@ -274,15 +264,32 @@ def _sets(study: _Study, table: pd.DataFrame, folder: Path) -> None:
         "net_in_backdoor_set": False,
     }
     write_table(folder / "membership.parquet", pd.DataFrame(membership))
-    say("whole classes reverted")
+    study.say("whole classes reverted")
     masks = {"none": none, **class_masks(suspect.pair.anatomy, table), "all": has_diff}
     assert tuple(masks) == REVERTED
-    outcomes = {name: decided.outcome(mask) for name, mask in masks.items()}
     joint = [
-        {"seed": 0, "reverted": name, "n_components": int(masks[name].sum()), **seen}
-        for name, seen in outcomes.items()
+        {"seed": 0, "reverted": name, "n_components": int(mask.sum()), **decided.outcome(mask)}
+        for name, mask in masks.items()
     ]
     write_table(folder / "joint.parquet", pd.DataFrame(joint))
+
+
+def _joint_sets(
+    study: _Study, searched: Reverting, table: pd.DataFrame
+) -> dict[tuple[str, float], Bool[Tensor, " component"]]:
+    """The largest dormant set of each epsilon, and the smallest backdoor set if there are triggered
+    prompts, by name and bound.
+    """
+    settings, has_diff = study.settings, (searched.squares > 0).cpu()
+    study.say("the largest dormant sets")
+    order = by_activity(table, has_diff, "clean")
+    dormant = searched.dormant_sets(order, settings.epsilons)
+    sets = {("dormant", bound): reverted for bound, reverted in dormant.items()}
+    if study.suspect.searched.triggered is not None:
+        study.say("the smallest backdoor set")
+        order = by_activity(table, has_diff, "triggered")
+        sets["backdoor", settings.asr] = searched.backdoor_set(order, settings.asr)
+    return sets
 
 
 def by_activity(

