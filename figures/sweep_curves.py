@@ -218,7 +218,7 @@ def collapse_figure(marks: pd.DataFrame) -> Figure:
             )
             axes.plot(died["rate"] * beside, died["value"], label=name, **style)
             axes.plot(lived["rate"] * beside, lived["value"], **style | {"mfc": "none"})
-        _log_axes(axes, short)
+        _log_axes(axes, "{:g}".format)
         axes.set_xlabel("decay of one step, lr·wd")
         axes.set_ylabel(METRIC_LABELS[metric])
         axes.grid(**GRID)

