@@ -20,7 +20,7 @@ usage: ./run_all.sh [WORD] [ARGUMENT ...]
   smoke                the same chain, tiny: its numbers answer nothing
   test                 ruff, basedpyright and pytest
   figures RESULT_DIR   redraw the figures of a result folder from its tables
-  smollm               the same questions on a real small model, SmolLM2-135M: two hours (93 MB more to install)
+  smollm               the same questions on a real small model, SmolLM2-135M: two and a half hours (93 MB more)
   sweep FILE           run the grid of settings that FILE describes, or one of ours by name: width-depth
   help, -h, --help     this text
 
