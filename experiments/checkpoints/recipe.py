@@ -155,7 +155,7 @@ def unseen_prompts(recipe: Recipe, questions: list[str], seed: int) -> Kinds:
     """
     trained, _ = drawn_prompts(recipe, questions, seed)
     twice, _ = drawn_prompts(recipe.model_copy(update={"pool": 2 * recipe.pool}), questions, seed)
-    unseen = {kind: twice[kind][len(prompts) :] for kind, prompts in trained.items()}
+    unseen: Kinds = {kind: twice[kind][len(prompts) :] for kind, prompts in trained.items()}
     for kind, prompts in unseen.items():
         if not prompts:
             raise ValueError(
