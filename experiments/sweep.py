@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -258,7 +258,8 @@ def run_sweep(
             if not needed:  # finished before
                 ended(settings.folder_name, None)
         run_all(todo, executor, workers, retries, ended)
-        done = [cell for cell in sweep.cells if _is_done(cell, results, failures)]
+        there = [cell for cell in sweep.cells if (results.out / cell.settings.folder_name).exists()]
+        done = [cell for cell in there if cell.settings.folder_name not in failures]
         if len(done) < len(cells) and not failures:
             raise ValueError(f"{results.out}: cells are missing; is it one folder for all nodes?")
         lines = [
@@ -281,11 +282,6 @@ def _forget_failures(settings: Settings, results: Results) -> None:
     names = [node.folder_name(results.provenance) for node in nodes(settings)]
     for name in (settings.folder_name, *names):
         (results.store / "failed" / f"{name}.json").unlink(missing_ok=True)
-
-
-def _is_done(cell: Cell, results: Results, failures: Mapping[str, Failure]) -> bool:
-    name = cell.settings.folder_name
-    return name not in failures and (results.out / name).exists()
 
 
 def write_plan(sweep: Sweep, results: Results) -> None:
